@@ -1,0 +1,124 @@
+"""Names of a model's tensors and modules, by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lens.ir.elements import LeafKind, ModuleInfo, ParameterInfo
+from lens.ir.types import TensorType
+
+
+class Named(NamedTuple):
+    """A tensor of the model: what it is and all its names."""
+
+    tensor: torch.Tensor
+    kind: LeafKind
+    addresses: tuple[str, ...]
+
+
+class AddressBook:
+    """All names of the modules, parameters, buffers and plain tensor attributes of a model.
+
+    Built in time linear in the size of the module tree; it keeps the tensors alive and is dropped with the recorder.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules: dict[int, tuple[nn.Module, tuple[str, ...]]] = {}
+        for address, module in model.named_modules(remove_duplicate=False):
+            _, known = self._modules.get(id(module), (module, ()))
+            self._modules[id(module)] = (module, (*known, address))
+        self._tensors: dict[int, Named] = {}
+        self._scanned_attributes = False
+        self._add_registered()
+
+    def module(self, module: nn.Module) -> tuple[str, ...]:
+        """All addresses of a module; none if it is not part of the model."""
+        found = self._modules.get(id(module))
+        return found[1] if found is not None else ()
+
+    def tensor(self, tensor: torch.Tensor) -> Named | None:
+        """What is known of a tensor; None if the model does not hold it."""
+        found = self._lookup(tensor)
+        if found is None and isinstance(tensor, nn.Parameter):
+            self._add_registered()
+            found = self._lookup(tensor)
+        if found is None and not self._scanned_attributes:
+            self._scanned_attributes = True
+            for address, attribute in _plain_tensors(self._model):
+                self._add(attribute, "constant", address)
+            found = self._lookup(tensor)
+        return found
+
+    def _lookup(self, tensor: torch.Tensor) -> Named | None:
+        found = self._tensors.get(id(tensor))
+        return found if found is not None and found.tensor is tensor else None
+
+    def _add_registered(self) -> None:
+        for address, parameter in self._model.named_parameters(remove_duplicate=False):
+            self._add(parameter, "parameter", address)
+        for address, buffer in self._model.named_buffers(remove_duplicate=False):
+            self._add(buffer, "buffer", address)
+
+    def _add(self, tensor: torch.Tensor, kind: LeafKind, address: str) -> None:
+        known = self._lookup(tensor)
+        if known is None:
+            self._tensors[id(tensor)] = Named(tensor, kind, (address,))
+        elif address not in known.addresses:
+            self._tensors[id(tensor)] = known._replace(addresses=(*known.addresses, address))
+
+    def module_infos(self) -> tuple[ModuleInfo, ...]:
+        """All modules of the model, itself included, under their first address."""
+        return tuple(
+            ModuleInfo(addresses[0], type(module).__name__)
+            for module, addresses in self._modules.values()
+        )
+
+    def parameter_infos(self) -> tuple[ParameterInfo, ...]:
+        """All parameters of the model, under their first address."""
+        return tuple(
+            ParameterInfo(named.addresses[0], _parameter_type(named.tensor), named.tensor.requires_grad)
+            for named in self._tensors.values()
+            if named.kind == "parameter"
+        )
+
+    def addresses(self) -> Iterator[str]:
+        """All module and buffer addresses, for keys and suggestions."""
+        for _, addresses in self._modules.values():
+            yield from addresses
+        for named in self._tensors.values():
+            if named.kind == "buffer":
+                yield from named.addresses
+
+
+def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Unregistered tensors in the attributes of modules, one container deep."""
+    for address, module in model.named_modules():
+        prefix = f"{address}." if address else ""
+        for name, attribute in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            for path, item in _with_paths(name, attribute):
+                if isinstance(item, torch.Tensor):
+                    yield prefix + path, item
+
+
+def _with_paths(name: str, attribute: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(attribute, dict):
+        yield from ((f"{name}[{key!r}]", item) for key, item in attribute.items())
+    elif isinstance(attribute, (list, tuple)):
+        yield from ((f"{name}[{i}]", item) for i, item in enumerate(attribute))
+    else:
+        yield name, attribute
+
+
+def _parameter_type(tensor: torch.Tensor) -> TensorType:
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        return TensorType(str(tensor.dtype).removeprefix("torch."), (0,), str(tensor.device))
+    names = (str(x).removeprefix("torch.") for x in (tensor.dtype, tensor.device, tensor.layout))
+    dtype, device, layout = names
+    return TensorType(dtype, tuple(tensor.shape), device, layout)

@@ -1,0 +1,88 @@
+"""The arguments of the traced call: how they are given, checked and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens.errors import InputError
+
+
+def positional(args: Any) -> tuple[Any, ...]:
+    """A tuple is the positional arguments; anything else, a list too, is one argument."""
+    return args if isinstance(args, tuple) else (args,)
+
+
+def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what cannot be traced. Raises InputError."""
+    if not isinstance(model, nn.Module):
+        hint = "give an instance: Model()" if isinstance(model, type) else "give a torch.nn.Module"
+        raise InputError(
+            f"lens traces modules, this is a {type(model).__name__}", where="model", hint=hint
+        )
+    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+        raise InputError("kwargs must be a dict with names as keys", where=f"kwargs={kwargs!r}"[:80])
+    signature = _signature(model)
+    if signature is None:
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [*(type(arg).__name__ for arg in args), *(f"{name}=" for name in kwargs)]
+        raise InputError(
+            f"the arguments do not fit the model: {error}",
+            where=f"{type(model).__name__}.forward{signature}, given ({', '.join(given)})",
+            hint="a tuple is several positional arguments, anything else is one; wrap a tuple that is one "
+            "argument as (value,)",
+        ) from error
+
+
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    """The signature of forward; None where it is decorated or not to be had, so that it may not be the real one."""
+    forward = model.forward
+    if hasattr(forward, "__wrapped__"):
+        return None
+    try:
+        return inspect.signature(forward)
+    except (TypeError, ValueError):
+        return None
+
+
+def named_tensors(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a call with their names, such as ``x``, ``batch['image']``, ``states[0]``."""
+    for name, argument in _argument_names(model, args, kwargs):
+        yield from _within(name, argument)
+
+
+def _argument_names(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    signature = _signature(model)
+    names: list[str] = []
+    if signature is not None:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [p.name for p in signature.parameters.values() if p.kind in kinds]
+    for place, argument in enumerate(args):
+        yield (names[place] if place < len(names) else f"args[{place}]"), argument
+    yield from kwargs.items()
+
+
+def _within(name: str, obj: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(obj, torch.Tensor):
+        yield name, obj
+    elif isinstance(obj, Mapping):
+        for key, item in obj.items():
+            yield from _within(f"{name}[{key!r}]", item)
+    elif isinstance(obj, (list, tuple)):
+        for place, item in enumerate(obj):
+            yield from _within(f"{name}[{place}]", item)
+    elif dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        for field in dataclasses.fields(obj):
+            yield from _within(f"{name}.{field.name}", getattr(obj, field.name, None))

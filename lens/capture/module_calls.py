@@ -1,0 +1,48 @@
+"""The live module stack: every module call is announced to the recorder, and every return, exceptions included."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from threading import get_ident
+from typing import Any
+
+from torch import nn
+
+from lens.capture.patches import Entries, patched
+from lens.capture.recorder import Recorder
+
+
+def watch_modules(recorder: Recorder) -> AbstractContextManager[None]:
+    """Announce the module calls of this thread to a recorder, while the block lasts.
+
+    ``nn.Module.__call__`` is replaced, rather than global hooks registered: so the user's own forward hooks run
+    inside the scope of their module, and the scope ends however the call ends.
+    """
+    return patched(nn.Module, "__call__", _wrap, recorder)
+
+
+def _wrap(original: Callable[..., Any], recorders: Entries) -> Callable[..., Any]:
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        stack = recorders.get(get_ident())
+        if not stack:
+            return original(self, *args, **kwargs)
+        recorder: Recorder = stack[-1]
+        entered = recorder.enter(self, args, kwargs, sys._getframe(1))
+        output = None
+        try:
+            output = original(self, *args, **kwargs)
+            return output
+        finally:
+            recorder.exit(entered, output)
+
+    return __call__
+
+
+#: The code of the wrapper: where a search for the user's line meets a module call.
+MODULE_CALL_CODE = next(
+    constant
+    for constant in _wrap.__code__.co_consts
+    if getattr(constant, "co_name", None) == "__call__"
+)

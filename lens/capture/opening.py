@@ -1,0 +1,71 @@
+"""Opening Python-level composites, so that the operations inside them are seen.
+
+A function such as ``F.multi_head_attention_forward`` first asks ``has_torch_function`` whether somebody overrides
+it; while a mode is active somebody does, and its body is never run under the mode. Its opened copy has the same
+code, but globals in which that question is answered with no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any
+
+from torch import overrides
+
+from lens.functions import is_openable
+
+_GUARDS = {
+    name: getattr(overrides, name)
+    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+}
+
+
+def _no(*_: Any) -> bool:
+    return False
+
+
+class Opener:
+    """Makes opened copies of functions. One per trace: the copies see the globals as they are at their making."""
+
+    def __init__(self) -> None:
+        self._globals: dict[int, dict[str, Any]] = {}
+        self._opened: dict[FunctionType, FunctionType] = {}
+
+    def open(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The opened copy of a function; the function itself if it has no guard."""
+        if not isinstance(function, FunctionType) or not is_openable(function):
+            return function
+        opened = self._opened.get(function)
+        if opened is None:
+            opened = self._opened[function] = self._copy(function)
+        return opened
+
+    def _copy(self, function: FunctionType) -> FunctionType:
+        cells = tuple(self._cell(cell) for cell in function.__closure__ or ())
+        copy = FunctionType(
+            function.__code__,
+            self._unguarded(function.__globals__),
+            function.__name__,
+            function.__defaults__,
+            cells or None,
+        )
+        copy.__kwdefaults__ = function.__kwdefaults__
+        return copy
+
+    def _cell(self, cell: CellType) -> CellType:
+        try:
+            content = cell.cell_contents
+        except ValueError:  # an empty cell: a name that is bound later
+            return cell
+        return CellType(self.open(content)) if is_openable(content) else cell
+
+    def _unguarded(self, original: dict[str, Any]) -> dict[str, Any]:
+        found = self._globals.get(id(original))
+        if found is None:
+            found = dict(original)
+            for name, guard in _GUARDS.items():
+                if found.get(name) is guard:
+                    found[name] = _no
+            self._globals[id(original)] = found
+        return found

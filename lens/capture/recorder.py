@@ -1,0 +1,397 @@
+"""The recorder: what a backend tells about the running model, written to a tape.
+
+A backend calls ``start`` before and ``finish`` after every operation, ``read`` when a value leaves the tensor
+world, ``enter`` and ``exit`` around every module call. This is the hot path: rows are bare tuples, and whatever
+can wait is left to sealing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lens.capture.addresses import AddressBook
+from lens.capture.encoding import SLOTS, ArgumentEncoder
+from lens.capture.keeping import Keeper, generator_states
+from lens.capture.selection import Selection
+from lens.capture.sites import Locator
+from lens.capture.tensor_table import TensorRecord, TensorTable
+from lens.functions import Function
+from lens.ir.elements import LeafKind
+from lens.ir.tape import LeafRow, RawTemplate, ReadRow, ScopeRow, Site, Tape
+from lens.ir.templates import Slot
+
+
+class Call(NamedTuple):
+    """A call between ``start`` and ``finish``."""
+
+    function: Function
+    begin: int
+    operands: list[int]
+    args: list[RawTemplate]
+    kwargs: dict[str, RawTemplate] | None
+    site: Site
+    written: Sequence[torch.Tensor]
+    generators: Mapping[str, torch.Tensor] | None
+
+
+class Recorder:
+    """Writes the tape of one run in one thread.
+
+    Args:
+        addresses: The names of the model's tensors and modules.
+        selection: Which values to hold.
+        locator: Finds the user's line of a call.
+        keep_fast_paths: Whether the backend is to leave torch's fused eval paths on.
+    """
+
+    def __init__(
+        self,
+        addresses: AddressBook,
+        selection: Selection,
+        locator: Locator,
+        keep_fast_paths: bool = True,
+    ) -> None:
+        self.tape = Tape()
+        self.keep_fast_paths = keep_fast_paths
+        self.tensors = TensorTable()
+        self.keeper = Keeper(selection)
+        self.encoder = ArgumentEncoder(self.value_of)
+        self.scope: int | None = None
+        self.call_site: Site = None
+        #: While a composite runs: its site, which its interior shares.
+        self.composite_site: Site = None
+        #: The function whose call has begun and not ended, for the report of a fault.
+        self.running: Function | None = None
+        self._addresses = addresses
+        self._locator = locator
+        self._module_calls: dict[int, int] = {}
+
+    # Operations
+
+    def start(
+        self,
+        function: Function,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+        frame: FrameType | None,
+    ) -> Call:
+        """Note the operands of a call that is about to happen, and save what it will overwrite."""
+        operands: list[int] = []
+        by_id = self.tensors.by_id
+        encode = self.encoder.encode
+        encoded: list[RawTemplate] = []
+        for arg in args:
+            record = by_id.get(id(arg))
+            if record is not None and record.ref() is arg and not record.pending:
+                encoded.append(SLOTS[len(operands)])
+                operands.append(record.value)
+            else:
+                encoded.append(encode(arg, operands))
+        named = {k: encode(v, operands) for k, v in kwargs.items()} if kwargs else None
+        site = self.composite_site or self._locator.find(frame, self.call_site)
+        written: Sequence[torch.Tensor] = ()
+        if function.may_write or (kwargs and "out" in kwargs):
+            written = function.written(args, kwargs or {})
+            self._protect(written)
+        generators = generator_states(args, kwargs) if function.ref.random else None
+        self.running = function
+        begin = len(self.tape.ops)
+        return Call(function, begin, operands, encoded, named, site, written, generators)
+
+    def finish(self, call: Call, result: Any, duration: float) -> None:
+        """Note what a call returned, how long it took (seconds), and what it wrote to.
+
+        A call that made no tensor, wrote to none and has no interior was no operation; it leaves no row.
+        """
+        function, begin, operands, args, kwargs, site, written, generators = call
+        self.running = None
+        tape = self.tape
+        results: list[int] = []
+        yields: list[int | None] = []
+        form: RawTemplate
+        if type(result) is torch.Tensor:
+            self._result(result, call, results, yields)
+            form = SLOTS[0]
+        else:
+            form = self.encoder.encode_with(
+                result, lambda t: self._result(t, call, results, yields)
+            )
+        position = len(tape.ops)
+        if not results and not written:
+            return
+        if written:
+            self._written(call, position, results, yields)
+        tape.ops.append(
+            (
+                function.ref,
+                begin,
+                operands,
+                args,
+                kwargs,
+                results,
+                form,
+                self.scope,
+                site,
+                duration,
+                tuple(yields) if begin < position else None,
+            )
+        )
+        if generators is not None:
+            self.keeper.keep_generators(position, generators)
+
+    def _result(
+        self,
+        tensor: torch.Tensor,
+        call: Call,
+        results: list[int],
+        yields: list[int | None],
+    ) -> Slot:
+        """Give a returned tensor a new value."""
+        tape = self.tape
+        value = len(tape.values)
+        record = self.tensors.by_id.get(id(tensor))
+        alias: int | None = None
+        if record is not None and record.ref() is tensor:
+            alias = record.value
+            yields.append(alias)
+            record.value = value
+            record.pending = ()
+        else:
+            record, sharing = self.tensors.add(tensor, value)
+            for member in sharing:
+                alias = member.value
+                if alias in call.operands:
+                    break
+            yields.append(None)
+        try:
+            grad = tensor.grad_fn
+            tape.values.append(
+                (
+                    tensor.shape,
+                    tensor.dtype,
+                    tensor.device,
+                    tensor.layout,
+                    alias,
+                    None if grad is None else type(grad).__name__,
+                )
+            )
+        except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
+            tape.values.append((*odd_type(tensor), alias, None))
+        keeper = self.keeper
+        if keeper.everything or (keeper.selective and self._wants(call.function, tensor)):
+            keeper.hold(record, value, tensor)
+        results.append(value)
+        return SLOTS[len(results) - 1]
+
+    # Writes in place
+
+    def _protect(self, written: Sequence[torch.Tensor]) -> None:
+        """Copy the held values that a write is about to destroy."""
+        if self.keeper.nothing:
+            return
+        for tensor in written:
+            record = self.tensors.find(tensor)
+            if record is None:
+                continue
+            if record.held:
+                self.keeper.copy(record)
+            for member, overlaps in self.tensors.sharing(record, tensor):
+                if overlaps and member.held:
+                    self.keeper.copy(member)
+
+    def _written(
+        self,
+        call: Call,
+        position: int,
+        results: list[int],
+        yields: list[int | None],
+    ) -> None:
+        """Give every written tensor a new value, and mark those that share its memory.
+
+        A written tensor that the call returned has its new value already. One that was not returned is a result
+        if the call returned nothing (``__setitem__``), else an effect (running statistics).
+        """
+        returned = bool(results)
+        for tensor in call.written:
+            record = self.tensors.find(tensor)
+            if record is None:
+                self.value_of(tensor)
+                continue
+            self.tensors.move(record, tensor)
+            if record.value not in results:
+                old = record.value
+                new = self._new_version(record, tensor, call.function)
+                if returned:
+                    self.tape.effects.append((position, old, new))
+                else:
+                    results.append(new)
+                    yields.append(None)
+            for member, overlaps in self.tensors.sharing(record, tensor):
+                if overlaps and member.value not in results:
+                    member.pending += (position,)
+                elif member.held:
+                    self.keeper.refresh(member)
+
+    def _wants(self, function: Function, tensor: torch.Tensor) -> bool:
+        scope = None if self.scope is None else self.tape.scopes[self.scope]
+        return self.keeper.wants(function.ref, scope, tensor)
+
+    def _new_version(
+        self, record: TensorRecord, tensor: torch.Tensor, function: Function | None = None
+    ) -> int:
+        """A new value for a tensor whose memory was written to."""
+        value = len(self.tape.values)
+        *facts, _, _ = self.tape.values[record.value]
+        grad = tensor.grad_fn
+        name = None if grad is None else type(grad).__name__
+        self.tape.values.append((*facts, record.value, name))  # type: ignore[arg-type]
+        record.value = value
+        wanted = function is not None and self.keeper.selective and self._wants(function, tensor)
+        if self.keeper.everything or wanted:
+            self.keeper.hold(record, value, tensor)
+        return value
+
+    def _settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Turn writes through other tensors into values, now that this tensor is looked at."""
+        pending, record.pending = record.pending, ()
+        for position in pending:
+            old = record.value
+            new = self._new_version(record, tensor)
+            self.tape.effects.append((position, old, new))
+
+    # Tensors that come from elsewhere
+
+    def value_of(self, tensor: torch.Tensor) -> int:
+        """The value that a tensor stands for; a tensor never met becomes a leaf."""
+        record = self.tensors.by_id.get(id(tensor))
+        if record is None or record.ref() is not tensor:
+            return self._adopt(tensor)
+        if record.pending:
+            self._settle(record, tensor)
+        return record.value
+
+    def _adopt(self, tensor: torch.Tensor) -> int:
+        named = self._addresses.tensor(tensor)
+        if named is not None:
+            return self.leaf(tensor, named.kind, named.addresses)
+        site = self._locator.find(_caller(), self.call_site)
+        return self.leaf(tensor, "external", (), site)
+
+    def leaf(
+        self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None
+    ) -> int:
+        """Make a tensor a leaf of the graph and give its value."""
+        value = len(self.tape.values)
+        record, sharing = self.tensors.add(tensor, value)
+        alias = sharing[-1].value if sharing else None
+        self.tape.values.append((*odd_type(tensor), alias, None))
+        self.tape.leaves.append(LeafRow(kind, value, addresses, tensor.requires_grad, site))
+        if self.keeper.everything or self.keeper.leaves:
+            self.keeper.hold(record, value, tensor)
+        return value
+
+    # Reads
+
+    def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
+        """Note that values left the tensor world; ``result`` is what the caller got."""
+        site = None if frame is None else (frame.f_code, frame.f_lasti)
+        shown = shorten(result)
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                value = self.value_of(arg)
+                position = len(self.tape.ops)
+                self.tape.reads.append(ReadRow(value, kind, shown, position, self.scope, site))
+
+    # Modules
+
+    def enter(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None
+    ) -> tuple[ScopeRow, Site]:
+        """Note that a module is being called. Give what comes back to ``exit``."""
+        inputs: list[int] = []
+        for arg in args:
+            self.encoder.encode(arg, inputs)
+        for arg in kwargs.values():
+            self.encoder.encode(arg, inputs)
+        addresses = self._addresses.module(module) or (f"<{type(module).__name__}>",)
+        call = self._module_calls.get(id(module), 0) + 1
+        self._module_calls[id(module)] = call
+        site = self._locator.find(frame, self.call_site)
+        row = ScopeRow(
+            addresses[0],
+            addresses[1:],
+            type(module).__name__,
+            call,
+            self.scope,
+            module.training,
+            len(self.tape.ops),
+            inputs,
+            site,
+        )
+        outer_site = self.call_site
+        self.scope = len(self.tape.scopes)
+        self.call_site = site
+        self.tape.scopes.append(row)
+        return row, outer_site
+
+    def exit(self, entered: tuple[ScopeRow, Site], output: Any) -> None:
+        """Note that a module call has ended; ``output`` is None if it raised."""
+        row, self.call_site = entered
+        outputs: list[int] = []
+        self.encoder.encode(output, outputs)
+        row.stop = len(self.tape.ops)
+        row.outputs = outputs
+        self.scope = row.parent
+        if self.keeper.selective and self.keeper.wants_module(row):
+            self.encoder.encode_with(output, self._hold_now)
+
+    def _hold_now(self, tensor: torch.Tensor) -> Slot:
+        record = self.tensors.find(tensor)
+        if record is not None:
+            self.keeper.hold(record, record.value, tensor)
+        return SLOTS[0]
+
+    def bundle(self, obj: Any, *, hold: bool = False) -> tuple[RawTemplate, list[int]]:
+        """Inputs or outputs of the model as a template and its values."""
+        values: list[int] = []
+        form = self.encoder.encode(obj, values)
+        if hold:
+            self.encoder.encode_with(obj, self._hold_now)
+        return form, values
+
+
+def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:
+    """Shape, dtype, device and layout of any tensor, nested ones included (ragged extents are -1)."""
+    if not tensor.is_nested:
+        return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
+    parts = [tuple(part.shape) for part in tensor.unbind()]
+    ragged = (next(iter(n)) if len(n) == 1 else -1 for n in map(set, zip(*parts, strict=True)))
+    return (len(parts), *ragged), tensor.dtype, tensor.device, "nested"
+
+
+#: A read result longer than this many elements is described instead of kept.
+_MOST_READ_ELEMENTS = 64
+
+
+def shorten(result: Any) -> RawTemplate:
+    """What was read, as a constant; long lists and arrays as a description."""
+    if result is None or isinstance(result, (bool, int, float, complex, str)):
+        return result
+    shape = getattr(result, "shape", None)
+    if shape is not None:
+        return f"{type(result).__name__} {getattr(result, 'dtype', '')}{list(shape)}"
+    if isinstance(result, list):
+        flat = all(isinstance(x, (bool, int, float, complex)) for x in result)
+        return tuple(result) if flat and len(result) <= _MOST_READ_ELEMENTS else f"list of {len(result)}"
+    return type(result).__name__
+
+
+def _caller() -> FrameType | None:
+    return sys._getframe(2)
+

@@ -1,0 +1,125 @@
+"""The default backend: a ``TorchFunctionMode``.
+
+It sees every overridable Python-level function of torch, those bound to other names before the trace included,
+in its own thread only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import overrides
+from torch.overrides import TorchFunctionMode
+
+from lens.capture.module_calls import watch_modules
+from lens.capture.opening import Opener
+from lens.capture.patches import Entries, patched
+from lens.capture.recorder import Recorder
+from lens.functions import Function, Kind, describe
+
+
+class TorchFunctionBackend:
+    """Records through a ``TorchFunctionMode``; opens composites; patches no torch function."""
+
+    name = "torch_function"
+    capabilities = frozenset({"composites", "reads", "scopes", "sites"})
+
+    def unavailable(self) -> str | None:
+        """None: every torch that lens supports has the mode."""
+        return None
+
+    @contextmanager
+    def record(self, emit: Recorder) -> Iterator[None]:
+        """Watch this thread while the block lasts."""
+        with ExitStack() as stack:
+            stack.enter_context(watch_modules(emit))
+            mode = _RecordingMode(emit)
+            if emit.keep_fast_paths:
+                stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+            stack.enter_context(mode)
+            yield
+
+
+#: Tensor types whose functions nobody but a mode overrides.
+_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+class _RecordingMode(TorchFunctionMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.opener = Opener()
+        self.functions: dict[Callable[..., Any], Function] = {}
+        #: Composites whose opened copy is running: if one comes back from inside itself, it runs as it is.
+        self.opened: set[Function] = set()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        function = self.functions.get(func)
+        if function is None:
+            function = self.functions[func] = describe(func)
+        if function.kind is Kind.METADATA:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        frame = sys._getframe(1)
+        if function.kind is Kind.READ:
+            return self.read(function, args, kwargs or {}, frame)
+        call = self.recorder.start(function, args, kwargs, frame)
+        openable = function.kind is Kind.COMPOSITE and function not in self.opened
+        if openable and _PLAIN_TYPES.issuperset(types):
+            begin = perf_counter()
+            result = self.run_opened(function, call.site, args, kwargs or {})
+        else:
+            begin = perf_counter()
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        duration = perf_counter() - begin
+        self.recorder.finish(call, result, duration)
+        return result
+
+    def read(
+        self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType
+    ) -> Any:
+        result = function.callable(*args, **kwargs)
+        self.recorder.read(function.read, (*args, *kwargs.values()), result, frame)
+        return result
+
+    def run_opened(
+        self, function: Function, site: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a composite's body with the mode on, so that its operations are recorded."""
+        recorder = self.recorder
+        body = self.opener.open(function.callable)
+        outer_site, recorder.composite_site = recorder.composite_site, site
+        self.opened.add(function)
+        try:
+            with self:
+                return body(*args, **kwargs)
+        finally:
+            self.opened.discard(function)
+            recorder.composite_site = outer_site
+
+
+def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
+    """``has_torch_function`` as code sees it that asks ``torch.overrides`` by attribute, without our mode.
+
+    ``nn.MultiheadAttention`` and ``nn.TransformerEncoder(Layer)`` leave their fused eval paths if they get a yes
+    here; so the traced result would not be the plain one.
+    """
+
+    def has_torch_function(relevant_args: Sequence[Any]) -> bool:
+        if not isinstance(overrides._get_current_function_mode(), _RecordingMode):
+            return original(relevant_args)
+        with overrides._pop_mode_temporarily():
+            return original(relevant_args)
+
+    return has_torch_function

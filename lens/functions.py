@@ -1,0 +1,268 @@
+"""Functions by name: the one table that capture, replay and the fx exporter share.
+
+``describe`` tells what lens knows of a callable; ``resolve`` finds the callable of an ``FnRef`` again. What a
+function writes, whether it draws random numbers and whether it may return a view comes from torch's operator
+schemas where they say so; the few exceptions stand in tables below, each with its reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from attrs import field, frozen
+
+from lens.errors import ReplayError
+from lens.ir.elements import FnRef, split_function_name
+
+
+class Kind(IntEnum):
+    """How a call of a function is recorded."""
+
+    METADATA = 0  # asks for facts about a tensor: not recorded
+    READ = 1  # takes a value out of the tensor world
+    OP = 2  # an operation
+    COMPOSITE = 3  # a Python function made of operations, which can be opened
+
+
+#: Ways out of the tensor world -> the kind of the read.
+READS = {
+    "__bool__": "bool",
+    "is_nonzero": "bool",
+    "item": "item",
+    "tolist": "tolist",
+    "__int__": "int",
+    "__float__": "float",
+    "__index__": "index",
+    "__complex__": "complex",
+    "numpy": "numpy",
+    "__dlpack__": "dlpack",
+    "equal": "equal",
+    "allclose": "allclose",
+}
+#: Methods that tell facts about a tensor and make none.
+_METADATA = frozenset(
+    """dim size stride numel nelement ndimension storage_offset is_contiguous is_floating_point is_complex is_signed
+    is_same_size element_size data_ptr get_device has_names is_pinned is_shared is_set_to is_conj is_neg is_inference
+    is_coalesced sparse_dim dense_dim untyped_storage storage _typed_storage __len__ __hash__ is_distributed
+    dim_order __dlpack_device__ result_type can_cast register_hook register_post_accumulate_grad_hook retain_grad
+    _is_view backward __repr__ __format__ __dir__ type_as_ get_named_shape""".split()
+)
+#: Properties that are tensors; every other property is metadata.
+_TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "imag", "_base"})
+#: Python methods that must run as they are: their bodies handle the tensor object itself, not its values.
+_NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__cuda_array_interface__"})
+#: Names that end in an underscore and change no values.
+_NOT_IN_PLACE = frozenset(
+    {"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"}
+)
+#: Functions with running statistics: position of the flag that says "update them", and their positions. Their
+#: schemas do not declare these writes.
+_UPDATES_STATISTICS = {"batch_norm": (5, (3, 4)), "instance_norm": (5, (3, 4))}
+#: Functions that draw random numbers without the tag in their schema (a dropout argument inside).
+_HIDDEN_RANDOM = frozenset(
+    {"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_"}
+)
+_GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
+
+
+@frozen(eq=False)
+class Function:
+    """What lens knows of a callable.
+
+    Args:
+        callable: The callable itself.
+        ref: Its name and flags.
+        kind: How a call of it is recorded.
+        read: For reads, the way out.
+        writes: Positions (or keyword names) of the arguments that it always writes to.
+        statistics: Flag position and the positions written if the flag is true, or None.
+    """
+
+    callable: Callable[..., Any]
+    ref: FnRef
+    kind: Kind
+    read: str = ""
+    writes: tuple[int | str, ...] = ()
+    statistics: tuple[int, tuple[int, ...]] | None = None
+    may_write: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
+
+    def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors among these arguments that a call writes to."""
+        targets: list[Any] = [kwargs.get("out")]
+        for place in self.writes:
+            if isinstance(place, int):
+                targets.append(args[place] if place < len(args) else None)
+            else:
+                targets.append(kwargs.get(place))
+        if self.statistics is not None:
+            flag, places = self.statistics
+            if len(args) > flag and args[flag]:
+                targets += [args[place] for place in places]
+        return list(_tensors(targets))
+
+
+def _tensors(targets: Sequence[Any]) -> Iterator[torch.Tensor]:
+    for target in targets:
+        if isinstance(target, torch.Tensor):
+            yield target
+        elif isinstance(target, (list, tuple)):
+            yield from _tensors(target)
+
+
+@lru_cache(maxsize=8192)
+def describe(function: Callable[..., Any]) -> Function:
+    """What lens knows of a callable; worked out once per process."""
+    namespace, name = _name(function)
+    short = name.partition(".")[0]
+    accessor = name.rpartition(".")[2]
+    if accessor == "__get__":
+        kind = Kind.OP if short in _TENSOR_PROPERTIES else Kind.METADATA
+        return Function(function, FnRef(namespace, name, view=True), kind)
+    if accessor == "__set__":
+        kind = Kind.OP if short == "data" else Kind.METADATA
+        return Function(function, FnRef(namespace, name, mutates=True), kind, writes=(0,))
+    if short in READS:
+        return Function(function, FnRef(namespace, name), Kind.READ, READS[short])
+    if short in _METADATA:
+        return Function(function, FnRef(namespace, name), Kind.METADATA)
+    composite = is_openable(function)
+    schemas = _schemas(function, short)
+    writes = _writes(function, short, schemas)
+    ref = FnRef(
+        namespace,
+        name,
+        mutates=bool(writes) or short in _UPDATES_STATISTICS and not composite,
+        random=short in _HIDDEN_RANDOM or _has_random_tag(schemas),
+        view=any(_returns_view(schema._schema) for schema in schemas),
+        composite=composite,
+    )
+    return Function(
+        function,
+        ref,
+        Kind.COMPOSITE if composite else Kind.OP,
+        writes=() if composite else writes,
+        statistics=None if composite else _UPDATES_STATISTICS.get(short),
+    )
+
+
+def resolve(ref: FnRef) -> Callable[..., Any]:
+    """The callable of a name. Raises ReplayError if there is none here."""
+    owner = _owner(ref.namespace)
+    for word in ref.name.split("."):
+        owner = getattr(owner, word, None)
+    if not callable(owner):
+        raise ReplayError(
+            f"there is no function {ref}",
+            where=f"torch {torch.__version__}",
+            hint="import the package that defines it, or use the torch version of the trace",
+        )
+    return owner
+
+
+@lru_cache(maxsize=256)
+def _owner(namespace: str) -> Any:
+    words = namespace.split(".")
+    for cut in range(len(words), 0, -1):
+        try:
+            owner: Any = importlib.import_module(".".join(words[:cut]))
+        except ImportError:
+            continue
+        for word in words[cut:]:
+            owner = getattr(owner, word, None)
+        return owner
+    return None
+
+
+#: Where a builtin function is looked for, in order of preference.
+_NAMESPACES = (
+    "torch",
+    "torch.Tensor",
+    "torch.nn.functional",
+    "torch._C._nn",
+    "torch._C._linalg",
+    "torch._C._special",
+    "torch._C._fft",
+    "torch._C._sparse",
+    "torch._C._nested",
+    "torch._C._VariableFunctions",
+)
+
+
+def _name(function: Any) -> tuple[str, str]:
+    """Namespace and name under which a callable can be found again, or else is told apart."""
+    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return split_function_name(f"torch.ops.{function}")
+    name = getattr(function, "__name__", type(function).__name__)
+    if name in ("__get__", "__set__"):
+        return "torch.Tensor", f"{getattr(function.__self__, '__name__', '?')}.{name}"
+    for namespace in _NAMESPACES:
+        if getattr(_owner(namespace), name, None) is function:
+            return namespace, name
+    module = getattr(function, "__module__", None) or "builtins"
+    qualified = getattr(function, "__qualname__", name)
+    if "<locals>" in qualified:
+        qualified = name
+    return split_function_name(f"{module}.{qualified}")
+
+
+def is_openable(function: Any) -> bool:
+    """Whether a callable is a Python function that asks ``has_torch_function`` before it does its work."""
+    if not isinstance(function, FunctionType) or function.__name__ in _NEVER_OPENED:
+        return False
+    return bool(_GUARDS & set(function.__code__.co_names)) or any(
+        is_openable(cell.cell_contents) for cell in function.__closure__ or () if _filled(cell)
+    )
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # an empty cell: a name that is bound later
+        return False
+
+
+def _schemas(function: Any, name: str) -> list[Any]:
+    """The operator overloads that a function stands for; empty if torch knows none of its name."""
+    if isinstance(function, torch._ops.OpOverload):
+        return [function]
+    packet = function
+    if not isinstance(function, torch._ops.OpOverloadPacket):
+        packet = getattr(torch.ops.aten, _ATEN_NAMES.get(name, name), None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):  # no operator, or a dunder of the namespace object
+        return []
+    return [getattr(packet, overload) for overload in packet.overloads()]
+
+
+#: Python operators whose schemas stand under another name.
+_ATEN_NAMES = {"__getitem__": "slice", "__setitem__": "copy_", "__matmul__": "matmul"}
+
+
+def _writes(function: Any, name: str, schemas: list[Any]) -> tuple[int | str, ...]:
+    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        places: set[int | str] = set()
+        for schema in schemas:
+            for position, argument in enumerate(schema._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    places.add(argument.name if argument.kwarg_only else position)
+        return tuple(sorted(places, key=str))
+    in_place = name.endswith("_") and not name.endswith("__") and name not in _NOT_IN_PLACE
+    operator = name == "__setitem__" or (name.startswith("__i") and name.endswith("__"))
+    not_operators = ("__invert__", "__init__", "__iter__", "__index__", "__int__")
+    return (0,) if in_place or (operator and name not in not_operators) else ()
+
+
+def _has_random_tag(schemas: list[Any]) -> bool:
+    return any(torch.Tag.nondeterministic_seeded in schema.tags for schema in schemas)
+
+
+def _returns_view(schema: Any) -> bool:
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)

@@ -1,0 +1,1 @@
+"""The typed IR of a trace. Nothing in here imports torch."""

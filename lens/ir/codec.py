@@ -1,0 +1,136 @@
+"""Plain data for the classes of the IR: what the text form and the file format share.
+
+Records become dicts of their fields (defaults left out), templates become atoms or one-key dicts.
+Reading checks types strictly, so that data from outside cannot smuggle in surprises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import cattrs
+
+from lens.errors import FileFormatError
+from lens.ir.facets import BUILT_IN, Facet, UnknownFacet
+from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template
+
+_MAX_DEPTH = 200
+
+
+def _strict(kind: type) -> Any:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"{kind.__name__} expected, {type(value).__name__} found")
+        return value
+
+    return structure
+
+
+def _strict_float(value: Any, _: Any) -> float:
+    if type(value) not in (float, int):
+        raise TypeError(f"float expected, {type(value).__name__} found")
+    return float(value)
+
+
+def dump_template(template: Any) -> Any:
+    """A template as plain data."""
+    if template is None or isinstance(template, (bool, int, float, str)):
+        return template
+    match template:
+        case complex():
+            return {"complex": [template.real, template.imag]}
+        case Slot(index):
+            return {"slot": index}
+        case Seq(kind, items):
+            return {"seq": [kind, *map(dump_template, items)]}
+        case Map(kind, items):
+            return {"map": [kind, *([dump_template(k), dump_template(v)] for k, v in items)]}
+        case Slice(start, stop, step):
+            return {"slice": [dump_template(start), dump_template(stop), dump_template(step)]}
+        case Symbol(kind, name):
+            return {"symbol": [kind, name]}
+        case Opaque(kind, text, index):
+            return {"opaque": [kind, text, index]}
+    raise TypeError(f"not a template: {type(template).__name__}")
+
+
+def load_template(data: Any, depth: int = 0) -> Template:
+    """The template that ``dump_template`` wrote. Raises TypeError or ValueError on anything else."""
+    if data is None or isinstance(data, (bool, int, float, str)):
+        return data
+    if depth > _MAX_DEPTH or not isinstance(data, dict) or len(data) != 1:
+        raise TypeError("not a template")
+    ((kind, body),) = data.items()
+    if kind == "slot" and type(body) is int:
+        return Slot(body)
+    if not isinstance(body, (list, tuple)):
+        raise TypeError(f"not the body of a {kind}")
+    inner = [] if kind in ("symbol", "opaque") else body
+    match kind, *body:
+        case "complex", float(real), float(imag):
+            return complex(real, imag)
+        case "seq", str(name), *_:
+            return Seq(name, tuple(load_template(x, depth + 1) for x in inner[1:]))
+        case "map", str(name), *_:
+            pairs = ((load_template(k, depth + 1), load_template(v, depth + 1)) for k, v in inner[1:])
+            return Map(name, tuple(pairs))
+        case "slice", _, _, _:
+            return Slice(*(load_template(x, depth + 1) for x in inner))
+        case "symbol", str(name), str(text):
+            return Symbol(name, text)
+        case "opaque", str(name), str(text), int(index):
+            return Opaque(name, text, index)
+    raise TypeError(f"not a template: {kind}")
+
+
+def _make_converter() -> cattrs.Converter:
+    """cattrs with strict atoms, templates, and unknown fields refused."""
+    converter = cattrs.Converter(
+        omit_if_default=True, forbid_extra_keys=True, detailed_validation=False
+    )
+    for kind in (bool, int, str):
+        converter.register_structure_hook(kind, _strict(kind))
+    converter.register_structure_hook(float, _strict_float)
+    converter.register_structure_hook_func(_is_template, lambda data, _: load_template(data))
+    converter.register_unstructure_hook_func(_is_template, dump_template)
+    return converter
+
+
+def _is_template(kind: Any) -> bool:
+    return bool(kind == Template)
+
+
+CONVERTER = _make_converter()
+
+
+def dump_facet(facet: Facet) -> tuple[str, Any]:
+    """A facet as its name and plain data."""
+    if isinstance(facet, UnknownFacet):
+        return facet.original, json.loads(facet.fields)
+    return facet.name, CONVERTER.unstructure(facet)
+
+
+def load_facet(name: str, data: Any, kinds: Iterable[type[Facet]] = ()) -> Facet:
+    """The facet of this name; an ``UnknownFacet`` if its type is neither built in nor among ``kinds``.
+
+    Raises FileFormatError if the data do not fit the type.
+    """
+    known = {kind.name: kind for kind in (*BUILT_IN, *kinds)}
+    if name not in known:
+        return UnknownFacet(name, json.dumps(data))
+    return structure(data, known[name], f"facet {name}")
+
+
+def structure(data: Any, kind: Any, where: str) -> Any:
+    """Plain data as an IR record. Raises FileFormatError if they do not fit."""
+    try:
+        return CONVERTER.structure(data, kind)
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, cattrs.BaseValidationError) as error:
+        raise FileFormatError(
+            f"the data do not describe a {getattr(kind, '__name__', kind)}: {error}",
+            where=where,
+            hint="the text or file is damaged, or was written by another version of lens",
+        ) from error
+

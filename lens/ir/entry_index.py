@@ -1,0 +1,206 @@
+"""The entries of a history: which there are, in which order, and by which keys they are found."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from difflib import get_close_matches
+from functools import cached_property
+
+from attrs import frozen
+
+from lens.errors import AmbiguousKeyError, UnknownKeyError
+from lens.ir.elements import LeafId, OpId, Scope, ValueId
+from lens.ir.facets import Labels
+from lens.ir.graph import Graph
+
+
+@frozen
+class EntryRow:
+    """One pass of one layer.
+
+    Args:
+        number: Its position among all entries.
+        label: The layer's label, without pass.
+        pass_num: Which pass, from 1.
+        pass_total: How many passes the layer has.
+        value: Its tensor.
+        op: The op that made it; None for inputs, buffers, outputs and other leaves.
+        index: Which result of the op.
+        leaf: The leaf that it is, if it is one.
+        output: Its position among the model's outputs, if it is an output node.
+    """
+
+    number: int
+    label: str
+    pass_num: int
+    pass_total: int
+    value: ValueId
+    op: OpId | None = None
+    index: int = 0
+    leaf: LeafId | None = None
+    output: int | None = None
+
+    @property
+    def label_with_pass(self) -> str:
+        """Such as ``conv2d_3_7:2``."""
+        return f"{self.label}:{self.pass_num}"
+
+    @property
+    def name(self) -> str:
+        """The label, with the pass if the layer has several."""
+        return self.label_with_pass if self.pass_total > 1 else self.label
+
+
+class EntryIndex:
+    """All entries of a graph with labels, and every way to look one up. Built in linear time."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.rows: tuple[EntryRow, ...] = tuple(_make_rows(graph))
+        self.by_op: dict[OpId, list[EntryRow]] = defaultdict(list)
+        self.by_value: dict[ValueId, EntryRow] = {}
+        self.outputs = [row for row in self.rows if row.output is not None]
+        for row in self.rows:
+            if row.op is not None:
+                self.by_op[row.op].append(row)
+            if row.output is None:
+                self.by_value[row.value] = row
+        for op in graph.ops:
+            for _, new in op.effects:
+                if self.by_op[op.id]:
+                    self.by_value[new] = self.by_op[op.id][0]
+
+    @cached_property
+    def values_of(self) -> dict[int, list[ValueId]]:
+        """Per entry, its tensor and the values of other tensors that its op wrote to."""
+        found: dict[int, list[ValueId]] = defaultdict(list)
+        for value, row in self.by_value.items():
+            found[row.number].append(value)
+        return found
+
+    @cached_property
+    def parents(self) -> list[tuple[int, ...]]:
+        """Per entry, the entries whose tensors it reads, in order, each once."""
+        found: list[tuple[int, ...]] = []
+        for row in self.rows:
+            if row.output is not None:
+                reads: tuple[ValueId, ...] = (row.value,)
+            else:
+                reads = () if row.op is None else self.graph.ops[row.op].operands
+            numbers = (self.by_value[v].number for v in reads if v in self.by_value)
+            found.append(tuple(dict.fromkeys(numbers)))
+        return found
+
+    @cached_property
+    def children(self) -> list[tuple[int, ...]]:
+        """Per entry, the entries that read its tensors, in order, each once."""
+        found: list[dict[int, None]] = [{} for _ in self.rows]
+        for number, parents in enumerate(self.parents):
+            for parent in parents:
+                found[parent][number] = None
+        return [tuple(numbers) for numbers in found]
+
+    @cached_property
+    def calls(self) -> Counter[str]:
+        """How often each module was called."""
+        return Counter(scope.address for scope in self.graph.scopes)
+
+    def scope_label(self, scope: Scope) -> str:
+        """A module call as users write it: the address, with the call number if there are several calls."""
+        return f"{scope.address}:{scope.call}" if self.calls[scope.address] > 1 else scope.address
+
+    # Lookup
+
+    @cached_property
+    def _labels(self) -> dict[str, list[EntryRow]]:
+        keys: dict[str, list[EntryRow]] = defaultdict(list)
+        for row in self.rows:
+            stem, _, number = row.label.rpartition("_")
+            short = stem if row.op is not None and number.isdigit() else None
+            for label in filter(None, (row.label, short)):
+                keys[label].append(row)
+                keys[f"{label}:{row.pass_num}"].append(row)
+        return keys
+
+    @cached_property
+    def _addresses(self) -> dict[str, list[EntryRow]]:
+        keys: dict[str, list[EntryRow]] = defaultdict(list)
+        for scope in self.graph.scopes:
+            made = [self.by_value[v] for v in scope.outputs[:1] if v in self.by_value]
+            for address in filter(None, (scope.address, *scope.aliases)):
+                for row in made:
+                    if row not in keys[address]:
+                        keys[address].append(row)
+                    keys[f"{address}:{scope.call}"] = [row]
+        for row in self.rows:
+            if row.leaf is not None:
+                for address in self.graph.leaves[row.leaf].addresses:
+                    keys.setdefault(address, [row])
+        return keys
+
+    def keys_of(self, row: EntryRow) -> list[str]:
+        """All text keys that lead to an entry, alone or with other passes of its layer."""
+        labels = [key for key, rows in self._labels.items() if row in rows]
+        return labels + [key for key, rows in self._addresses.items() if row in rows]
+
+    def find(self, key: str) -> list[EntryRow]:
+        """The entries that a label or an address names: one, or all passes of one layer or module.
+
+        Raises:
+            UnknownKeyError: with the nearest keys.
+            AmbiguousKeyError: if it is both a label and the address of something else.
+        """
+        by_label = self._labels.get(key, [])
+        by_address = self._addresses.get(key, [])
+        if by_label and by_address and by_label != by_address:
+            raise AmbiguousKeyError(
+                f"{key!r} is both a label and a module address",
+                where=f"the label of {by_label[0].label}, the address of {by_address[0].label}",
+                hint=f"use the full label, {by_label[0].label!r} or {by_address[0].label!r}",
+            )
+        rows = by_label or by_address
+        if not rows:
+            raise UnknownKeyError(
+                f"there is no layer {key!r}",
+                where=f"{self.graph.meta.model}, {len(self.rows)} entries",
+                hint=self._suggestion(key),
+            )
+        return rows
+
+    def _suggestion(self, key: str) -> str:
+        known = [k for k in (*self._labels, *self._addresses) if ":" not in k or ":" in key]
+        near = get_close_matches(key, known, n=4, cutoff=0.5)
+        if not near:
+            near = [k for k in known if k.startswith(key[:4])][:4] or known[:4]
+        return f"nearest keys: {', '.join(repr(k) for k in near)}"
+
+
+def _make_rows(graph: Graph) -> list[EntryRow]:
+    labels = graph[Labels]
+    rows: list[EntryRow] = []
+    placed: set[LeafId] = set()
+
+    def place_leaf(leaf: LeafId | None) -> None:
+        if leaf is None or leaf in placed:
+            return
+        placed.add(leaf)
+        label = labels.leaves[leaf]
+        if label is not None:
+            rows.append(EntryRow(len(rows), label, 1, 1, graph.leaves[leaf].value, leaf=leaf))
+
+    for leaf in graph.leaves:
+        if leaf.kind == "input":
+            place_leaf(leaf.id)
+    for op in graph.ops:
+        for value in op.reads:
+            place_leaf(graph.values[value].leaf)
+        for index, label in enumerate(labels.results[op.id]):
+            passes = labels.pass_num[op.id], labels.pass_total[op.id]
+            rows.append(
+                EntryRow(len(rows), label, *passes, op.results[index], op=op.id, index=index)
+            )
+    for leaf in graph.leaves:
+        place_leaf(leaf.id)
+    for place, value in enumerate(graph.outputs.values):
+        rows.append(EntryRow(len(rows), labels.outputs[place], 1, 1, value, output=place))
+    return rows

@@ -1,0 +1,105 @@
+"""Payloads: the saved values of a trace, kept apart from the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import define, field, frozen
+
+from lens.errors import AbsentValueError, StaleValueError
+from lens.ir.elements import OpId, ValueId
+
+
+class Payload(Protocol):
+    """A saved value."""
+
+    def read(self) -> object:
+        """The tensor. Raises StaleValueError if it is no longer what was saved."""
+        ...
+
+
+@frozen(eq=False)
+class Held:
+    """A tensor kept by reference.
+
+    Args:
+        tensor: The tensor itself, or the copy made before it was overwritten.
+        version: Its ``_version`` when it was right; None where torch keeps no version (inference tensors).
+    """
+
+    tensor: Any
+    version: int | None = None
+
+    def read(self) -> object:
+        """The tensor, if nothing wrote to its memory since it was saved."""
+        if self.version is not None and self.tensor._version != self.version:
+            raise StaleValueError(
+                "the saved value was overwritten in place after the trace, by something lens did not see",
+                where=f"a tensor of shape {tuple(self.tensor.shape)}",
+                hint="copy what you need before you change it, or trace again",
+            )
+        return self.tensor
+
+
+@define
+class PayloadStore:
+    """Saved values by value id, and what replay needs besides.
+
+    Args:
+        values: The saved values.
+        rng_states: Per random op, the generator states before it, by device.
+        objects: The opaque objects among the arguments, by their index; empty for loaded traces.
+    """
+
+    values: dict[ValueId, Payload] = field(factory=dict)
+    rng_states: dict[OpId, dict[str, Any]] = field(factory=dict)
+    objects: dict[int, Any] = field(factory=dict)
+
+    def __contains__(self, value: ValueId) -> bool:
+        return value in self.values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[ValueId]:
+        return iter(self.values)
+
+    def read(self, value: ValueId, where: str = "") -> Any:
+        """The saved tensor.
+
+        Raises:
+            AbsentValueError: it was not saved.
+            StaleValueError: it was overwritten by something that lens did not see.
+        """
+        payload = self.values.get(value)
+        if payload is None:
+            raise AbsentValueError(
+                "the value of this tensor was not saved",
+                where=where or f"value %{value}",
+                hint='trace with save="all", or name this layer in save=[...]',
+            )
+        return payload.read()
+
+    def keep(self, values: Iterable[ValueId]) -> PayloadStore:
+        """A store with only these values."""
+        kept = {v: self.values[v] for v in values if v in self.values}
+        return PayloadStore(kept, self.rng_states, self.objects)
+
+    def remap(
+        self,
+        value_map: Mapping[ValueId, ValueId],
+        op_map: Sequence[OpId | None],
+    ) -> PayloadStore:
+        """This store for a restructured graph; what was pruned is dropped."""
+        values: dict[ValueId, Payload] = {}
+        for old, payload in self.values.items():
+            new = value_map.get(old)
+            if new is not None:
+                values.setdefault(new, payload)
+        states: dict[OpId, dict[str, Any]] = {}
+        for op, state in self.rng_states.items():
+            target = op_map[op]
+            if target is not None:
+                states[target] = state
+        return PayloadStore(values, states, self.objects)

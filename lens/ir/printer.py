@@ -1,0 +1,241 @@
+"""The text form of a graph: one op per line, scopes and composites as braces.
+
+``lens.ir.parser.parse`` reads it back; ``parse(print_graph(graph)) == graph``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, assert_never
+
+from lens.ir.codec import CONVERTER, dump_facet
+from lens.ir.elements import Bundle, Leaf, Location, Op, OpId, Read, Scope, ScopeId, ValueId
+from lens.ir.facets import Labels
+from lens.ir.graph import Graph
+from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, default_form
+
+#: The flags of a function, in the order in which they are printed.
+FN_FLAGS = ("mutates", "random", "view", "composite")
+
+
+def print_graph(
+    graph: Graph,
+    *,
+    locations: bool = True,
+    times: bool = True,
+    meta: bool = True,
+    facets: bool = True,
+) -> str:
+    """The text of a graph. Linear in its size.
+
+    Args:
+        graph: The graph.
+        locations, times, meta, facets: Leave out what a reader does not need; with all of them the text is complete.
+    """
+    return _Printer(graph, locations, times, meta, facets).run()
+
+
+def print_window(graph: Graph, op: OpId, around: int = 3) -> str:
+    """The lines of an op and of its neighbours, the op marked; for error messages."""
+    printer = _Printer(graph, True, False, False, False)
+    rows = range(max(0, op - around), min(len(graph.ops), op + around + 1))
+    return "\n".join(f"{'>' if i == op else ' '} {i}: {printer.op(graph.ops[i])}" for i in rows)
+
+
+class _Printer:
+    def __init__(self, graph: Graph, locations: bool, times: bool, meta: bool, facets: bool) -> None:
+        self.graph = graph
+        self.locations = locations
+        self.times = times
+        self.meta = meta
+        self.facets = facets
+        self.lines: list[str] = []
+        self.open: list[tuple[Literal["scope", "composite"], int]] = []
+        self.next_scope = 0
+        self.names = value_names(graph)
+        labels = graph.get(Labels)
+        self.labels = labels.results if labels else ()
+
+    def run(self) -> str:
+        graph = self.graph
+        self.lines.append("graph {")
+        if self.meta:
+            self.line("meta " + json.dumps(CONVERTER.unstructure(graph.meta)))
+        for fn in sorted({op.function for op in graph.ops}, key=str):
+            flags = [flag for flag in FN_FLAGS if getattr(fn, flag)]
+            if flags:
+                self.line(f"fn {fn}: {' '.join(flags)}")
+        for leaf in graph.leaves:
+            self.line(self.leaf(leaf))
+        self.line("inputs " + self.bundle(graph.inputs))
+        self.body()
+        self.line("outputs " + self.bundle(graph.outputs))
+        if self.facets:
+            for facet in graph.facets:
+                name, data = dump_facet(facet)
+                self.line(f"facet {name} {json.dumps(data)}")
+        self.lines.append("}\n")
+        return "\n".join(self.lines)
+
+    def line(self, text: str) -> None:
+        self.lines.append("  " * (1 + len(self.open)) + text)
+
+    def body(self) -> None:
+        begins: dict[int, list[Op]] = {}
+        for op in reversed(self.graph.ops):
+            if op.interior:
+                begins.setdefault(op.id - op.interior, []).append(op)
+        reads: dict[int, list[Read]] = {}
+        for read in self.graph.reads:
+            reads.setdefault(read.position, []).append(read)
+        for op in self.graph.ops:
+            for composite in begins.get(op.id, ()):
+                self.enter(composite.scope)
+                self.line("{")
+                self.open.append(("composite", composite.id))
+            self.reads(reads.get(op.id, ()))
+            self.enter_up_to(op.id)
+            self.enter(op.scope)
+            self.op_line(op)
+        self.reads(reads.get(len(self.graph.ops), ()))
+        self.enter_up_to(len(self.graph.ops))
+        self.enter(None)
+
+    def reads(self, reads: Iterable[Read]) -> None:
+        for read in reads:
+            self.enter(read.scope)
+            result = self.template(read.result, ())
+            self.line(f"read {read.kind} {self.names[read.value]} = {result}{self.at(read.location)}")
+
+    def op_line(self, op: Op) -> None:
+        text = self.op(op)
+        if op.interior:
+            self.open.pop()
+            text = "} " + text
+        if self.labels and self.labels[op.id]:
+            text += "  // " + ", ".join(self.labels[op.id])
+        self.line(text)
+
+    def enter_up_to(self, position: int) -> None:
+        """Open every scope that begins before the op at this position."""
+        while self.next_scope < len(self.graph.scopes):
+            scope = self.graph.scopes[self.next_scope]
+            if scope.start > position:
+                return
+            self.enter(scope.id)
+
+    def enter(self, scope: ScopeId | None) -> None:
+        """Close and open scopes until this one is the innermost, earlier unopened ones first."""
+        if self.open and self.open[-1] == ("scope", scope):
+            return
+        while scope is not None and self.next_scope <= scope:
+            new = self.graph.scopes[self.next_scope]
+            self.enter(new.parent)
+            self.line(self.scope_head(new))
+            self.open.append(("scope", new.id))
+            self.next_scope += 1
+        chain = {s.id for s in self.graph.scope_chain(scope)}
+        while self.open and self.open[-1][0] == "scope" and self.open[-1][1] not in chain:
+            closed = self.graph.scopes[self.open.pop()[1]]
+            self.line("}" + (f" -> {self.value_list(closed.outputs)}" if closed.outputs else ""))
+
+    def scope_head(self, scope: Scope) -> str:
+        address = json.dumps(scope.address)
+        aliases = "".join(f" aka {json.dumps(a)}" for a in scope.aliases)
+        mode = " train" if scope.training else ""
+        inputs = f" {self.value_list(scope.inputs)}"
+        at = self.at(scope.location)
+        return f"scope {address} {json.dumps(scope.cls)} #{scope.call}{aliases}{mode}{inputs}{at} {{"
+
+    def leaf(self, leaf: Leaf) -> str:
+        addresses = "".join(f" {json.dumps(a)}" for a in leaf.addresses)
+        trainable = " trainable" if leaf.trainable else ""
+        declared = self.declaration(leaf.value)
+        return f"leaf {declared} = {leaf.kind}{trainable}{addresses}{self.at(leaf.location)}"
+
+    def declaration(self, value_id: ValueId) -> str:
+        value = self.graph.values[value_id]
+        alias = "" if value.alias_of is None else f" ~{self.names[value.alias_of]}"
+        grad = "" if value.grad_fn is None else f" ^{value.grad_fn}"
+        return f"%{value_id}: {value.type}{alias}{grad}"
+
+    def op(self, op: Op) -> str:
+        results = ", ".join(self.declaration(v) for v in op.results)
+        arguments = [self.template(arg, op.operands) for arg in op.args]
+        arguments += [f"{name}={self.template(arg, op.operands)}" for name, arg in op.kwargs]
+        parts = [f"{results} = {op.function}({', '.join(arguments)})".lstrip()]
+        if op.form != default_form(len(op.results)):
+            parts.append(f"-> {self.template(op.form, op.results)}")
+        for old, new in op.effects:
+            parts.append(f"writes {self.names[old]} => {self.declaration(new)}")
+        if op.yields:
+            parts.append(f"yields ({', '.join('_' if v is None else self.names[v] for v in op.yields)})")
+        if self.times and op.duration:
+            parts.append(f"took {op.duration!r}")
+        return " ".join(parts) + self.at(op.location)
+
+    def bundle(self, bundle: Bundle) -> str:
+        return self.template(bundle.form, bundle.values)
+
+    def value_list(self, values: Iterable[ValueId]) -> str:
+        return f"({', '.join(self.names[v] for v in values)})"
+
+    def at(self, location: Location | None) -> str:
+        if location is None or not self.locations:
+            return ""
+        place = f"{json.dumps(location.file)}:{location.line}"
+        if location.end_line:
+            place += f":{location.column}-{location.end_line}:{location.end_column}"
+        return f" at {place} in {json.dumps(location.function)}"
+
+    def template(self, template: Template, values: Sequence[ValueId]) -> str:
+        return print_template(template, [self.names[v] for v in values])
+
+
+def print_template(template: Template, slots: Sequence[str]) -> str:
+    """The text of a template, with these texts in its slots."""
+    match template:
+        case None | bool() | int() | float():
+            return repr(template)
+        case complex():
+            return f"complex({template.real!r}, {template.imag!r})"
+        case str():
+            return json.dumps(template)
+        case Slot(index):
+            return slots[index]
+        case Seq(kind, items):
+            inner = [print_template(item, slots) for item in items]
+            if kind == "list":
+                return f"[{', '.join(inner)}]"
+            body = f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"
+            return body if kind == "tuple" else f"seq {json.dumps(kind)} {body}"
+        case Map(kind, pairs):
+            inner = [f"{print_template(k, slots)}: {print_template(v, slots)}" for k, v in pairs]
+            body = "{" + ", ".join(inner) + "}"
+            return body if kind == "dict" else f"map {json.dumps(kind)} {body}"
+        case Slice(start, stop, step):
+            return f"slice({', '.join(print_template(x, slots) for x in (start, stop, step))})"
+        case Symbol(kind, name):
+            return f"<{kind} {name}>"
+        case Opaque(kind, text, index):
+            return f"opaque {json.dumps(kind)} {json.dumps(text)} {index}"
+        case _:
+            assert_never(template)
+
+
+def value_names(graph: Graph) -> list[str]:
+    """Per value its name in the text: ``@address`` for leaves whose address is unique, else ``%id``."""
+    names = [f"%{value.id}" for value in graph.values]
+    counts = Counter(leaf.addresses[0] for leaf in graph.leaves if leaf.addresses)
+    for leaf in graph.leaves:
+        if leaf.addresses and counts[leaf.addresses[0]] == 1:
+            names[leaf.value] = "@" + print_address(leaf.addresses[0])
+    return names
+
+
+def print_address(address: str) -> str:
+    """An address as it stands after ``@``: bare if it is made of words and dots, else quoted."""
+    return address if address.replace(".", "_").isidentifier() else json.dumps(address)
+

@@ -1,0 +1,195 @@
+"""Restructuring: a new graph from some of the ops of an old one, and the map between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from attrs import evolve, field, frozen
+
+from lens.ir.elements import Bundle, LeafId, Op, OpId, Read, Scope, ScopeId, Value, ValueId
+from lens.ir.graph import Graph
+
+
+@frozen
+class GraphMap:
+    """Where the ops and values of an old graph went.
+
+    Args:
+        ops: Per old op its new id, or None.
+        values: Old value to new value; pruned ones are missing.
+    """
+
+    ops: tuple[OpId | None, ...]
+    values: Mapping[ValueId, ValueId] = field(factory=dict)
+
+    @property
+    def surviving_ops(self) -> list[OpId]:
+        """The old ids of the ops that are left, in order."""
+        return [OpId(old) for old, new in enumerate(self.ops) if new is not None]
+
+
+@frozen
+class Restructured:
+    """A new graph and the map that leads to it."""
+
+    graph: Graph
+    map: GraphMap
+
+
+def keep_ops(
+    graph: Graph,
+    kept: Sequence[Op],
+    substitute: Mapping[ValueId, ValueId] | None = None,
+    drop_scope: Callable[[Scope], bool] | None = None,
+) -> Restructured:
+    """A graph of the given ops only, everything renumbered. Linear.
+
+    Args:
+        graph: The old graph.
+        kept: Ops with old ids, in order; they may differ from the old ones in results, effects and interior.
+        substitute: Old values to be read as other old values (those that a dissolved composite handed through).
+        drop_scope: Scopes to leave out; their ops must be gone.
+
+    Values that no kept op makes and that are no leaf are pruned, and so are leaves (inputs excepted) that nothing
+    reads any more. Facets are not carried over; that is the pass manager's job.
+    """
+    return _Renumbering(graph, kept, substitute or {}, drop_scope).run()
+
+
+class _Renumbering:
+    def __init__(
+        self,
+        graph: Graph,
+        kept: Sequence[Op],
+        substitute: Mapping[ValueId, ValueId],
+        drop_scope: Callable[[Scope], bool] | None,
+    ) -> None:
+        self.graph = graph
+        self.kept = kept
+        self.substitute = substitute
+        self.scopes = [s for s in graph.scopes if drop_scope is None or not drop_scope(s)]
+        self.scope_ids = {s.id: ScopeId(i) for i, s in enumerate(self.scopes)}
+        self.values: dict[ValueId, ValueId] = {}
+        self.op_ids: list[OpId | None] = [None] * len(graph.ops)
+        for new, op in enumerate(kept):
+            self.op_ids[op.id] = OpId(new)
+        self.positions = self._new_positions()
+
+    def run(self) -> Restructured:
+        leaves = self._kept_leaves()
+        old_values = [self.graph.leaves[leaf].value for leaf in leaves]
+        old_values += [value for op in self.kept for value in op.writes]
+        self.values.update({old: ValueId(new) for new, old in enumerate(old_values)})
+        leaf_ids = {old: LeafId(new) for new, old in enumerate(leaves)}
+        new_graph = Graph(
+            ops=tuple(self._op(op) for op in self.kept),
+            values=self._values(old_values, leaf_ids),
+            scopes=tuple(self._scope(scope) for scope in self.scopes),
+            leaves=tuple(
+                evolve(leaf, id=leaf_ids[leaf.id], value=self.values[leaf.value])
+                for leaf in (self.graph.leaves[i] for i in leaves)
+            ),
+            reads=tuple(read for old in self.graph.reads if (read := self._read(old)) is not None),
+            inputs=self._bundle(self.graph.inputs),
+            outputs=self._bundle(self.graph.outputs),
+            meta=self.graph.meta,
+        )
+        for old in self.substitute:
+            target = self.values.get(self._resolve(old))
+            if target is not None:
+                self.values[old] = target
+        return Restructured(new_graph, GraphMap(tuple(self.op_ids), self.values))
+
+    def _new_positions(self) -> list[int]:
+        """Per old op position, how many kept ops stand before it."""
+        positions = [0]
+        for new in self.op_ids:
+            positions.append(positions[-1] + (new is not None))
+        return positions
+
+    def _resolve(self, value: ValueId) -> ValueId:
+        while value in self.substitute:
+            value = self.substitute[value]
+        return value
+
+    def _new(self, value: ValueId) -> ValueId:
+        return self.values[self._resolve(value)]
+
+    def _kept_leaves(self) -> list[LeafId]:
+        read = {self._resolve(v) for op in self.kept for v in op.reads}
+        read |= {self._resolve(v) for v in (*self.graph.outputs.values, *self.graph.inputs.values)}
+        read |= {self._resolve(r.value) for r in self.graph.reads}
+        return [leaf.id for leaf in self.graph.leaves if leaf.kind == "input" or leaf.value in read]
+
+    def _values(
+        self, old_values: list[ValueId], leaf_ids: dict[LeafId, LeafId]
+    ) -> tuple[Value, ...]:
+        made = {
+            value: (self.op_ids[op.id], index)
+            for op in self.kept
+            for index, value in enumerate(op.writes)
+        }
+        values = []
+        for old in old_values:
+            value = self.graph.values[old]
+            producer, index = made.get(old, (None, 0))
+            values.append(
+                Value(
+                    self.values[old],
+                    value.type,
+                    producer,
+                    index,
+                    self._alias(value.alias_of),
+                    None if value.leaf is None else leaf_ids[value.leaf],
+                    value.grad_fn,
+                )
+            )
+        return tuple(values)
+
+    def _alias(self, old: ValueId | None) -> ValueId | None:
+        """The nearest surviving value that a value shares memory with."""
+        while old is not None:
+            new = self.values.get(self._resolve(old))
+            if new is not None:
+                return new
+            old = self.graph.values[old].alias_of
+        return None
+
+    def _op(self, op: Op) -> Op:
+        new_id = self.op_ids[op.id]
+        assert new_id is not None
+        return evolve(
+            op,
+            id=new_id,
+            operands=tuple(self._new(v) for v in op.operands),
+            results=tuple(self.values[v] for v in op.results),
+            effects=tuple((self._new(old), self.values[new]) for old, new in op.effects),
+            scope=None if op.scope is None else self.scope_ids[op.scope],
+            interior=self.positions[op.id] - self.positions[op.id - op.interior],
+            yields=tuple(None if v is None else self.values.get(self._resolve(v)) for v in op.yields),
+        )
+
+    def _scope(self, scope: Scope) -> Scope:
+        return evolve(
+            scope,
+            id=self.scope_ids[scope.id],
+            parent=None if scope.parent is None else self.scope_ids[scope.parent],
+            start=self.positions[scope.start],
+            stop=self.positions[scope.stop],
+            inputs=self._surviving(scope.inputs),
+            outputs=self._surviving(scope.outputs),
+        )
+
+    def _surviving(self, values: tuple[ValueId, ...]) -> tuple[ValueId, ...]:
+        new = (self.values.get(self._resolve(v)) for v in values)
+        return tuple(v for v in new if v is not None)
+
+    def _read(self, read: Read) -> Read | None:
+        value = self.values.get(self._resolve(read.value))
+        if value is None:
+            return None
+        scope = None if read.scope is None else self.scope_ids.get(read.scope)
+        return evolve(read, value=value, position=self.positions[read.position], scope=scope)
+
+    def _bundle(self, bundle: Bundle) -> Bundle:
+        return Bundle(bundle.form, tuple(self._new(v) for v in bundle.values))

@@ -1,0 +1,283 @@
+"""The tape: what a backend's recorder writes while the model runs, and its sealing into a graph.
+
+Rows are plain tuples, because a row is written for every operation of the model; the classes of the IR are made
+once, at sealing. Nothing here imports torch: dtypes, devices and layouts are whatever prints as their name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import CodeType
+from typing import Any, NamedTuple, TypeAlias
+
+from attrs import define, field
+
+from lens.ir.elements import (
+    Bundle,
+    FnRef,
+    Leaf,
+    LeafId,
+    LeafKind,
+    Location,
+    Meta,
+    Op,
+    OpId,
+    Read,
+    Scope,
+    ScopeId,
+    Value,
+    ValueId,
+)
+from lens.ir.graph import Graph
+from lens.ir.templates import Map, Seq, Slice, Slot, Template
+from lens.ir.types import TensorType
+
+#: A code object and the offset of the running instruction; None where no place is known.
+Site: TypeAlias = "tuple[CodeType, int] | None"
+#: A template in which tuples of constants may still stand as they are.
+RawTemplate: TypeAlias = "Template | tuple[Any, ...]"
+#: shape, dtype, device, layout, alias_of, grad_fn
+ValueRow: TypeAlias = "tuple[tuple[int, ...], object, object, object, int | None, str | None]"
+
+
+class OpRow(NamedTuple):
+    """One call, appended when it returns. The recorder writes it as a bare tuple in this order.
+
+    ``begin`` is the number of op rows when the call began: the rows since then are its interior.
+    """
+
+    function: FnRef
+    begin: int
+    operands: Sequence[int]
+    args: Sequence[RawTemplate]
+    kwargs: Mapping[str, RawTemplate] | None
+    results: Sequence[int]
+    form: RawTemplate
+    scope: int | None
+    site: Site
+    duration: float
+    yields: tuple[int | None, ...] | None
+
+
+class LeafRow(NamedTuple):
+    """A tensor that no recorded op made."""
+
+    kind: LeafKind
+    value: int
+    addresses: tuple[str, ...]
+    trainable: bool
+    site: Site
+
+
+class ReadRow(NamedTuple):
+    """A value that left the tensor world."""
+
+    value: int
+    kind: str
+    result: RawTemplate
+    position: int
+    scope: int | None
+    site: Site
+
+
+@define
+class ScopeRow:
+    """A module call; completed at its exit."""
+
+    address: str
+    aliases: tuple[str, ...]
+    cls: str
+    call: int
+    parent: int | None
+    training: bool
+    start: int
+    inputs: Sequence[int]
+    site: Site
+    stop: int = -1
+    outputs: Sequence[int] = ()
+
+
+@define
+class Tape:
+    """The rows of one run, in order of time within each list."""
+
+    ops: list[tuple[Any, ...]] = field(factory=list)
+    values: list[ValueRow] = field(factory=list)
+    leaves: list[LeafRow] = field(factory=list)
+    scopes: list[ScopeRow] = field(factory=list)
+    reads: list[ReadRow] = field(factory=list)
+    #: (op position, old value, new value): writes of an op to memory that other tensors share.
+    effects: list[tuple[int, int, int]] = field(factory=list)
+    inputs: tuple[RawTemplate, Sequence[int]] = (None, ())
+    outputs: tuple[RawTemplate, Sequence[int]] = (None, ())
+
+
+def seal(tape: Tape, meta: Meta) -> Graph:
+    """The graph of a finished tape. Linear in its length."""
+    return _Sealing(tape).graph(meta)
+
+
+class _Sealing:
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self.types: dict[tuple[object, ...], TensorType] = {}
+        self.sites = SiteTable()
+
+    def graph(self, meta: Meta) -> Graph:
+        tape = self.tape
+        ops = self.ops()
+        return Graph(
+            ops=ops,
+            values=self.values(ops),
+            scopes=tuple(self.scope(i, row) for i, row in enumerate(tape.scopes)),
+            leaves=tuple(self.leaf(i, row) for i, row in enumerate(tape.leaves)),
+            reads=tuple(self.read(row) for row in tape.reads),
+            inputs=_bundle(*tape.inputs),
+            outputs=_bundle(*tape.outputs),
+            meta=meta,
+        )
+
+    def ops(self) -> tuple[Op, ...]:
+        effects: dict[int, list[tuple[ValueId, ValueId]]] = {}
+        for position, old, new in self.tape.effects:
+            effects.setdefault(position, []).append((ValueId(old), ValueId(new)))
+        locate = self.sites.locate
+        ops = []
+        for i, row in enumerate(self.tape.ops):
+            fn, begin, operands, args, kwargs, results, form, scope, site, duration, yields = row
+            ops.append(
+                Op(
+                    OpId(i),
+                    fn,
+                    tuple(operands),
+                    tuple([seal_template(arg) for arg in args]),
+                    tuple([(k, seal_template(v)) for k, v in kwargs.items()]) if kwargs else (),
+                    tuple(results),
+                    form if type(form) is Slot else seal_template(form),
+                    tuple(effects[i]) if i in effects else (),
+                    scope,
+                    locate(site),
+                    duration,
+                    i - begin,
+                    yields if yields and i > begin else (),
+                )
+            )
+        return tuple(ops)
+
+    def values(self, ops: tuple[Op, ...]) -> tuple[Value, ...]:
+        made: dict[int, tuple[OpId, int]] = {}
+        for op in ops:
+            for index, value in enumerate(op.writes):
+                made[value] = (op.id, index)
+        leaves = {row.value: LeafId(i) for i, row in enumerate(self.tape.leaves)}
+        values = []
+        for i, (shape, dtype, device, layout, alias, grad) in enumerate(self.tape.values):
+            producer, index = made.get(i, (None, 0))
+            tensor_type = self.tensor_type(shape, dtype, device, layout)
+            leaf = None if producer is not None else leaves.get(i)
+            values.append(
+                Value(
+                    ValueId(i),
+                    tensor_type,
+                    producer,
+                    index,
+                    None if alias is None else ValueId(alias),
+                    leaf,
+                    grad,
+                )
+            )
+        return tuple(values)
+
+    def tensor_type(self, *key: Any) -> TensorType:
+        found = self.types.get(key)
+        if found is None:
+            shape, *names = key
+            dtype, device, layout = (str(name).removeprefix("torch.") for name in names)
+            found = self.types[key] = TensorType(dtype, tuple(shape), device, layout)
+        return found
+
+    def scope(self, number: int, row: ScopeRow) -> Scope:
+        return Scope(
+            ScopeId(number),
+            row.address,
+            row.cls,
+            row.call,
+            None if row.parent is None else ScopeId(row.parent),
+            row.aliases,
+            row.training,
+            row.start,
+            row.stop if row.stop >= 0 else len(self.tape.ops),
+            tuple(ValueId(v) for v in row.inputs),
+            tuple(ValueId(v) for v in row.outputs),
+            self.sites.locate(row.site),
+        )
+
+    def leaf(self, number: int, row: LeafRow) -> Leaf:
+        location = self.sites.locate(row.site)
+        return Leaf(
+            LeafId(number), row.kind, ValueId(row.value), row.addresses, row.trainable, location
+        )
+
+    def read(self, row: ReadRow) -> Read:
+        return Read(
+            ValueId(row.value),
+            row.kind,
+            seal_template(row.result),
+            row.position,
+            None if row.scope is None else ScopeId(row.scope),
+            self.sites.locate(row.site),
+        )
+
+
+def _bundle(form: RawTemplate, values: Sequence[int]) -> Bundle:
+    return Bundle(seal_template(form), tuple(ValueId(v) for v in values))
+
+
+def seal_template(raw: RawTemplate) -> Template:
+    """A raw template with its bare tuples turned into nodes. Linear in its size."""
+    match raw:
+        case tuple():
+            return Seq("tuple", tuple([seal_template(item) for item in raw]))
+        case Seq(kind, items):
+            return Seq(kind, tuple([seal_template(item) for item in items]))
+        case Map(kind, pairs):
+            return Map(kind, tuple([(seal_template(k), seal_template(v)) for k, v in pairs]))
+        case Slice(start, stop, step):
+            return Slice(seal_template(start), seal_template(stop), seal_template(step))
+        case _:
+            return raw
+
+
+class SiteTable:
+    """Turns code objects and instruction offsets into locations; each pair is worked out once."""
+
+    def __init__(self) -> None:
+        self._locations: dict[tuple[int, int], Location] = {}
+        self._positions: dict[int, list[tuple[int | None, ...]]] = {}
+
+    def locate(self, site: Site) -> Location | None:
+        """The location of a site, with columns where this Python keeps them (3.11 and later)."""
+        if site is None:
+            return None
+        code, offset = site
+        key = (id(code), offset)
+        found = self._locations.get(key)
+        if found is None:
+            found = self._locations[key] = self._work_out(code, offset)
+        return found
+
+    def _work_out(self, code: CodeType, offset: int) -> Location:
+        name = getattr(code, "co_qualname", code.co_name)
+        if sys.version_info >= (3, 11):
+            rows = self._positions.get(id(code))
+            if rows is None:
+                rows = self._positions[id(code)] = list(code.co_positions())
+            line, end_line, column, end_column = rows[offset // 2]
+            if None not in (line, end_line, column, end_column):
+                return Location(code.co_filename, line, name, end_line, column, end_column)
+            return Location(code.co_filename, line or code.co_firstlineno, name)
+        for start, end, line in code.co_lines():
+            if start <= offset < end and line is not None:
+                return Location(code.co_filename, line, name)
+        return Location(code.co_filename, code.co_firstlineno, name)

@@ -1,0 +1,123 @@
+"""The four functions of the paper ("Summary of user-facing functions"), on top of ``lens.trace``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens.capture.encoding import SLOTS, ArgumentEncoder
+from lens.capture.inputs import check_call, positional
+from lens.capture.selection import Save
+from lens.history import ModelHistory
+from lens.session import trace
+from lens.validate.check import check
+
+
+def get_model_activations(
+    model: nn.Module,
+    inputs: Any,
+    which_layers: Save = "all",
+    *,
+    kwargs: dict[str, Any] | None = None,
+    vis_opt: str | PathLike[str] | None = None,
+    seed: int | None = None,
+) -> ModelHistory:
+    """The activations and metadata of a model's layers.
+
+    Args:
+        model: Any module.
+        inputs: A tuple is the positional arguments; anything else is one argument.
+        which_layers: ``"all"``, ``"none"``, or which to save; see ``save`` of ``lens.trace``.
+        kwargs: Keyword arguments.
+        vis_opt: Where to draw the graph, if anywhere.
+        seed: Set before the run; by default the generators are left as they are.
+    """
+    history = trace(model, inputs, kwargs, save=which_layers, seed=seed)
+    if vis_opt is not None:
+        history.draw(vis_opt)
+    return history
+
+
+def get_model_structure(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    kwargs: dict[str, Any] | None = None,
+    seed: int | None = None,
+) -> ModelHistory:
+    """The metadata of a model's layers, without saving any activation. Arguments as in ``get_model_activations``."""
+    return trace(model, inputs, kwargs, save="none", seed=seed)
+
+
+def show_model_graph(
+    model: nn.Module,
+    inputs: Any,
+    path: str | PathLike[str] = "model.svg",
+    *,
+    kwargs: dict[str, Any] | None = None,
+    seed: int | None = None,
+) -> str:
+    """Draw the model's graph, without saving any activation, and give the path of the picture.
+
+    Args:
+        model, inputs, kwargs, seed: As in ``get_model_activations``.
+        path: The picture; its ending chooses the format (svg, png, pdf, dot).
+    """
+    return get_model_structure(model, inputs, kwargs=kwargs, seed=seed).draw(path)
+
+
+def validate_saved_activations(
+    model: nn.Module,
+    inputs: Any,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    seed: int | None = None,
+) -> bool:
+    """Whether all activations that lens saves of a model on an input are right.
+
+    Compares the traced output with a plain forward pass from the same state and random numbers, and every operation
+    with a second run of its own (``lens.validate.check``). The model's buffers and the random number generators end
+    as after one forward pass. Arguments as in ``get_model_activations``.
+    """
+    positional_args, named_args = positional(inputs), dict(kwargs or {})
+    check_call(model, positional_args, named_args)
+    if seed is not None:
+        torch.manual_seed(seed)
+    with _undone(model):
+        expected = model(*positional_args, **named_args)
+    history = trace(model, positional_args, named_args)
+    traced = [history.payloads.read(value) for value in history.graph.outputs.values]
+    plain = _tensors(expected)
+    if len(plain) != len(traced):
+        return False
+    same = all(torch.allclose(a, b, equal_nan=True) for a, b in zip(plain, traced, strict=True))
+    return same and check(history).ok
+
+
+@contextmanager
+def _undone(model: nn.Module) -> Iterator[None]:
+    """Put the model's tensors and the random number generators back after the block."""
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    devices = {t.device.index for t in tensors if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[d for d in devices if d is not None]):
+        yield
+    with torch.no_grad():
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> Any:
+        found.append(tensor)
+        return SLOTS[0]
+
+    ArgumentEncoder(lambda _: 0).encode_with(output, note)
+    return found

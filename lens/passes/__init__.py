@@ -1,0 +1,1 @@
+"""Passes: analyses and restructurings of graphs. Nothing in here imports torch."""

@@ -1,0 +1,197 @@
+"""The pass manager: runs passes in order, fills in what they require, and holds them to their contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from types import TracebackType
+from typing import Literal, Protocol
+
+from attrs import field, frozen
+
+from lens.errors import GraphError, PassError
+from lens.ir.facets import Facet
+from lens.ir.graph import Graph
+from lens.ir.payloads import PayloadStore
+from lens.ir.verifier import verify
+from lens.passes.protocol import Pass, PassContext, PassResult
+
+VerifyLevel = Literal["off", "cheap", "full"]
+
+
+@frozen
+class PassRecord:
+    """One run of one pass: its name, seconds, and the number of ops before and after."""
+
+    name: str
+    seconds: float
+    ops_before: int
+    ops_after: int
+
+
+class Instrument(Protocol):
+    """Something that is told about every run of a pass."""
+
+    def after(self, record: PassRecord, step: int, graph: Graph) -> None:
+        """Called after the pass with its record, its position in the pipeline (from 1), and the new graph."""
+        ...
+
+
+@frozen
+class PipelineResult:
+    """What a pipeline made: the graph, where everything went, and the record."""
+
+    graph: Graph
+    payloads: PayloadStore
+    records: tuple[PassRecord, ...]
+
+
+@frozen
+class PassManager:
+    """Runs passes over a graph.
+
+    Args:
+        passes: The passes, in order.
+        providers: Per facet type, the pass that is run when a pass requires a facet that is not there.
+        verify: ``cheap`` checks the structure after restructuring passes and the facets after annotating ones,
+            ``full`` checks everything after every pass, ``off`` nothing.
+        instruments: Told about every run.
+    """
+
+    passes: tuple[Pass, ...]
+    providers: Mapping[type[Facet], Pass] = field(factory=dict)
+    verify: VerifyLevel = "cheap"
+    instruments: Sequence[Instrument] = ()
+
+    def run(self, graph: Graph, payloads: PayloadStore | None = None) -> PipelineResult:
+        """Run all passes. Raises PassError, naming the pass, if one breaks its contract; the graph given is untouched."""
+        state = _State(graph, payloads or PayloadStore())
+        for one in self.passes:
+            self._run_with_requirements(one, state, ())
+        return PipelineResult(state.graph, state.payloads, tuple(state.records))
+
+    def _run_with_requirements(self, one: Pass, state: _State, waiting: tuple[str, ...]) -> None:
+        if one.name in waiting:
+            chain = " -> ".join((*waiting, one.name))
+            raise PassError(
+                f"the requirements of pass {one.name!r} go in a circle",
+                where=chain,
+                hint="remove one of these requirements",
+            )
+        for kind in one.requires:
+            if state.graph.get(kind) is None:
+                self._run_with_requirements(
+                    self._provider(kind, one), state, (*waiting, one.name)
+                )
+        self._run_one(one, state)
+
+    def _provider(self, kind: type[Facet], for_pass: Pass) -> Pass:
+        if kind not in self.providers:
+            raise PassError(
+                f"pass {for_pass.name!r} requires the facet {kind.name!r}, which no known pass provides",
+                where=f"pass {for_pass.name}",
+                hint="put a pass that provides it before this one, or register one",
+            )
+        return self.providers[kind]
+
+    def _run_one(self, one: Pass, state: _State) -> None:
+        before = len(state.graph.ops)
+        start = perf_counter()
+        with _Blame(one):
+            result = one.run(state.graph, PassContext(state.payloads))
+        _check_contract(one, result)
+        graph = _apply(one, state.graph, result)
+        if self.verify != "off":
+            with _Blame(one):
+                self._verify(graph, result)
+        state.graph = graph
+        if result.restructured is not None:
+            moved = result.restructured.map
+            state.payloads = state.payloads.remap(moved.values, moved.ops)
+        record = PassRecord(one.name, perf_counter() - start, before, len(graph.ops))
+        state.records.append(record)
+        for instrument in self.instruments:
+            instrument.after(record, len(state.records), graph)
+
+    def _verify(self, graph: Graph, result: PassResult) -> None:
+        if self.verify == "full" or result.restructured is not None:
+            verify(graph)
+            return
+        problems = [what for facet in result.facets for what in facet.verify(graph)]
+        if problems:
+            raise GraphError(problems[0], where=f"{len(problems)} problem(s) in the new facets")
+
+
+class _State:
+    """Where a pipeline stands."""
+
+    def __init__(self, graph: Graph, payloads: PayloadStore) -> None:
+        self.graph = graph
+        self.payloads = payloads
+        self.records: list[PassRecord] = []
+
+
+class _Blame:
+    """Turns whatever a pass raises into a PassError that names the pass, the cause chained."""
+
+    def __init__(self, one: Pass) -> None:
+        self.one = one
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, PassError):
+            return
+        raise PassError(
+            f"pass {self.one.name!r} failed: {type(error).__name__}: {error}",
+            where=_origin(error),
+            hint="the graph it was given is untouched; mend the pass or leave it out of passes=",
+        ) from error
+
+
+def _origin(error: BaseException) -> str:
+    """File and line of the innermost frame of an error."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+
+
+def _check_contract(one: Pass, result: object) -> None:
+    if not isinstance(result, PassResult):
+        raise PassError(
+            f"pass {one.name!r} returned a {type(result).__name__}",
+            where=f"pass {one.name}",
+            hint="return a lens.passes.protocol.PassResult",
+        )
+    made = {type(facet) for facet in result.facets}
+    if made != set(one.provides):
+        missing = sorted(kind.__name__ for kind in set(one.provides) - made)
+        extra = sorted(kind.__name__ for kind in made - set(one.provides))
+        raise PassError(
+            f"pass {one.name!r} does not return the facets that it declares",
+            where=f"missing: {missing or 'none'}, not declared: {extra or 'none'}",
+            hint="make `provides` and the returned facets the same",
+        )
+
+
+def _apply(one: Pass, graph: Graph, result: PassResult) -> Graph:
+    if result.restructured is None:
+        return graph.with_facets(*result.facets)
+    new = result.restructured.graph
+    carried = []
+    for facet in graph.facets:
+        if type(facet) in one.preserves:
+            moved = facet.remap(result.restructured.map)
+            if moved is not None:
+                carried.append(moved)
+    return new.with_facets(*carried, *result.facets)
+

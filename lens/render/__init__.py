@@ -1,0 +1,1 @@
+"""Renderers and exporters: from graphs to pictures, tables and files."""

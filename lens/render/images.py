@@ -1,0 +1,95 @@
+"""Pictures: the DOT text laid out by a program, ``dot`` if it is installed, else the one in ``graphviz-pure``."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from os import PathLike
+from pathlib import Path
+
+from lens.errors import RenderError
+from lens.ir.graph import Graph
+from lens.render.graphviz_text import GraphvizRenderer
+
+FORMATS = ("svg", "png", "pdf", "dot")
+#: What the program in graphviz-pure can write.
+_PURE_FORMATS = ("svg", "png")
+_TIMEOUT_SECONDS = 600
+
+
+def draw_to_file(graph: Graph, path: str | PathLike[str], format: str | None = None) -> str:
+    """Draw a graph into a file and give its path.
+
+    Raises:
+        RenderError: on an unknown format, an unwritable path, or if no program can lay it out.
+    """
+    target = Path(path)
+    kind = format or target.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        raise RenderError(
+            f"lens cannot draw {kind or 'a file without an ending'!r}",
+            where=str(target),
+            hint=f"let the path end in one of .{', .'.join(FORMATS)}",
+        )
+    text = GraphvizRenderer().render(graph)
+    data = text.encode() if kind == "dot" else lay_out(text, kind)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    except OSError as error:
+        raise RenderError(
+            f"the picture cannot be written: {error.strerror}",
+            where=str(target),
+            hint="choose a path in a folder that you may write to",
+        ) from error
+    return str(target)
+
+
+def lay_out(dot_text: str, kind: str) -> bytes:
+    """The picture of a DOT text.
+
+    Args:
+        dot_text: The text.
+        kind: svg, png or pdf.
+
+    Raises:
+        RenderError: if no program for it is installed, or if it fails.
+    """
+    program = _program(kind)
+    try:
+        done = subprocess.run(
+            [program, f"-T{kind}"],
+            input=dot_text.encode(),
+            capture_output=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RenderError(
+            f"the layout took longer than {_TIMEOUT_SECONDS} s",
+            where=f"{dot_text.count('->')} edges",
+            hint='write the text instead: path="graph.dot"',
+        ) from error
+    if done.returncode != 0 or not done.stdout:
+        raise RenderError(
+            f"{Path(program).name} failed: {done.stderr.decode(errors='replace').strip()[:500]}",
+            where=f"format {kind}",
+            hint='write the text instead, path="graph.dot", and report this picture',
+        )
+    return done.stdout
+
+
+def _program(kind: str) -> str:
+    dot = shutil.which("dot")
+    if dot is not None:
+        return dot
+    if kind in _PURE_FORMATS:
+        beside = Path(sys.executable).with_name("graphviz-pure")
+        pure = str(beside) if beside.exists() else shutil.which("graphviz-pure")
+        if pure is not None:
+            return pure
+        hint = "pip install graphviz-pure, or install graphviz"
+    else:
+        hint = f"install graphviz (its program `dot` writes {kind}), or draw svg or png"
+    raise RenderError(f"no program here can draw {kind}", where=f"format {kind}", hint=hint)

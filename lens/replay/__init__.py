@@ -1,0 +1,1 @@
+"""Replay: running recorded operations again."""

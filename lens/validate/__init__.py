@@ -1,0 +1,1 @@
+"""Validation: proof that saved activations are right."""
