@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lens.ir.entry_index import EntryRow
 from lens.errors import AmbiguousKeyError
 from lens.ir.elements import Leaf, Location, Op, Scope, Value
+from lens.ir.entry_index import EntryRow
 from lens.ir.facets import Ancestry, Distances
 from lens.ir.naming import layer_type
 from lens.ir.templates import Seq, Slot, Template

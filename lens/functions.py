@@ -47,11 +47,7 @@ READS = {
 }
 #: Methods that tell facts about a tensor and make none.
 _METADATA = frozenset(
-    """dim size stride numel nelement ndimension storage_offset is_contiguous is_floating_point is_complex is_signed
-    is_same_size element_size data_ptr get_device has_names is_pinned is_shared is_set_to is_conj is_neg is_inference
-    is_coalesced sparse_dim dense_dim untyped_storage storage _typed_storage __len__ __hash__ is_distributed
-    dim_order __dlpack_device__ result_type can_cast register_hook register_post_accumulate_grad_hook retain_grad
-    _is_view backward __repr__ __format__ __dir__ type_as_ get_named_shape""".split()
+    ["dim", "size", "stride", "numel", "nelement", "ndimension", "storage_offset", "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_same_size", "element_size", "data_ptr", "get_device", "has_names", "is_pinned", "is_shared", "is_set_to", "is_conj", "is_neg", "is_inference", "is_coalesced", "sparse_dim", "dense_dim", "untyped_storage", "storage", "_typed_storage", "__len__", "__hash__", "is_distributed", "dim_order", "__dlpack_device__", "result_type", "can_cast", "register_hook", "register_post_accumulate_grad_hook", "retain_grad", "_is_view", "backward", "__repr__", "__format__", "__dir__", "type_as_", "get_named_shape"]
 )
 #: Properties that are tensors; every other property is metadata.
 _TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "imag", "_base"})
@@ -140,7 +136,7 @@ def describe(function: Callable[..., Any]) -> Function:
     ref = FnRef(
         namespace,
         name,
-        mutates=bool(writes) or short in _UPDATES_STATISTICS and not composite,
+        mutates=bool(writes) or (short in _UPDATES_STATISTICS and not composite),
         random=short in _HIDDEN_RANDOM or _has_random_tag(schemas),
         view=any(_returns_view(schema._schema) for schema in schemas),
         composite=composite,
@@ -237,7 +233,9 @@ def _schemas(function: Any, name: str) -> list[Any]:
     packet = function
     if not isinstance(function, torch._ops.OpOverloadPacket):
         packet = getattr(torch.ops.aten, _ATEN_NAMES.get(name, name), None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):  # no operator, or a dunder of the namespace object
+    if not isinstance(
+        packet, torch._ops.OpOverloadPacket
+    ):  # no operator, or a dunder of the namespace object
         return []
     return [getattr(packet, overload) for overload in packet.overloads()]
 

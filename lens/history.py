@@ -8,9 +8,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from lens.entry import LayerEntry, OpEntry
-from lens.ir.entry_index import EntryIndex
 from lens.errors import UnknownKeyError
 from lens.ir.elements import ScopeId, ValueId
+from lens.ir.entry_index import EntryIndex
 from lens.ir.facets import OrphanOp, Orphans
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore

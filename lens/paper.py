@@ -12,6 +12,7 @@ from torch import nn
 
 from lens.capture.encoding import SLOTS, ArgumentEncoder
 from lens.capture.inputs import check_call, positional
+from lens.capture.keeping import version_of
 from lens.capture.selection import Save
 from lens.history import ModelHistory
 from lens.session import trace
@@ -103,13 +104,14 @@ def validate_saved_activations(
 def _undone(model: nn.Module) -> Iterator[None]:
     """Put the model's tensors and the random number generators back after the block."""
     tensors = [*model.parameters(), *model.buffers()]
-    before = [tensor.detach().clone() for tensor in tensors]
+    before = [(version_of(tensor), tensor.detach().clone()) for tensor in tensors]
     devices = {t.device.index for t in tensors if t.device.type == "cuda"}
     with torch.random.fork_rng(devices=[d for d in devices if d is not None]):
         yield
     with torch.no_grad():
-        for tensor, value in zip(tensors, before, strict=True):
-            tensor.copy_(value)
+        for tensor, (version, value) in zip(tensors, before, strict=True):
+            if version is None or version_of(tensor) != version:
+                tensor.copy_(value)
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

@@ -231,5 +231,3 @@ def _ordinal(key: int, history: ModelHistory) -> int:
             hint=f"ordinals go from {-count} to {count - 1}",
         )
     return key
-
-

@@ -74,8 +74,7 @@ class AddressBook:
     def module_infos(self) -> tuple[ModuleInfo, ...]:
         """All modules of the model, itself included, under their first address."""
         return tuple(
-            ModuleInfo(addresses[0], type(module).__name__)
-            for module, addresses in self._modules.values()
+            ModuleInfo(addresses[0], type(module).__name__) for module, addresses in self._modules.values()
         )
 
     def parameter_infos(self) -> tuple[ParameterInfo, ...]:

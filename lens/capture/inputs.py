@@ -22,9 +22,7 @@ def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
     """Refuse what cannot be traced. Raises InputError."""
     if not isinstance(model, nn.Module):
         hint = "give an instance: Model()" if isinstance(model, type) else "give a torch.nn.Module"
-        raise InputError(
-            f"lens traces modules, this is a {type(model).__name__}", where="model", hint=hint
-        )
+        raise InputError(f"lens traces modules, this is a {type(model).__name__}", where="model", hint=hint)
     if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
         raise InputError("kwargs must be a dict with names as keys", where=f"kwargs={kwargs!r}"[:80])
     signature = _signature(model)

@@ -89,9 +89,7 @@ class Keeper:
 
     def store(self, objects: Sequence[Any]) -> PayloadStore:
         """Everything that was kept."""
-        values = {
-            ValueId(v): Held(tensor, version) for v, (tensor, version) in self._held.items()
-        }
+        values = {ValueId(v): Held(tensor, version) for v, (tensor, version) in self._held.items()}
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
         return PayloadStore(dict(values), states, kept)
@@ -105,9 +103,7 @@ def version_of(tensor: torch.Tensor) -> int | None:
         return None
 
 
-def generator_states(
-    args: Sequence[Any], kwargs: Mapping[str, Any] | None
-) -> dict[str, torch.Tensor]:
+def generator_states(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
     """The states of the generators that a call with these arguments may draw from, by device."""
     generator = kwargs.get("generator") if kwargs else None
     if generator is not None:

@@ -119,9 +119,7 @@ class Recorder:
             self._result(result, call, results, yields)
             form = SLOTS[0]
         else:
-            form = self.encoder.encode_with(
-                result, lambda t: self._result(t, call, results, yields)
-            )
+            form = self.encoder.encode_with(result, lambda t: self._result(t, call, results, yields))
         position = len(tape.ops)
         if not results and not written:
             return
@@ -394,4 +392,3 @@ def shorten(result: Any) -> RawTemplate:
 
 def _caller() -> FrameType | None:
     return sys._getframe(2)
-

@@ -65,12 +65,7 @@ class Selection:
     def nothing(self) -> bool:
         """Whether no value at all is to be held."""
         return not (
-            self.everything
-            or self.predicate
-            or self.addresses
-            or self.types
-            or self.leaves
-            or self.outputs
+            self.everything or self.predicate or self.addresses or self.types or self.leaves or self.outputs
         )
 
 

@@ -23,9 +23,7 @@ class Locator:
 
     def __init__(self, boundaries: tuple[CodeType, ...]) -> None:
         # Keyed by id because hashing a code object is linear in its length; the code is kept so that ids stay unique.
-        self._kinds: dict[int, tuple[int, CodeType]] = {
-            id(code): (_BOUNDARY, code) for code in boundaries
-        }
+        self._kinds: dict[int, tuple[int, CodeType]] = {id(code): (_BOUNDARY, code) for code in boundaries}
 
     def find(self, frame: FrameType | None, call_site: Site) -> Site:
         """The innermost user frame from ``frame`` outwards, up to the enclosing module call.

@@ -86,16 +86,12 @@ class _RecordingMode(TorchFunctionMode):
         self.recorder.finish(call, result, duration)
         return result
 
-    def read(
-        self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType
-    ) -> Any:
+    def read(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         result = function.callable(*args, **kwargs)
         self.recorder.read(function.read, (*args, *kwargs.values()), result, frame)
         return result
 
-    def run_opened(
-        self, function: Function, site: Any, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Any:
+    def run_opened(self, function: Function, site: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run a composite's body with the mode on, so that its operations are recorded."""
         recorder = self.recorder
         body = self.opener.open(function.callable)

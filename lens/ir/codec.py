@@ -87,9 +87,7 @@ def load_template(data: Any, depth: int = 0) -> Template:
 
 def _make_converter() -> cattrs.Converter:
     """cattrs with strict atoms, templates, and unknown fields refused."""
-    converter = cattrs.Converter(
-        omit_if_default=True, forbid_extra_keys=True, detailed_validation=False
-    )
+    converter = cattrs.Converter(omit_if_default=True, forbid_extra_keys=True, detailed_validation=False)
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _strict(kind))
     converter.register_structure_hook(float, _strict_float)
@@ -127,10 +125,16 @@ def structure(data: Any, kind: Any, where: str) -> Any:
     """Plain data as an IR record. Raises FileFormatError if they do not fit."""
     try:
         return CONVERTER.structure(data, kind)
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, cattrs.BaseValidationError) as error:
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        cattrs.BaseValidationError,
+    ) as error:
         raise FileFormatError(
             f"the data do not describe a {getattr(kind, '__name__', kind)}: {error}",
             where=where,
             hint="the text or file is damaged, or was written by another version of lens",
         ) from error
-

@@ -12,6 +12,10 @@ from lens.errors import AmbiguousKeyError, UnknownKeyError
 from lens.ir.elements import LeafId, OpId, Scope, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
+from lens.ir.naming import layer_type
+
+#: Layers whose buffers are running statistics.
+_NORMALISATION = frozenset({"batchnorm", "instancenorm"})
 
 
 @frozen
@@ -109,6 +113,13 @@ class EntryIndex:
         """A module call as users write it: the address, with the call number if there are several calls."""
         return f"{scope.address}:{scope.call}" if self.calls[scope.address] > 1 else scope.address
 
+    def is_statistic(self, row: EntryRow) -> bool:
+        """Whether an entry is a buffer that only normalisation layers read: tables and pictures leave it out."""
+        if row.leaf is None or self.graph.leaves[row.leaf].kind != "buffer":
+            return False
+        users = [self.graph.ops[op] for op in self.graph.users(row.value)]
+        return bool(users) and all(layer_type(op.function) in _NORMALISATION for op in users)
+
     # Lookup
 
     @cached_property
@@ -196,9 +207,7 @@ def _make_rows(graph: Graph) -> list[EntryRow]:
             place_leaf(graph.values[value].leaf)
         for index, label in enumerate(labels.results[op.id]):
             passes = labels.pass_num[op.id], labels.pass_total[op.id]
-            rows.append(
-                EntryRow(len(rows), label, *passes, op.results[index], op=op.id, index=index)
-            )
+            rows.append(EntryRow(len(rows), label, *passes, op.results[index], op=op.id, index=index))
     for leaf in graph.leaves:
         place_leaf(leaf.id)
     for place, value in enumerate(graph.outputs.values):

@@ -84,6 +84,10 @@ class Distances(Facet):
             if (low is None) != (high is None) or (low or 0) > (high or 0):
                 yield f"op {op.id}: distance from input is {low} to {high}"
 
+    def remap(self, graph_map: GraphMap) -> Distances:
+        rows = (self.min_from_input, self.max_from_input, self.min_to_output, self.max_to_output)
+        return Distances(*(column(row, graph_map) for row in rows))
+
 
 @frozen
 class Labels(Facet):

@@ -18,9 +18,7 @@ _SYNONYMS = {
 #: Operators whose reflected form computes the same.
 _COMMUTATIVE = {"radd": "add", "rmul": "mul", "rand": "and", "ror": "or", "rxor": "xor"}
 _DUNDER = re.compile(r"__(\w+?)__")
-_IN_PLACE = re.compile(
-    r"i(add|sub|mul|div|truediv|floordiv|mod|pow|matmul|and|or|xor|lshift|rshift)"
-)
+_IN_PLACE = re.compile(r"i(add|sub|mul|div|truediv|floordiv|mod|pow|matmul|and|or|xor|lshift|rshift)")
 
 
 def layer_type(function: FnRef) -> str:

@@ -72,6 +72,8 @@ class _Parser:
     inputs: Bundle = Bundle()
     outputs: Bundle = Bundle()
     meta: Meta = Meta()
+    #: Whether the brace of the graph itself is open.
+    inside: bool = False
 
     def run(self, text: str) -> Graph:
         statements: dict[str, Callable[[Line], None]] = {
@@ -92,7 +94,10 @@ class _Parser:
                 continue
             line = Line(raw, number)
             word = line.peek().text
-            if line.peek().kind == "end" or (word == "graph" and line.peek(1).text == "{"):
+            if line.peek().kind == "end":
+                continue
+            if word == "graph" and line.peek(1).text == "{":
+                self.inside = True
                 continue
             if word in statements and line.peek().kind in ("name", "mark"):
                 line.take()
@@ -100,8 +105,8 @@ class _Parser:
             else:
                 self.op(line, interior=0)
             line.end()
-        if self.open:
-            Line("", len(lines)).fail("a scope or composite is not closed")
+        if self.open or self.inside:
+            Line("", len(lines)).fail("a brace is not closed")
         return self.graph()
 
     def graph(self) -> Graph:
@@ -160,7 +165,12 @@ class _Parser:
         while line.peek().kind == "string":
             addresses.append(line.string())
         leaf = Leaf(
-            LeafId(len(self.leaves)), kind, value, tuple(addresses), trainable, self.at(line)  # type: ignore[arg-type]
+            LeafId(len(self.leaves)),
+            kind,
+            value,
+            tuple(addresses),
+            trainable,
+            self.at(line),  # type: ignore[arg-type]
         )
         self.leaves.append(leaf)
         self.values[value] = evolve(self.values[value], leaf=leaf.id)
@@ -205,10 +215,15 @@ class _Parser:
         self.open.append(_OpenComposite(len(self.ops)))
 
     def close(self, line: Line) -> None:
-        opened = self.open.pop() if self.open else None
+        if not self.open:
+            if not self.inside:
+                line.fail("nothing is open here")
+            self.inside = False
+            return
+        opened = self.open.pop()
         if isinstance(opened, _OpenComposite):
             self.op(line, interior=len(self.ops) - opened.start)
-        elif isinstance(opened, _OpenScope):
+        else:
             outputs = self.value_list(line) if line.accept("->") else ()
             scope = self.scopes[opened.id]
             self.scopes[opened.id] = evolve(scope, stop=len(self.ops), outputs=outputs)
@@ -218,9 +233,7 @@ class _Parser:
         value = self.value(line)
         line.take("mark", "=")
         result = self.template(line, [])
-        self.reads.append(
-            Read(value, kind, result, len(self.ops), self.current_scope(), self.at(line))
-        )
+        self.reads.append(Read(value, kind, result, len(self.ops), self.current_scope(), self.at(line)))
 
     def op(self, line: Line, interior: int) -> None:
         op_id = OpId(len(self.ops))

@@ -41,6 +41,14 @@ class Held:
             )
         return self.tensor
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _held_now, (self.read(),)
+
+
+def _held_now(tensor: Any) -> Held:
+    """A tensor that was just unpickled, with the version that it has now."""
+    return Held(tensor, tensor._version)
+
 
 @define
 class PayloadStore:

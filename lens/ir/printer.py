@@ -92,6 +92,7 @@ class _Printer:
             reads.setdefault(read.position, []).append(read)
         for op in self.graph.ops:
             for composite in begins.get(op.id, ()):
+                self.enter_empty(op.id)
                 self.enter(composite.scope)
                 self.line("{")
                 self.open.append(("composite", composite.id))
@@ -107,7 +108,7 @@ class _Printer:
         for read in reads:
             self.enter(read.scope)
             result = self.template(read.result, ())
-            self.line(f"read {read.kind} {self.names[read.value]} = {result}{self.at(read.location)}")
+            self.line(f"read {read.kind} {self.name(read.value)} = {result}{self.at(read.location)}")
 
     def op_line(self, op: Op) -> None:
         text = self.op(op)
@@ -126,6 +127,14 @@ class _Printer:
                 return
             self.enter(scope.id)
 
+    def enter_empty(self, position: int) -> None:
+        """Open the scopes that come next and hold no op: they stand before a composite that begins here."""
+        while self.next_scope < len(self.graph.scopes):
+            scope = self.graph.scopes[self.next_scope]
+            if scope.start != position or scope.stop != position:
+                return
+            self.enter(scope.id)
+
     def enter(self, scope: ScopeId | None) -> None:
         """Close and open scopes until this one is the innermost, earlier unopened ones first."""
         if self.open and self.open[-1] == ("scope", scope):
@@ -138,8 +147,18 @@ class _Printer:
             self.next_scope += 1
         chain = {s.id for s in self.graph.scope_chain(scope)}
         while self.open and self.open[-1][0] == "scope" and self.open[-1][1] not in chain:
-            closed = self.graph.scopes[self.open.pop()[1]]
-            self.line("}" + (f" -> {self.value_list(closed.outputs)}" if closed.outputs else ""))
+            self.close(self.graph.scopes[self.open[-1][1]])
+
+    def close(self, scope: Scope) -> None:
+        """Close the innermost scope, after the empty ones inside it that are still to come."""
+        while self.next_scope < len(self.graph.scopes):
+            following = self.graph.scopes[self.next_scope]
+            if all(outer.id != scope.id for outer in self.graph.scope_chain(following.id)):
+                break
+            self.enter(following.id)
+        if self.open[-1] == ("scope", scope.id):
+            self.open.pop()
+            self.line("}" + (f" -> {self.value_list(scope.outputs)}" if scope.outputs else ""))
 
     def scope_head(self, scope: Scope) -> str:
         address = json.dumps(scope.address)
@@ -155,9 +174,14 @@ class _Printer:
         declared = self.declaration(leaf.value)
         return f"leaf {declared} = {leaf.kind}{trainable}{addresses}{self.at(leaf.location)}"
 
+    def name(self, value: ValueId) -> str:
+        return self.names[value] if value < len(self.names) else f"%{value}"
+
     def declaration(self, value_id: ValueId) -> str:
+        if value_id >= len(self.graph.values):  # a broken graph, shown in an error
+            return f"%{value_id}: missing"
         value = self.graph.values[value_id]
-        alias = "" if value.alias_of is None else f" ~{self.names[value.alias_of]}"
+        alias = "" if value.alias_of is None else f" ~{self.name(value.alias_of)}"
         grad = "" if value.grad_fn is None else f" ^{value.grad_fn}"
         return f"%{value_id}: {value.type}{alias}{grad}"
 
@@ -169,9 +193,9 @@ class _Printer:
         if op.form != default_form(len(op.results)):
             parts.append(f"-> {self.template(op.form, op.results)}")
         for old, new in op.effects:
-            parts.append(f"writes {self.names[old]} => {self.declaration(new)}")
+            parts.append(f"writes {self.name(old)} => {self.declaration(new)}")
         if op.yields:
-            parts.append(f"yields ({', '.join('_' if v is None else self.names[v] for v in op.yields)})")
+            parts.append(f"yields ({', '.join('_' if v is None else self.name(v) for v in op.yields)})")
         if self.times and op.duration:
             parts.append(f"took {op.duration!r}")
         return " ".join(parts) + self.at(op.location)
@@ -180,7 +204,7 @@ class _Printer:
         return self.template(bundle.form, bundle.values)
 
     def value_list(self, values: Iterable[ValueId]) -> str:
-        return f"({', '.join(self.names[v] for v in values)})"
+        return f"({', '.join(map(self.name, values))})"
 
     def at(self, location: Location | None) -> str:
         if location is None or not self.locations:
@@ -191,7 +215,7 @@ class _Printer:
         return f" at {place} in {json.dumps(location.function)}"
 
     def template(self, template: Template, values: Sequence[ValueId]) -> str:
-        return print_template(template, [self.names[v] for v in values])
+        return print_template(template, [self.name(v) for v in values])
 
 
 def print_template(template: Template, slots: Sequence[str]) -> str:
@@ -238,4 +262,3 @@ def value_names(graph: Graph) -> list[str]:
 def print_address(address: str) -> str:
     """An address as it stands after ``@``: bare if it is made of words and dots, else quoted."""
     return address if address.replace(".", "_").isidentifier() else json.dumps(address)
-

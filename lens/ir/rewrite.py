@@ -74,6 +74,7 @@ class _Renumbering:
         for new, op in enumerate(kept):
             self.op_ids[op.id] = OpId(new)
         self.positions = self._new_positions()
+        self.producers: dict[ValueId, int] = {}
 
     def run(self) -> Restructured:
         leaves = self._kept_leaves()
@@ -81,6 +82,7 @@ class _Renumbering:
         old_values += [value for op in self.kept for value in op.writes]
         self.values.update({old: ValueId(new) for new, old in enumerate(old_values)})
         leaf_ids = {old: LeafId(new) for new, old in enumerate(leaves)}
+        self.producers = {self.values[v]: i for i, op in enumerate(self.kept) for v in op.writes}
         new_graph = Graph(
             ops=tuple(self._op(op) for op in self.kept),
             values=self._values(old_values, leaf_ids),
@@ -121,13 +123,9 @@ class _Renumbering:
         read |= {self._resolve(r.value) for r in self.graph.reads}
         return [leaf.id for leaf in self.graph.leaves if leaf.kind == "input" or leaf.value in read]
 
-    def _values(
-        self, old_values: list[ValueId], leaf_ids: dict[LeafId, LeafId]
-    ) -> tuple[Value, ...]:
+    def _values(self, old_values: list[ValueId], leaf_ids: dict[LeafId, LeafId]) -> tuple[Value, ...]:
         made = {
-            value: (self.op_ids[op.id], index)
-            for op in self.kept
-            for index, value in enumerate(op.writes)
+            value: (self.op_ids[op.id], index) for op in self.kept for index, value in enumerate(op.writes)
         }
         values = []
         for old in old_values:
@@ -189,7 +187,10 @@ class _Renumbering:
         if value is None:
             return None
         scope = None if read.scope is None else self.scope_ids.get(read.scope)
-        return evolve(read, value=value, position=self.positions[read.position], scope=scope)
+        position = self.positions[read.position]
+        if value in self.producers:  # inside a composite that was closed: it now comes after it
+            position = max(position, self.producers[value] + 1)
+        return evolve(read, value=value, position=position, scope=scope)
 
     def _bundle(self, bundle: Bundle) -> Bundle:
         return Bundle(bundle.form, tuple(self._new(v) for v in bundle.values))

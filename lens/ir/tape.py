@@ -215,9 +215,7 @@ class _Sealing:
 
     def leaf(self, number: int, row: LeafRow) -> Leaf:
         location = self.sites.locate(row.site)
-        return Leaf(
-            LeafId(number), row.kind, ValueId(row.value), row.addresses, row.trainable, location
-        )
+        return Leaf(LeafId(number), row.kind, ValueId(row.value), row.addresses, row.trainable, location)
 
     def read(self, row: ReadRow) -> Read:
         return Read(

@@ -7,7 +7,7 @@ values that stands beside the template.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 from attrs import frozen
 
@@ -67,9 +67,9 @@ class Opaque:
     index: int
 
 
-Atom: TypeAlias = Union[None, bool, int, float, complex, str]
-Node: TypeAlias = Union[Slot, Seq, Map, Slice, Symbol, Opaque]
-Template: TypeAlias = Union[Atom, Node]
+Atom: TypeAlias = None | bool | int | float | complex | str
+Node: TypeAlias = Slot | Seq | Map | Slice | Symbol | Opaque
+Template: TypeAlias = Atom | Node
 
 
 def children(template: Template) -> Iterator[Template]:

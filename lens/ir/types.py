@@ -37,9 +37,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "quint4x2": ("qu4x2", 8),
 }
 _FROM_SHORT = {short: name for name, (short, _) in DTYPES.items()}
-_TYPE_TEXT = re.compile(
-    r"(?P<dtype>\w+)\[(?P<shape>[\d,?]*)\](?:@(?P<device>[\w:]+))?(?:#(?P<layout>\w+))?"
-)
+_TYPE_TEXT = re.compile(r"(?P<dtype>\w+)\[(?P<shape>[\d,?]*)\](?:@(?P<device>[\w:]+))?(?:#(?P<layout>\w+))?")
 #: An extent of a dimension that differs between the parts of a nested tensor.
 RAGGED = -1
 

@@ -46,9 +46,7 @@ def find_problems(graph: Graph, *, facets: bool = True) -> list[Problem]:
         if problems and rule == "references":
             return problems
     if facets and not problems:
-        problems = [
-            Problem("facet", None, what) for facet in graph.facets for what in facet.verify(graph)
-        ]
+        problems = [Problem("facet", None, what) for facet in graph.facets for what in facet.verify(graph)]
     return problems
 
 

@@ -30,9 +30,7 @@ class DistancesPass:
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         behind = _from_input(graph)
         ahead = _to_output(graph)
-        ancestry = Ancestry(
-            tuple(r is not None for r in behind), tuple(r is not None for r in ahead)
-        )
+        ancestry = Ancestry(tuple(r is not None for r in behind), tuple(r is not None for r in ahead))
         distances = Distances(
             tuple(r and r[0] for r in behind),
             tuple(r and r[1] for r in behind),

@@ -9,7 +9,7 @@ from attrs import evolve, field, frozen, validators
 from lens.ir.elements import Op, OpId, ValueId
 from lens.ir.facets import Facet, Granularity
 from lens.ir.graph import Graph
-from lens.ir.rewrite import Restructured, keep_ops
+from lens.ir.rewrite import keep_ops
 from lens.passes.protocol import PassContext, PassResult
 
 
@@ -96,7 +96,7 @@ def _escaping_values(graph: Graph, closed: list[Op]) -> dict[OpId, list[ValueId]
     for value in graph.outputs.values:
         note(value, len(graph.ops))
     for read in graph.reads:
-        note(read.value, read.position)
+        note(read.value, len(graph.ops))
     return escaping
 
 
@@ -104,4 +104,3 @@ def _close(op: Op, escaping: dict[OpId, list[ValueId]]) -> Op:
     """A composite as an operation of its own: what escapes from its interior is a result of it."""
     results = op.results + tuple(escaping.get(op.id, ()))
     return evolve(op, results=results, interior=0, yields=())
-

@@ -80,9 +80,7 @@ class PassManager:
             )
         for kind in one.requires:
             if state.graph.get(kind) is None:
-                self._run_with_requirements(
-                    self._provider(kind, one), state, (*waiting, one.name)
-                )
+                self._run_with_requirements(self._provider(kind, one), state, (*waiting, one.name))
         self._run_one(one, state)
 
     def _provider(self, kind: type[Facet], for_pass: Pass) -> Pass:
@@ -194,4 +192,3 @@ def _apply(one: Pass, graph: Graph, result: PassResult) -> Graph:
             if moved is not None:
                 carried.append(moved)
     return new.with_facets(*carried, *result.facets)
-

@@ -18,8 +18,6 @@ from lens.render.sizes import human_bytes, human_shape
 
 #: Layers whose result does not depend on the order of their operands.
 COMMUTATIVE = frozenset({"add", "mul", "eq", "ne", "and", "or", "xor", "maximum", "minimum"})
-#: Layers whose buffers are running statistics, left out of pictures.
-_NORMALISATION = frozenset({"batchnorm", "instancenorm"})
 
 
 @frozen
@@ -83,7 +81,7 @@ class _Drafting:
         self.graph = graph
         self.index = EntryIndex(graph)
         self.ops_inside = Counter({scope.id: scope.stop - scope.start for scope in graph.scopes})
-        self.rows = [row for row in self.index.rows if not self._is_statistic(row)]
+        self.rows = [row for row in self.index.rows if not self.index.is_statistic(row)]
         self.shown = {row.number for row in self.rows}
 
     def drawing(self) -> Drawing:
@@ -105,22 +103,13 @@ class _Drafting:
             f"{sum(t.numel for t in parameters):,} parameters ({weights})",
         )
 
-    def _is_statistic(self, row: EntryRow) -> bool:
-        """Whether an entry is a buffer that only normalisation layers read."""
-        if row.leaf is None or self.graph.leaves[row.leaf].kind != "buffer":
-            return False
-        users = [self.graph.ops[op] for op in self.graph.users(row.value)]
-        return bool(users) and all(layer_type(op.function) in _NORMALISATION for op in users)
-
     def _has_box(self, scope: Scope) -> bool:
         return scope.parent is not None and self.ops_inside[scope.id] > 1
 
     def _cluster(self, scope: Scope) -> Cluster:
         outer = [s for s in self.graph.scope_chain(scope.parent) if self._has_box(s)]
         parent = _cluster_id(outer[-1]) if outer else None
-        return Cluster(
-            _cluster_id(scope), (f"@{self.index.scope_label(scope)}", f"({scope.cls})"), parent
-        )
+        return Cluster(_cluster_id(scope), (f"@{self.index.scope_label(scope)}", f"({scope.cls})"), parent)
 
     def _node(self, row: EntryRow) -> Node:
         value_type = self.graph.values[row.value].type
@@ -171,9 +160,7 @@ class _Drafting:
     def _edges(self, row: EntryRow) -> list[Edge]:
         parents = [n for n in self.index.parents[row.number] if n in self.shown]
         names = self._argument_names(row) if len(parents) > 1 else {}
-        return [
-            Edge(_node_id(self.index.rows[n]), _node_id(row), names.get(n, "")) for n in parents
-        ]
+        return [Edge(_node_id(self.index.rows[n]), _node_id(row), names.get(n, "")) for n in parents]
 
     def _argument_names(self, row: EntryRow) -> dict[int, str]:
         """Per parent of a non-commutative layer, where it stands in the call."""

@@ -13,9 +13,14 @@ _MOST_ROWS = 60
 
 
 def summarize(history: ModelHistory, most_rows: int = _MOST_ROWS) -> str:
-    """Facts about the model, then a table of its layers; the middle of a long table is left out."""
+    """Facts about the model, then a table of its layers; the middle of a long table is left out.
+
+    Running statistics of normalisation layers are not listed, though they count as entries.
+    """
     rows = [("", "layer", "shape", "size", "params", "module")]
     for number, entry in enumerate(history):
+        if history.index.is_statistic(entry._row):
+            continue
         shape = f"{human_shape(entry.tensor_shape)} {entry.tensor_dtype}"
         params = f"{entry.num_params_total:,}" if entry.computed_with_params else ""
         saved = "*" if entry.is_saved else ""

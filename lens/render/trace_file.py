@@ -68,7 +68,7 @@ def write_trace(history: ModelHistory, path: str | PathLike[str], payloads: bool
         "graph": CONVERTER.unstructure(evolve(graph, facets=())),
         "facets": [list(dump_facet(facet)) for facet in graph.facets],
         "logging_seconds": history.logging_seconds,
-        "values": _dump_values(history.payloads) if payloads else {},
+        "values": _dump_values(graph, history.payloads) if payloads else {},
         "rng_states": _dump_states(history.payloads) if payloads else {},
     }
     document["graph"].pop("facets", None)
@@ -130,7 +130,7 @@ def read_trace(
 def _unpack(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = msgpack.unpackb(data, use_list=True, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException, RecursionError, OverflowError) as error:
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
         raise _damaged(where, str(error)) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise FileFormatError(
@@ -154,8 +154,10 @@ def _damaged(where: str, what: str) -> FileFormatError:
     )
 
 
-def _dump_values(payloads: PayloadStore) -> dict[int, list[Any]]:
-    return {value: _dump_tensor(payloads.read(value)) for value in payloads}
+def _dump_values(graph: Graph, payloads: PayloadStore) -> dict[int, list[Any]]:
+    """All saved values but the parameters, which are the model's and not the run's."""
+    parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
+    return {v: _dump_tensor(payloads.read(v)) for v in payloads if v not in parameters}
 
 
 def _dump_states(payloads: PayloadStore) -> dict[int, dict[str, list[Any]]]:

@@ -68,9 +68,7 @@ class Interpreter:
                 setter(current[device])
 
 
-def _generator_of(
-    device: str, kwargs: dict[str, Any]
-) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], object]]:
     if device == "generator":
         generator = kwargs["generator"]
         return generator.get_state, generator.set_state
@@ -97,9 +95,7 @@ def _matched(
     """Pair the slots of a form with the tensors that stand there in what was returned."""
     if isinstance(form, Slot):
         if not isinstance(returned, torch.Tensor):
-            raise ReplayError(
-                f"a tensor was expected, the function returned a {type(returned).__name__}"
-            )
+            raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
         yield results[form.index], returned
     elif isinstance(form, Seq):
         for part, item in zip(form.items, returned, strict=True):

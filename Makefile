@@ -1,0 +1,50 @@
+# Everything is installed into .venv; nothing else is touched.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/models.stamp
+	$(PY) examples/demo.py
+
+test: $(VENV)/test.stamp
+	$(PY) -m pytest -n 2
+
+lint: $(VENV)/lint.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/lint.stamp
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/models.stamp
+	$(PY) benchmarks/recording.py
+
+clean:
+	rm -rf $(VENV) out
+
+# torch first and by itself, so that the constraint decides which build is taken.
+$(VENV)/base.stamp: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/models.stamp: $(VENV)/base.stamp
+	$(PIP) --no-deps torchvision
+	$(PIP) numpy pillow
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/models.stamp
+	$(PIP) --editable '.[test]'
+	$(PIP) timm transformers
+	touch $@
+
+$(VENV)/lint.stamp: $(VENV)/base.stamp
+	$(PIP) --editable '.[lint]'
+	touch $@

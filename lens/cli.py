@@ -1,0 +1,117 @@
+"""The command line: ``lens trace`` and ``lens show``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import lens
+from lens.errors import LensError
+
+_EXAMPLES = """\
+examples:
+  lens trace torchvision:resnet18 --input 1x3x64x64 -o resnet18.svg
+  lens trace timm:convnext_atto --summary --save-to convnext.lens
+  lens trace transformers:gpt2 --input 1x16 --summary
+  lens trace my_model.py:make_model --input 1x10 -o model.png
+  lens show convnext.lens
+  lens show convnext.lens --graph
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give the exit code: 0, or 2 on an error of the user."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except LensError as error:
+        if arguments.debug:
+            raise
+        print(f"lens: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lens",
+        description="Record every tensor operation of a PyTorch model's forward pass.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lens {lens.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_trace(commands)
+    _add_show(commands)
+    return parser
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trace = commands.add_parser("trace", help="run a model once and record it")
+    trace.add_argument(
+        "spec",
+        metavar="SPEC",
+        help="file.py:function, torchvision:NAME, timm:NAME or transformers:CONFIG (random weights)",
+    )
+    trace.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="SHAPE",
+        help="1x3x224x224, or 1x16:int64; once per argument; by default what the model's library expects",
+    )
+    trace.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
+    trace.add_argument("--save-to", metavar="FILE", help="write the trace, which `lens show` reads")
+    trace.add_argument("--summary", action="store_true", help="print the table of layers")
+    trace.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
+    trace.set_defaults(run=_trace)
+
+
+def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    show = commands.add_parser("show", help="print a saved trace")
+    show.add_argument("file", metavar="FILE", help="what `lens trace --save-to` or history.save wrote")
+    show.add_argument("--graph", action="store_true", help="print the graph as text instead of the table")
+    show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
+    show.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
+    show.set_defaults(run=_show)
+
+
+def _trace(arguments: argparse.Namespace) -> None:
+    import torch  # the command line starts without torch, so that --help and show are quick
+
+    from lens.model_specs import load_spec
+
+    if arguments.seed is not None:
+        torch.manual_seed(arguments.seed)
+    call = load_spec(arguments.spec, arguments.input)
+    save = "all" if arguments.save_to else "none"
+    history = lens.trace(call.model, call.args, call.kwargs, save=save)
+    if arguments.summary or not (arguments.output or arguments.save_to):
+        print(history)
+    if arguments.output:
+        print(f"picture: {history.draw(arguments.output)}")
+    if arguments.save_to:
+        print(f"trace:   {history.save(arguments.save_to)}")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from lens.ir.printer import print_graph
+
+    history = lens.load(arguments.file)
+    if arguments.layer is not None:
+        key = arguments.layer
+        print(repr(history[int(key) if key.lstrip("-").isdigit() else key]))
+    elif arguments.graph:
+        print(print_graph(history.graph), end="")
+    elif not arguments.output:
+        print(history)
+    if arguments.output:
+        print(f"picture: {history.draw(arguments.output)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Models and inputs by name, for the command line: ``torchvision:resnet18``, ``file.py:make_model``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from lens.errors import InputError
+
+_SHAPE = re.compile(r"(?P<shape>\d+(x\d+)*)(:(?P<dtype>\w+))?")
+_HINT = "file.py:function, torchvision:NAME, timm:NAME, or transformers:CONFIG"
+#: Token ids of generated inputs stay below this.
+_VOCABULARY = 100
+_VISION_SIZE = "1x3x224x224"
+_TOKENS = "1x16"
+
+
+@frozen
+class ModelCall:
+    """A model with the arguments to call it with."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def load_spec(spec: str, inputs: list[str]) -> ModelCall:
+    """The model that a spec names, with random weights, and its inputs.
+
+    Args:
+        spec: ``file.py:function`` (the function gives a model, or a model and its arguments), ``torchvision:NAME``,
+            ``timm:NAME``, ``transformers:CONFIG`` (a model type such as ``gpt2``, or a configuration class).
+        inputs: Shapes such as ``1x3x224x224`` or ``1x16:int64``, one per argument; empty for the usual ones.
+
+    Raises:
+        InputError: if the spec or a shape cannot be understood, or the package is not installed.
+    """
+    source, separator, name = spec.rpartition(":")
+    if not separator or not name:
+        raise InputError(f"{spec!r} is not a model spec", where="SPEC", hint=f"give {_HINT}")
+    if source.endswith(".py"):
+        return _from_file(Path(source), name, inputs)
+    makers: dict[str, Callable[[str], tuple[nn.Module, str]]] = {
+        "torchvision": _torchvision,
+        "timm": _timm,
+        "transformers": _transformers,
+    }
+    if source not in makers:
+        raise InputError(f"{spec!r} is not a model spec", where="SPEC", hint=f"give {_HINT}")
+    model, usual = makers[source](name)
+    default = "int64" if source == "transformers" else "float32"
+    args = tuple(make_input(text, default) for text in inputs or [usual])
+    if source == "transformers":
+        return ModelCall(model.eval(), (), _transformers_kwargs(model, args))
+    return ModelCall(model.eval(), args, {})
+
+
+def make_input(text: str, default_dtype: str = "float32") -> torch.Tensor:
+    """A random tensor of a shape such as ``1x3x224x224``, or ``1x16:int64`` (token ids).
+
+    Raises:
+        InputError: if the text is no shape or the dtype unknown.
+    """
+    match = _SHAPE.fullmatch(text)
+    dtype = getattr(torch, (match and match["dtype"]) or default_dtype, None)
+    if match is None or not isinstance(dtype, torch.dtype):
+        raise InputError(
+            f"{text!r} is not the shape of an input",
+            where="--input",
+            hint="write it like 1x3x224x224, or 1x16:int64 for token ids",
+        )
+    shape = [int(n) for n in match["shape"].split("x")]
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, dtype=dtype)
+    return torch.randint(0, 2 if dtype is torch.bool else _VOCABULARY, shape).to(dtype)
+
+
+def import_torchvision() -> Any:
+    """Import torchvision, also where its compiled operators do not fit this torch (a CUDA build beside a CPU one).
+
+    Raises:
+        InputError: if it is not installed.
+    """
+    if not hasattr(torch.ops.torchvision, "nms") and importlib.util.find_spec("torchvision"):
+        try:
+            return importlib.import_module("torchvision")
+        except RuntimeError:  # "operator torchvision::nms does not exist"
+            _forget("torchvision")
+            _define_missing_operators()
+    return _import("torchvision")
+
+
+def _define_missing_operators() -> None:
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    # The definitions last as long as the library object.
+    torch.ops.torchvision.lens_definitions = library
+
+
+def _forget(package: str) -> None:
+    """Remove the half-imported modules of a package, so that it can be imported again."""
+    for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+        del sys.modules[name]
+
+
+def _import(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"{package} cannot be imported: {error}",
+            where="SPEC",
+            hint=f"pip install {package}, or pip install 'lens-trace[models]'",
+        ) from error
+
+
+def _from_file(path: Path, name: str, inputs: list[str]) -> ModelCall:
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None or not path.exists():
+        raise InputError(f"there is no file {path}", where="SPEC", hint="check the path")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{path} has no function {name!r}", where="SPEC", hint="check the name")
+    made = function()
+    model, *given = made if isinstance(made, tuple) else (made,)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{name}() gave a {type(model).__name__}, not a module",
+            where=str(path),
+            hint="let it return a model, or a model and its arguments",
+        )
+    if inputs:
+        given = [make_input(text) for text in inputs]
+    if not given:
+        raise InputError(
+            "the model has no inputs",
+            where=str(path),
+            hint=f"give --input SHAPE, or let {name}() return a model and its arguments",
+        )
+    return ModelCall(model, tuple(given), {})
+
+
+def _torchvision(name: str) -> tuple[nn.Module, str]:
+    models = import_torchvision().models
+    try:
+        return models.get_model(name, weights=None), _VISION_SIZE
+    except ValueError as error:
+        raise InputError(str(error), where="SPEC", hint="see torchvision.models.list_models()") from error
+
+
+def _timm(name: str) -> tuple[nn.Module, str]:
+    import_torchvision()
+    timm = _import("timm")
+    try:
+        model = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:
+        raise InputError(str(error), where="SPEC", hint="see timm.list_models()") from error
+    size = model.default_cfg.get("input_size", (3, 224, 224))
+    return model, "x".join(str(n) for n in (1, *size))
+
+
+def _transformers(name: str) -> tuple[nn.Module, str]:
+    if importlib.util.find_spec("torchvision"):
+        import_torchvision()
+    transformers = _import("transformers")
+    cls = getattr(transformers, name, None)
+    try:
+        config = cls() if isinstance(cls, type) else transformers.AutoConfig.for_model(name)
+        return transformers.AutoModel.from_config(config), _TOKENS
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"transformers has no model for {name!r}",
+            where="SPEC",
+            hint="give a model type such as gpt2, or a configuration class such as GPT2Config",
+        ) from error
+
+
+def _transformers_kwargs(model: nn.Module, args: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    """Arguments by name: transformers' models take many, and encoder-decoders need tokens for both sides."""
+    config: Any = model.config
+    names = [getattr(model, "main_input_name", "input_ids")]
+    if getattr(config, "is_encoder_decoder", False):
+        names.append("decoder_input_ids")
+    given = list(args) + [args[0]] * (len(names) - len(args))
+    return dict(zip(names, given, strict=False))

@@ -1,0 +1,139 @@
+"""Trace files and pictures."""
+
+import subprocess
+import sys
+
+import msgpack
+import pytest
+import torch
+from models import InPlaceThroughView, TwoBranches
+
+import lens
+from lens.errors import FileFormatError, RenderError
+from lens.render.drawing import make_drawing
+from lens.render.graphviz_text import to_dot
+
+
+@pytest.fixture
+def history():
+    return lens.trace(TwoBranches(), torch.ones(2, 4), seed=0)
+
+
+def test_a_history_comes_back_from_its_file(history, tmp_path):
+    path = history.save(tmp_path / "sub" / "trace.lens")
+    loaded = lens.load(path)
+    assert loaded.graph == history.graph
+    for entry, other in zip(history, loaded, strict=True):
+        assert torch.equal(entry.tensor_contents, other.tensor_contents)
+    assert str(loaded) == str(history)
+    assert list(tmp_path.glob("sub/*")) == [tmp_path / "sub" / "trace.lens"]
+
+
+def test_effects_and_reads_come_back(tmp_path):
+    history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
+    assert lens.load(history.save(tmp_path / "t.lens", payloads=False)).graph == history.graph
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "damaged"),
+        (lambda data: b"", "damaged"),
+        (lambda data: b"\x93\x01\x02\x03", "not a lens trace"),
+        (lambda data: msgpack.packb({"format": "lens-trace", "version": 99}), "version 99"),
+        (lambda data: msgpack.packb({"format": "lens-trace", "version": 1}), "damaged"),
+        (lambda data: data.replace(b"\xa8operands\x92", b"\xa8operands\x91"), "damaged|describe"),
+    ],
+)
+def test_damaged_files_give_a_typed_error(history, tmp_path, damage, message):
+    path = tmp_path / "t.lens"
+    history.save(path)
+    data = path.read_bytes()
+    assert damage(data) != data
+    path.write_bytes(damage(data))
+    with pytest.raises(FileFormatError, match=message):
+        lens.load(path)
+
+
+def test_unreadable_and_unwritable_paths(history, tmp_path):
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        lens.load(tmp_path / "missing.lens")
+    blocker = tmp_path / "file"
+    blocker.write_text("x")
+    with pytest.raises(FileFormatError, match="cannot be written"):
+        history.save(blocker / "t.lens")
+    with pytest.raises(RenderError, match="cannot be written"):
+        history.draw(blocker / "t.svg")
+
+
+def test_pictures_are_written(history, tmp_path):
+    assert b"<svg" in open(history.draw(tmp_path / "a.svg"), "rb").read()
+    assert open(history.draw(tmp_path / "a.png"), "rb").read().startswith(b"\x89PNG")
+    assert open(history.draw(tmp_path / "a.dot")).read().startswith("digraph")
+    with pytest.raises(RenderError, match=r"\.svg"):
+        history.draw(tmp_path / "a.gif")
+
+
+def test_the_drawing_follows_the_visual_code(history):
+    drawing = make_drawing(history.graph)
+    nodes = {node.lines[0]: node for node in drawing.nodes}
+    assert {name: node.role for name, node in nodes.items()} == {
+        "input_1": "input",
+        "linear_1_1": "parameters",
+        "relu_1_2": "plain",
+        "rand_1_3": "plain",
+        "add_1_4": "plain",
+        "buffer_1": "buffer",
+        "div_1_5": "plain",
+        "output_1": "output",
+    }
+    assert nodes["linear_1_1"].module
+    assert nodes["linear_1_1"].lines == ("linear_1_1", "2x4 (32 B)", "params: 4x4, 4", "@fc")
+    assert nodes["rand_1_3"].dashed
+    assert drawing.title == ("TwoBranches", "7 tensors total (208 B)", "20 parameters (80 B)")
+    div = nodes["div_1_5"].id
+    assert sorted(edge.label for edge in drawing.edges if edge.target == div) == ["arg 0", "arg 1"]
+
+
+def test_strange_module_names_draw(tmp_path):
+    inner = torch.nn.ModuleDict({'a:b<c>&"d"': torch.nn.ReLU(), "\\l": torch.nn.ReLU()})
+    model = torch.nn.Module()
+    model.inner = inner
+    model.forward = lambda x: inner["\\l"](inner['a:b<c>&"d"'](x))
+    history = lens.trace(model, torch.ones(2))
+    svg = open(history.draw(tmp_path / "a.svg"), encoding="utf-8").read()
+    assert "a:b&lt;c&gt;&amp;&quot;d&quot;" in svg
+    assert 'a:b<c>&\\"d\\"' in to_dot(make_drawing(history.graph))
+
+
+def test_a_trace_opens_prints_and_draws_without_torch(history, tmp_path):
+    history.save(tmp_path / "t.lens")
+    script = f"""
+import sys
+sys.modules["torch"] = None
+from lens.render.trace_file import read_trace
+from lens.history import ModelHistory
+from lens.ir.printer import print_graph
+from lens.passes.manager import PassManager
+from lens.passes.labels import LabelsPass
+graph, payloads, seconds = read_trace({str(tmp_path / "t.lens")!r})
+history = ModelHistory(graph, payloads)
+print(history)
+print(print_graph(graph))
+assert PassManager((LabelsPass(),)).run(graph).graph.facets
+history.draw({str(tmp_path / "t.svg")!r})
+try:
+    history["relu_1"].tensor_contents
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "linear_1_1" in done.stdout
+    assert "PayloadError" in done.stdout
+    assert (tmp_path / "t.svg").exists()
+
+
+def test_importing_lens_does_not_import_torch():
+    script = "import sys, lens; assert 'torch' not in sys.modules; assert len(lens.__all__) <= 25"
+    subprocess.run([sys.executable, "-c", script], check=True)

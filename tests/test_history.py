@@ -1,0 +1,235 @@
+"""Look-up by every kind of key, and the attributes of Supplementary Table 1, on models worked out by hand."""
+
+import pytest
+import torch
+from models import LSTMLoop, TwoBranches
+from torch import nn
+
+import lens
+from lens.errors import AbsentValueError, AmbiguousKeyError, StaleValueError, UnknownKeyError
+from lens.model_specs import import_torchvision
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+    model = import_torchvision().models.alexnet().eval()
+    return lens.trace(model, torch.randn(1, 3, 224, 224))
+
+
+@pytest.fixture(scope="module")
+def branches():
+    return lens.trace(TwoBranches(), torch.ones(2, 4), seed=1)
+
+
+def test_the_papers_alexnet(alexnet):
+    assert alexnet["conv2d_2_4"] == alexnet["conv2d_2"] == alexnet["features.3"]
+    assert alexnet["conv2d_2"].layer_label == "conv2d_2_4"
+    assert alexnet["features.12"] == alexnet["features"] == alexnet["maxpool2d_3"]
+    assert alexnet["classifier"] == alexnet["classifier.6"] == alexnet["linear_3"]
+    assert not alexnet["classifier"].is_output_layer
+    assert alexnet[2].layer_label == "relu_1_2"
+    assert alexnet[-5] == list(alexnet)[-5]
+    assert alexnet[-1].layer_label == "output_1"
+    assert alexnet["conv2d_2:1"] == alexnet["conv2d_2_4:1"] == alexnet["features.3:1"]
+    assert len(alexnet) == 24
+
+
+def test_resnet_fc_is_the_last_linear():
+    model = import_torchvision().models.resnet18().eval()
+    history = lens.trace(model, torch.randn(1, 3, 32, 32))
+    assert history["fc"] == history["linear_1"]
+    assert history["fc"].child_layers == ["output_1"]
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("conv3", "'conv2d_3'"), ("conv2d_9", "'conv2d_"), ("feature.3", "'features.3'"), (99, "-24 to 23")],
+)
+def test_an_unknown_key_names_the_nearest(alexnet, key, nearest):
+    with pytest.raises(UnknownKeyError, match=nearest) as caught:
+        alexnet[key]
+    assert isinstance(caught.value, KeyError)
+    assert key not in alexnet
+
+
+def test_a_key_of_another_type_is_refused(alexnet):
+    with pytest.raises(UnknownKeyError, match="tuple"):
+        alexnet[1, 2]
+
+
+def test_every_lookup_key_leads_back(alexnet):
+    for entry in alexnet:
+        for key in entry.lookup_keys:
+            assert alexnet[key] == entry
+
+
+def test_a_label_that_is_also_an_address_is_ambiguous():
+    model = nn.Module()
+    model.relu_2 = nn.ReLU()
+    model.forward = lambda x: torch.relu(model.relu_2(x) + 1)
+    history = lens.trace(model, torch.ones(2))
+    with pytest.raises(AmbiguousKeyError, match="relu_1_1"):
+        history["relu_2"]
+    assert history["relu_2_3"].parent_layers == ["add_1_2"]
+
+
+def test_model_attributes(branches):
+    h = branches
+    assert h.model_name == "TwoBranches"
+    assert h.random_seed_used == 1
+    assert (h.model_is_recurrent, h.model_max_recurrent_loops, h.model_is_branching) == (False, 1, False)
+    assert h.layer_list == [
+        "input_1", "linear_1_1", "relu_1_2", "rand_1_3", "add_1_4", "buffer_1", "div_1_5", "output_1",
+    ]  # fmt: skip
+    assert h.input_layers == ["input_1"]
+    assert h.output_layers == ["output_1"]
+    assert h.buffer_layers == ["buffer_1"]
+    assert h.internally_initialized_layers == ["rand_1_3"]
+    assert h.internally_terminated_bool_layers == []
+    assert h.layers_computed_with_params == ["linear_1_1"]
+    assert h.num_tensors_total == 7
+    assert h.tensor_fsize_total == 6 * 32 + 16
+    assert (h.num_tensors_saved, h.tensor_fsize_saved) == (7, 6 * 32 + 16)
+    assert (h.total_param_tensors, h.total_param_layers, h.total_params, h.total_params_fsize) == (
+        2,
+        1,
+        20,
+        80,
+    )
+    assert h.module_addresses == ["fc"]
+    assert h.module_types == {"fc": "Linear"}
+    assert h.module_num_passes == {"fc": 1}
+    assert h.top_level_module_passes == ["fc:1"]
+    assert h.module_pass_children == {}
+    assert h.pass_end_time > h.pass_start_time > 1.6e9
+    assert h.elapsed_time_total == h.elapsed_time_function_calls + h.elapsed_time_lens_logging
+
+
+def test_entry_attributes(branches):
+    e = branches["add_1"]
+    assert (e.layer_label, e.layer_label_w_pass, e.layer_type) == ("add_1_4", "add_1_4:1", "add")
+    assert (e.operation_num, e.layer_type_num, e.layer_total_num) == (4, 1, 4)
+    assert (e.pass_num, e.layer_passes_total, e.same_layer_operations) == (1, 1, [])
+    assert (e.tensor_shape, e.tensor_dtype, e.tensor_fsize) == ((2, 4), "float32", 32)
+    assert e.func_applied is torch.Tensor.add
+    assert e.func_applied_name == "add"
+    assert torch.equal(e.creation_args[1], branches["rand_1"].tensor_contents)
+    assert e.creation_kwargs == {}
+    assert e.gradfunc_name == "AddBackward0"
+    assert e.parent_layers == ["relu_1_2", "rand_1_3"]
+    assert e.child_layers == ["div_1_5"]
+    assert e.spouse_layers == ["buffer_1"]
+    assert branches["relu_1"].sibling_layers == []
+    assert e.orig_ancestors == ["input_1", "rand_1_3"]
+    assert e.internally_initialized_parents == e.internally_initialized_ancestors == ["rand_1_3"]
+    assert e.output_descendents == ["output_1"]
+    assert (e.min_distance_from_input, e.max_distance_from_input) == (3, 3)
+    assert (e.min_distance_from_output, e.max_distance_from_output) == (2, 2)
+    assert e.has_input_ancestor
+    assert e.is_output_ancestor
+    assert not e.is_computed_inside_submodule
+    assert e.containing_module_origin is None
+    rand = branches["rand_1"]
+    assert rand.func_position_args_non_tensor == [2, 4]
+    assert rand.initialized_inside_model
+    assert not rand.has_input_ancestor
+    assert rand.min_distance_from_input is None
+    assert "cpu" in rand.func_rng_states
+
+
+def test_entry_attributes_of_modules_and_parameters(branches):
+    e = branches["fc"]
+    assert (e.computed_with_params, e.num_param_tensors, e.num_params_total) == (True, 2, 20)
+    assert e.parent_param_shapes == [(4, 4), (4,)]
+    assert e.parent_params_fsize == 80
+    assert (e.containing_module_origin, e.containing_module_origin_nested) == ("fc", ["fc"])
+    assert (e.modules_exited, e.is_submodule_output) == (["fc"], True)
+    assert e.is_bottom_level_submodule_output
+    assert branches["input_1"].modules_entered == ["fc"]
+    buffer = branches["scale"]
+    assert (buffer.layer_label, buffer.buffer_address, buffer.is_buffer_layer) == ("buffer_1", "scale", True)
+    assert buffer.operation_num is None
+    assert buffer.layer_total_num is None
+    output = branches["output_1"]
+    assert (output.min_distance_from_output, output.min_distance_from_input) == (0, 4)
+    assert output.parent_layers == ["div_1_5"]
+
+
+def test_passes_of_a_module_are_shared_and_differing_attributes():
+    history = lens.trace(LSTMLoop(), torch.randn(3, 2, 4))
+    cell = history["cell"]
+    assert len(cell) == 3
+    assert cell.tensor_shape == (2, 8)
+    with pytest.raises(AmbiguousKeyError, match="passes"):
+        _ = cell.tensor_contents
+    assert cell.passes[1] == history["cell:2"]
+    with pytest.raises(AttributeError):
+        _ = cell.nothing
+
+
+def test_saving_a_part():
+    model, x = TwoBranches(), torch.ones(2, 4)
+    cases = {
+        "none": [],
+        "relu_1": ["relu_1_2"],
+        ("relu_1", "fc"): ["linear_1_1", "relu_1_2"],
+        "fc": ["linear_1_1"],
+        ("input_1", "scale", "output_1"): ["input_1", "buffer_1", "div_1_5", "output_1"],
+        (0, -2): ["input_1", "div_1_5", "output_1"],
+    }
+    for save, expected in cases.items():
+        history = lens.trace(model, x, save=save if isinstance(save, str) else list(save))
+        assert [e.layer_label for e in history if e.is_saved] == expected, save
+    history = lens.trace(model, x, save=lambda op: op.type == "relu" or op.address == "fc")
+    assert [e.layer_label for e in history if e.is_saved] == ["linear_1_1", "relu_1_2"]
+    assert history[0].layer_label == "linear_1_1"
+    assert history[-1].layer_label == "relu_1_2"
+
+
+def test_a_part_saved_before_an_in_place_write_is_right():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
+    history = lens.trace(model, torch.randn(8, 4), save=["0"])
+    assert (history["0"].tensor_contents < 0).any()
+
+
+def test_absent_and_stale_values_raise():
+    model, x = nn.ReLU(), torch.randn(3)
+    with pytest.raises(AbsentValueError, match=r'save="all"'):
+        _ = lens.trace(model, x, save="none")["relu_1"].tensor_contents
+    history = lens.trace(model, x)
+    x.add_(1)
+    with pytest.raises(StaleValueError):
+        _ = history["input_1"].tensor_contents
+    assert history["relu_1"].tensor_contents is not None
+
+
+def test_unknown_layer_to_save_is_named():
+    with pytest.raises(UnknownKeyError, match="relu_7"):
+        lens.trace(nn.ReLU(), torch.ones(2), save=["relu_7"])
+
+
+def test_labels_are_the_same_in_train_and_eval():
+    torchvision = import_torchvision()
+    model = torchvision.models.resnet18()
+    x = torch.randn(2, 3, 32, 32)
+    train = lens.trace(model.train(), x, save="none")
+    evaluated = lens.trace(model.eval(), x, save="none")
+    assert train.layer_list == evaluated.layer_list
+    assert len(train.orphans) == 20
+    assert {orphan.function for orphan in train.orphans} == {"torch.Tensor.add_"}
+
+
+def test_the_summary_is_readable(alexnet):
+    summary = str(alexnet)
+    assert "AlexNet: 22 operations" in summary
+    assert "61,100,840" in summary
+    assert "features.3" in summary
+    assert "conv2d_2_4" in summary
+    assert max(map(len, summary.splitlines())) < 100
+
+
+def test_the_table(alexnet):
+    pytest.importorskip("pandas")
+    table = alexnet.to_pandas()
+    assert len(table) == 24
+    assert table.set_index("layer_label").loc["conv2d_2_4", "tensor_shape"] == (1, 192, 27, 27)

@@ -1,0 +1,209 @@
+"""The pass manager and the first passes: text in, text out."""
+
+import pytest
+from attrs import frozen
+
+from lens.errors import PassError
+from lens.ir.facets import Ancestry, Distances, Granularity, Labels, Orphans
+from lens.ir.parser import parse
+from lens.ir.printer import print_graph
+from lens.passes.distances import DistancesPass
+from lens.passes.granularity import GranularityPass
+from lens.passes.labels import LabelsPass
+from lens.passes.manager import PassManager
+from lens.passes.orphans import OrphansPass
+from lens.passes.pipeline import parse_pipeline, print_pipeline
+from lens.passes.protocol import PassResult
+from lens.registry import pass_classes, providers
+
+COMPOSITES = """\
+graph {
+  leaf %0: f32[2] = input "x"
+  leaf %1: f32[2] = constant "hidden"
+  inputs @x
+  {
+    {
+      %2: f32[2] = torch.inner(@x)
+    } %3: f32[2] ~%2 = lib.middle(@x) yields (%2)
+    read bool %3 = True
+    %4: f32[2] = torch.second(%3)
+  } %5: f32[2] ~%4 = lib.outer(@x) yields (%4)
+  {
+    %6: f32[2] = torch.lost(%5)
+  } %7: f32[2] = lib.opaque(%5) yields (_)
+  %8: f32[2] = torch.last(%5, %7)
+  outputs %8
+}
+"""
+
+
+def run(text, *passes):
+    result = PassManager(tuple(passes), providers()).run(parse(text))
+    return result.graph
+
+
+def lines(graph):
+    return [line.strip() for line in print_graph(graph, meta=False, facets=False).splitlines()[1:-1]]
+
+
+def test_leaf_granularity_dissolves_what_it_sees_through():
+    assert lines(run(COMPOSITES, GranularityPass("leaf"))) == [
+        'leaf %0: f32[2] = input "x"',
+        "inputs @x",
+        "%1: f32[2] = torch.inner(@x)",
+        "read bool %1 = True",
+        "%2: f32[2] = torch.second(%1)",
+        "%3: f32[2] = lib.opaque(%2)",
+        "%4: f32[2] = torch.last(%2, %3)",
+        "outputs %4",
+    ]
+
+
+def test_api_granularity_keeps_the_outermost():
+    graph = run(COMPOSITES, GranularityPass("api"))
+    assert lines(graph)[2:] == [
+        "%1: f32[2], %2: f32[2] = lib.outer(@x) -> %1",
+        "read bool %2 = True",
+        "%3: f32[2] = lib.opaque(%1)",
+        "%4: f32[2] = torch.last(%1, %3)",
+        "outputs %4",
+    ]
+    assert graph[Granularity].level == "api"
+
+
+ORPHANS = """\
+graph {
+  leaf %0: f32[2] = input "x"
+  leaf %1: i64[] = buffer "counter"
+  leaf %2: f32[2] = input "unused"
+  inputs (@x, @unused)
+  %3: i64[] ~@counter = torch.Tensor.add_(@counter, 1)
+  %4: f32[2] = torch.rand(2)
+  %5: f32[2] = torch.ones(2)
+  %6: f32[2] = torch.dead_end(@x, %5)
+  %7: bool[] = torch.condition(%4)
+  read bool %7 = True
+  %8: f32[2] = torch.relu(@x)
+  outputs %8
+}
+"""
+
+
+def test_orphans_are_pruned_and_remembered():
+    graph = run(ORPHANS, OrphansPass())
+    assert [op.function.name for op in graph.ops] == ["rand", "ones", "dead_end", "condition", "relu"]
+    assert [leaf.addresses for leaf in graph.leaves] == [("x",), ("unused",)]
+    assert [orphan.function for orphan in graph[Orphans].ops] == ["torch.Tensor.add_"]
+    assert graph.reads[0].position == 4
+
+
+def test_distances():
+    graph = run(
+        """\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: f32[2] = torch.a(@x)
+  %2: f32[2] = torch.b(%1)
+  %3: f32[2] = torch.c(%1, %2)
+  %4: f32[2] = torch.rand(2)
+  %5: f32[2] = torch.d(%3, %4)
+  %6: f32[2] = torch.dead(%3)
+  outputs %5
+}
+""",
+        DistancesPass(),
+    )
+    distances = graph[Distances]
+    assert distances.min_from_input == (1, 2, 2, None, 3, 3)
+    assert distances.max_from_input == (1, 2, 3, None, 4, 4)
+    assert distances.min_to_output == (3, 3, 2, 2, 1, None)
+    assert distances.max_to_output == (4, 3, 2, 2, 1, None)
+    assert graph[Ancestry].from_input == (True, True, True, False, True, True)
+
+
+def test_labels_name_operators_by_their_operation():
+    names = [
+        "add_", "__add__", "__radd__", "__iadd__", "__rsub__", "true_divide", "conv2d", "T.__get__",
+        "adaptive_avg_pool2d", "__getitem__", "scaled_dot_product_attention",
+    ]  # fmt: skip
+    ops = "\n".join(f"  %{i + 1}: f32[2] = torch.{name}(@x)" for i, name in enumerate(names))
+    graph = run(f'graph {{\n  leaf %0: f32[2] = input "x"\n  inputs @x\n{ops}\n}}', LabelsPass())
+    assert [labels[0] for labels in graph[Labels].results] == [
+        "add_1_1", "add_2_2", "add_3_3", "add_4_4", "rsub_1_5", "div_1_6", "conv2d_1_7", "t_1_8",
+        "adaptiveavgpool2d_1_9", "getitem_1_10", "scaleddotproductattention_1_11",
+    ]  # fmt: skip
+
+
+def test_pipelines_are_text():
+    text = 'granularity{level="api"},orphans,labels'
+    passes = parse_pipeline(text, pass_classes())
+    assert passes == (GranularityPass("api"), OrphansPass(), LabelsPass())
+    assert print_pipeline(passes) == text
+    assert parse_pipeline("granularity{level=leaf}, labels", pass_classes())[0] == GranularityPass()
+
+
+@frozen
+class Needy:
+    name = "needy"
+    requires = (Distances,)
+    provides = ()
+    preserves = ()
+
+    def run(self, graph, context):
+        assert graph[Distances]
+        return PassResult()
+
+
+def test_requirements_are_filled_from_providers():
+    result = PassManager((Needy(),), providers()).run(parse(ORPHANS))
+    assert [record.name for record in result.records] == ["distances", "needy"]
+    with pytest.raises(PassError, match="no known pass provides"):
+        PassManager((Needy(),)).run(parse(ORPHANS))
+
+
+@frozen
+class Broken:
+    how: str
+    name = "broken"
+    requires = ()
+    provides = ()
+    preserves = ()
+
+    def run(self, graph, context):
+        if self.how == "raises":
+            raise ZeroDivisionError("by zero")
+        if self.how == "extra":
+            return PassResult((Granularity("leaf"),))
+        if self.how == "wrong type":
+            return None
+        from attrs import evolve
+
+        from lens.ir.rewrite import keep_ops
+
+        changed = keep_ops(graph, graph.ops)
+        ops = (evolve(changed.graph.ops[0], operands=(99,)), *changed.graph.ops[1:])
+        return PassResult((), evolve(changed, graph=evolve(changed.graph, ops=ops)))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "ZeroDivisionError: by zero"),
+        ("extra", "not declared: .*Granularity"),
+        ("wrong type", "NoneType"),
+        ("invalid graph", "does not exist"),
+    ],
+)
+def test_a_pass_that_breaks_its_contract_is_named(how, message):
+    graph = parse(ORPHANS)
+    with pytest.raises(PassError, match=message) as caught:
+        PassManager((Broken(how),)).run(graph)
+    assert "'broken'" in str(caught.value)
+    assert graph == parse(ORPHANS)
+
+
+def test_preserved_facets_are_carried_over_and_others_dropped():
+    graph = run(ORPHANS, DistancesPass(), LabelsPass(), OrphansPass())
+    assert graph.get(Labels) is None
+    assert graph[Distances].min_from_input == (None, None, 1, None, 1)

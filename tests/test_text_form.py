@@ -1,0 +1,114 @@
+"""The text form: golden texts, and the round trip on generated graphs."""
+
+import pytest
+from hypothesis import given, settings
+from strategies import graphs
+
+import lens
+from lens.errors import TextError
+from lens.ir.facets import Facet, UnknownFacet
+from lens.ir.graph import Graph
+from lens.ir.parser import parse
+from lens.ir.printer import print_graph
+from lens.ir.types import TensorType, parse_type
+from lens.ir.verifier import find_problems
+
+GOLDEN = """\
+graph {
+  fn torch.Tensor.mul_: mutates
+  fn torch.nn.functional.relu: composite
+  leaf %0: f32[2,4] = input "x"
+  leaf %1: f32[4,4] = parameter trainable "fc.weight" "tied"
+  leaf %2: i64[] = external at "model.py":7 in "f"
+  inputs ((@x,), {"flag": True})
+  scope "" "Net" #1 (@x) {
+    read item %2 = 3 at "model.py":8:4-8:12 in "f"
+    scope "fc" "Linear" #1 aka "tied" train (@x) {
+      %3: f32[2,4] ^AddmmBackward0 = torch._C._nn.linear(@x, @fc.weight, None)
+    } -> (%3)
+    scope "empty" "Identity" #1 (%3) {
+    } -> (%3)
+    {
+      %4: f32[2,4] = torch.relu(%3)
+    } %5: f32[2,4] ~%4 = torch.nn.functional.relu(%3, inplace=False) yields (%4)
+    %6: f32[2,2] ~%5 = torch.Tensor.__getitem__(%5, (slice(None, None, None), slice(None, 2, None)))
+    %7: f32[2,2] ~%6 = torch.Tensor.mul_(%6, -inf) writes %5 => %8: f32[2,4] ~%5
+    %9: f32[2], %10: i64[2] = torch.max(%8, 1, out=opaque "a.B" "x" 0) -> seq "torch.return_types.max" (%9, %10)
+    = torch.weird([%9, %10], {"a": 1.5}, <dtype torch.float32>, seq "size" (2,), complex(1.0, -2.0)) took 0.5
+  } -> (%10)
+  outputs map "pkg.Out" {"logits": %9, "rest": [%10, "text", nan]}
+  facet granularity {"level": "leaf"}
+}
+"""
+
+
+def test_golden_text_round_trips():
+    graph = parse(GOLDEN)
+    assert print_graph(graph, meta=False) == GOLDEN
+    assert [op.function.name for op in graph.ops] == [
+        "linear", "relu", "relu", "__getitem__", "mul_", "max", "weird",
+    ]  # fmt: skip
+    assert graph.ops[2].interior == 1
+    assert graph.ops[2].yields == (4,)
+    assert graph.ops[4].effects == ((5, 8),)
+    assert graph.scopes[1].outputs == (3,)
+    assert graph.values[8].producer == 4
+    assert graph.users(5) == (3, 4)
+    assert find_problems(graph) == []
+
+
+@given(graphs())
+@settings(max_examples=150, deadline=None)
+def test_generated_graphs_round_trip(graph):
+    assert find_problems(graph) == []
+    assert parse(print_graph(graph)) == graph
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("graph {\n  inputs (%0,)\n}", "used before it is declared"),
+        ("graph {\n  leaf %0: f32[] = nothing\n}", "unknown kind of leaf"),
+        ("graph {\n  leaf %0: f32[] = input\n  leaf %0: f32[] = input\n}", "declared twice"),
+        ('graph {\n  scope "" "M" #1 () {\n}', "not closed"),
+        ("graph {\n  leaf %0: f32[] = input\n  %1: f32[] = torch.relu(%0) ???\n}", "unexpected"),
+        ("graph {\n  %1: f32[] = torch.rand()\n}", "without gaps"),
+        ("graph {\n  meta {x\n}", "not JSON"),
+    ],
+)
+def test_bad_text_names_the_problem(text, message):
+    with pytest.raises(TextError, match=message):
+        parse(text)
+
+
+def test_comments_are_ignored():
+    text = '// head\ngraph {\n  leaf %0: f32[2] = input "a//b" // tail\n  inputs (%0,)\n}'
+    assert parse(text).leaves[0].addresses == ("a//b",)
+
+
+def test_unknown_facets_are_kept():
+    text = 'graph {\n  facet my_facet {"rows": [1, 2]}\n}\n'
+    graph = parse(text)
+    assert isinstance(graph.facets[0], UnknownFacet)
+    assert print_graph(graph, meta=False).count('facet my_facet {"rows": [1, 2]}') == 1
+
+
+def test_facets_are_keyed_by_type():
+    graph = Graph()
+    with pytest.raises(lens.LensError, match="has no Labels facet"):
+        graph[lens.ir.facets.Labels]
+    assert issubclass(lens.ir.facets.Labels, Facet)
+
+
+@pytest.mark.parametrize(
+    "text", ["f32[1,3]", "bf16[]", "i64[2,?]@cuda:0#nested", "f8e4m3fn[4]", "strange[1]"]
+)
+def test_types_round_trip(text):
+    assert str(parse_type(text)) == text
+
+
+def test_type_sizes():
+    assert TensorType("float32", (2, 3)).nbytes == 24
+    assert TensorType("complex64", ()).nbytes == 8
+    assert TensorType("float32", (2, -1), layout="nested").numel == 0
+    assert parse_type("f32") is None
