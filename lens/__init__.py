@@ -28,17 +28,17 @@ _EXPORTS = {
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
-    from lens.entry import LayerEntry, OpEntry
-    from lens.errors import LensError
-    from lens.history import ModelHistory
-    from lens.ir.graph import Graph
-    from lens.paper import (
-        get_model_activations,
-        get_model_structure,
-        show_model_graph,
-        validate_saved_activations,
-    )
-    from lens.session import load, trace
+    from lens.entry import LayerEntry as LayerEntry
+    from lens.entry import OpEntry as OpEntry
+    from lens.errors import LensError as LensError
+    from lens.history import ModelHistory as ModelHistory
+    from lens.ir.graph import Graph as Graph
+    from lens.paper import get_model_activations as get_model_activations
+    from lens.paper import get_model_structure as get_model_structure
+    from lens.paper import show_model_graph as show_model_graph
+    from lens.paper import validate_saved_activations as validate_saved_activations
+    from lens.session import load as load
+    from lens.session import trace as trace
 
 
 def __getattr__(name: str) -> Any:

@@ -184,8 +184,7 @@ class _CallFacts(_EntryView):
         assert self._op is not None
         store, names = self._history.payloads, self._history.index.by_value
         tensors = [
-            store.read(v) if v in store else (names[v].name if v in names else f"%{v}")
-            for v in self._op.operands
+            store.read(v) if v in store else (names[v].name if v in names else f"%{v}") for v in self._op.operands
         ]
         return build(template, tensors, store.objects)
 
@@ -212,7 +211,8 @@ class _CallFacts(_EntryView):
     @property
     def location(self) -> Location | None:
         """The line of the user's code that led to it."""
-        return self._op.location if self._op is not None else self._leaf and self._leaf.location
+        source = self._op or self._leaf
+        return source.location if source is not None else None
 
 
 class _ParameterFacts(_EntryView):
@@ -378,7 +378,7 @@ class _GraphFacts(_EntryView):
         near = (index.parents if end == "from_input" else index.children)[self._row.number]
         found = [self._history.entry(n)._distance(end, pick) for n in near]
         known = [distance for distance in found if distance is not None]
-        return pick(known) if known else None  # type: ignore[no-any-return]
+        return pick(known) if known else None
 
     @property
     def initialized_inside_model(self) -> bool:

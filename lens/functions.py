@@ -47,23 +47,65 @@ READS = {
 }
 #: Methods that tell facts about a tensor and make none.
 _METADATA = frozenset(
-    ["dim", "size", "stride", "numel", "nelement", "ndimension", "storage_offset", "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_same_size", "element_size", "data_ptr", "get_device", "has_names", "is_pinned", "is_shared", "is_set_to", "is_conj", "is_neg", "is_inference", "is_coalesced", "sparse_dim", "dense_dim", "untyped_storage", "storage", "_typed_storage", "__len__", "__hash__", "is_distributed", "dim_order", "__dlpack_device__", "result_type", "can_cast", "register_hook", "register_post_accumulate_grad_hook", "retain_grad", "_is_view", "backward", "__repr__", "__format__", "__dir__", "type_as_", "get_named_shape"]
+    [
+        "dim",
+        "size",
+        "stride",
+        "numel",
+        "nelement",
+        "ndimension",
+        "storage_offset",
+        "is_contiguous",
+        "is_floating_point",
+        "is_complex",
+        "is_signed",
+        "is_same_size",
+        "element_size",
+        "data_ptr",
+        "get_device",
+        "has_names",
+        "is_pinned",
+        "is_shared",
+        "is_set_to",
+        "is_conj",
+        "is_neg",
+        "is_inference",
+        "is_coalesced",
+        "sparse_dim",
+        "dense_dim",
+        "untyped_storage",
+        "storage",
+        "_typed_storage",
+        "__len__",
+        "__hash__",
+        "is_distributed",
+        "dim_order",
+        "__dlpack_device__",
+        "result_type",
+        "can_cast",
+        "register_hook",
+        "register_post_accumulate_grad_hook",
+        "retain_grad",
+        "_is_view",
+        "backward",
+        "__repr__",
+        "__format__",
+        "__dir__",
+        "type_as_",
+        "get_named_shape",
+    ]
 )
 #: Properties that are tensors; every other property is metadata.
 _TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "imag", "_base"})
 #: Python methods that must run as they are: their bodies handle the tensor object itself, not its values.
 _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__cuda_array_interface__"})
 #: Names that end in an underscore and change no values.
-_NOT_IN_PLACE = frozenset(
-    {"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"}
-)
+_NOT_IN_PLACE = frozenset({"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"})
 #: Functions with running statistics: position of the flag that says "update them", and their positions. Their
 #: schemas do not declare these writes.
 _UPDATES_STATISTICS = {"batch_norm": (5, (3, 4)), "instance_norm": (5, (3, 4))}
 #: Functions that draw random numbers without the tag in their schema (a dropout argument inside).
-_HIDDEN_RANDOM = frozenset(
-    {"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_"}
-)
+_HIDDEN_RANDOM = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_"})
 _GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
 
 
@@ -86,10 +128,15 @@ class Function:
     read: str = ""
     writes: tuple[int | str, ...] = ()
     statistics: tuple[int, tuple[int, ...]] | None = None
+    # Derived, because they are asked for at every call.
     may_write: bool = field(init=False)
+    recorded: bool = field(init=False)
+    composite: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
+        object.__setattr__(self, "recorded", self.kind in (Kind.OP, Kind.COMPOSITE))
+        object.__setattr__(self, "composite", self.kind is Kind.COMPOSITE)
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors among these arguments that a call writes to."""
@@ -161,7 +208,7 @@ def resolve(ref: FnRef) -> Callable[..., Any]:
             where=f"torch {torch.__version__}",
             hint="import the package that defines it, or use the torch version of the trace",
         )
-    return owner
+    return owner  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=256)
@@ -233,11 +280,9 @@ def _schemas(function: Any, name: str) -> list[Any]:
     packet = function
     if not isinstance(function, torch._ops.OpOverloadPacket):
         packet = getattr(torch.ops.aten, _ATEN_NAMES.get(name, name), None)
-    if not isinstance(
-        packet, torch._ops.OpOverloadPacket
-    ):  # no operator, or a dunder of the namespace object
+    if not isinstance(packet, torch._ops.OpOverloadPacket):  # no operator, or a dunder of the namespace object
         return []
-    return [getattr(packet, overload) for overload in packet.overloads()]
+    return [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
 
 
 #: Python operators whose schemas stand under another name.

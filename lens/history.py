@@ -15,6 +15,10 @@ from lens.ir.facets import OrphanOp, Orphans
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassRecord
+from lens.render.images import draw_to_file
+from lens.render.summary import summarize
+from lens.render.tables import pandas_table
+from lens.render.trace_file import write_trace
 
 if TYPE_CHECKING:
     import pandas
@@ -85,14 +89,14 @@ class ModelHistory:
                 where=f"history[{key!r}]",
                 hint="use a label, a module address, or an ordinal",
             )
-        rows = self._numbered
-        if not -len(rows) <= key < len(rows):
+        numbered = self._numbered
+        if not -len(numbered) <= key < len(numbered):
             raise UnknownKeyError(
                 f"there is no layer number {key}",
-                where=f"{len(rows)} entries",
-                hint=f"ordinals go from {-len(rows)} to {len(rows) - 1}",
+                where=f"{len(numbered)} entries",
+                hint=f"ordinals go from {-len(numbered)} to {len(numbered) - 1}",
             )
-        return OpEntry(self, rows[key])
+        return OpEntry(self, numbered[key])
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -312,14 +316,12 @@ class ModelHistory:
     # Out
 
     def __str__(self) -> str:
-        from lens.render.summary import summarize  # a view of this class: it cannot come first
-
         return summarize(self)
 
     def __repr__(self) -> str:
         return f"<ModelHistory of {self.model_name}: {len(self)} entries>"
 
-    def draw(self, path: str | PathLike[str], *, format: str | None = None) -> str:
+    def draw(self, path: str | PathLike[str], *, format: str | None = None) -> str:  # noqa: A002 - what users call it
         """Draw the graph into a file and give its path.
 
         Args:
@@ -329,8 +331,6 @@ class ModelHistory:
         Raises:
             RenderError: on an unknown format, an unwritable path, or if no renderer is there (pdf needs ``dot``).
         """
-        from lens.render.images import draw_to_file
-
         return draw_to_file(self.graph, path, format)
 
     def save(self, path: str | PathLike[str], *, payloads: bool = True) -> str:
@@ -343,12 +343,8 @@ class ModelHistory:
         Raises:
             FileFormatError: if the path cannot be written.
         """
-        from lens.render.trace_file import write_trace
-
         return write_trace(self, path, payloads)
 
     def to_pandas(self) -> pandas.DataFrame:
         """The entries as a table, one row per entry. Needs pandas (``pip install lens-trace[pandas]``)."""
-        from lens.render.tables import to_pandas
-
-        return to_pandas(self)
+        return pandas_table(self)

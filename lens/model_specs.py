@@ -104,7 +104,7 @@ def _define_missing_operators() -> None:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     # The definitions last as long as the library object.
-    torch.ops.torchvision.lens_definitions = library
+    setattr(torch.ops.torchvision, "lens_definitions", library)  # noqa: B010 - unknown to the namespace
 
 
 def _forget(package: str) -> None:

@@ -23,7 +23,7 @@ from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
 from lens.errors import BackendError, InputError
 from lens.history import ModelHistory
-from lens.ir.elements import Fault, Meta
+from lens.ir.elements import Fault, Meta, ValueId
 from lens.ir.payloads import PayloadStore
 from lens.ir.tape import SiteTable, seal
 from lens.passes.manager import PassManager
@@ -186,7 +186,7 @@ class _Run(AbstractContextManager["_Run"]):
         if self.selection.keys is None:
             return history.payloads
         index = history.index
-        wanted = set()
+        wanted: set[ValueId] = set()
         for key in self.selection.keys:
             rows = index.find(key) if isinstance(key, str) else [index.rows[_ordinal(key, history)]]
             wanted.update(row.value for row in rows)

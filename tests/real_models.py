@@ -40,9 +40,7 @@ REAL_MODELS = {
     "googlenet": lambda: (vision.googlenet(init_weights=False), images(2, 96), {}),
     "gpt2": lambda: (transformer("gpt2", n_layer=2, n_embd=64, n_head=4), (), tokens("input_ids")),
     "bert": lambda: (
-        transformer(
-            "bert", num_hidden_layers=2, hidden_size=64, num_attention_heads=4, intermediate_size=128
-        ),
+        transformer("bert", num_hidden_layers=2, hidden_size=64, num_attention_heads=4, intermediate_size=128),
         (),
         tokens("input_ids"),
     ),

@@ -57,9 +57,7 @@ def templates(slot_count):
     plain = st.recursive(
         leaves,
         lambda inner: st.one_of(
-            st.builds(
-                Seq, st.sampled_from(["list", "tuple", "size", "a.B"]), st.lists(inner, max_size=3).map(tuple)
-            ),
+            st.builds(Seq, st.sampled_from(["list", "tuple", "size", "a.B"]), st.lists(inner, max_size=3).map(tuple)),
             st.builds(
                 Map,
                 st.sampled_from(["dict", "a.B"]),

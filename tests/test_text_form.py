@@ -100,9 +100,7 @@ def test_facets_are_keyed_by_type():
     assert issubclass(lens.ir.facets.Labels, Facet)
 
 
-@pytest.mark.parametrize(
-    "text", ["f32[1,3]", "bf16[]", "i64[2,?]@cuda:0#nested", "f8e4m3fn[4]", "strange[1]"]
-)
+@pytest.mark.parametrize("text", ["f32[1,3]", "bf16[]", "i64[2,?]@cuda:0#nested", "f8e4m3fn[4]", "strange[1]"])
 def test_types_round_trip(text):
     assert str(parse_type(text)) == text
 

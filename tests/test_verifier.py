@@ -39,9 +39,7 @@ BROKEN = {
     "slots": with_op(0, args=()),
     "scopes": evolve(SOUND, scopes=(SOUND.scopes[0], evolve(SOUND.scopes[1], stop=5))),
     "composites": with_op(1, interior=3),
-    "aliases": evolve(
-        SOUND, values=(SOUND.values[0], evolve(SOUND.values[1], alias_of=ValueId(2)), SOUND.values[2])
-    ),
+    "aliases": evolve(SOUND, values=(SOUND.values[0], evolve(SOUND.values[1], alias_of=ValueId(2)), SOUND.values[2])),
     "reads": evolve(SOUND, reads=(evolve(SOUND.reads[0], position=1),)),
 }
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lens.ir.elements import LeafKind, ModuleInfo, ParameterInfo
 from lens.ir.types import TensorType
@@ -29,9 +30,6 @@ class AddressBook:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._modules: dict[int, tuple[nn.Module, tuple[str, ...]]] = {}
-        for address, module in model.named_modules(remove_duplicate=False):
-            _, known = self._modules.get(id(module), (module, ()))
-            self._modules[id(module)] = (module, (*known, address))
         self._tensors: dict[int, Named] = {}
         self._scanned_attributes = False
         self._add_registered()
@@ -59,10 +57,22 @@ class AddressBook:
         return found if found is not None and found.tensor is tensor else None
 
     def _add_registered(self) -> None:
-        for address, parameter in self._model.named_parameters(remove_duplicate=False):
-            self._add(parameter, "parameter", address)
-        for address, buffer in self._model.named_buffers(remove_duplicate=False):
-            self._add(buffer, "buffer", address)
+        """One walk over the module tree: ``named_parameters`` and its like would each make their own."""
+        stack: list[tuple[str, nn.Module]] = [("", self._model)]
+        while stack:
+            address, module = stack.pop()
+            _, known = self._modules.get(id(module), (module, ()))
+            if address not in known:
+                self._modules[id(module)] = (module, (*known, address))
+            prefix = f"{address}." if address else ""
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._add(parameter, "parameter", prefix + name)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    self._add(buffer, "buffer", prefix + name)
+            children = [(prefix + name, m) for name, m in module._modules.items() if m is not None]
+            stack.extend(reversed(children))
 
     def _add(self, tensor: torch.Tensor, kind: LeafKind, address: str) -> None:
         known = self._lookup(tensor)
@@ -73,9 +83,7 @@ class AddressBook:
 
     def module_infos(self) -> tuple[ModuleInfo, ...]:
         """All modules of the model, itself included, under their first address."""
-        return tuple(
-            ModuleInfo(addresses[0], type(module).__name__) for module, addresses in self._modules.values()
-        )
+        return tuple(ModuleInfo(addresses[0], type(module).__name__) for module, addresses in self._modules.values())
 
     def parameter_infos(self) -> tuple[ParameterInfo, ...]:
         """All parameters of the model, under their first address."""
@@ -116,7 +124,7 @@ def _with_paths(name: str, attribute: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parameter_type(tensor: torch.Tensor) -> TensorType:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(tensor):
         return TensorType(str(tensor.dtype).removeprefix("torch."), (0,), str(tensor.device))
     names = (str(x).removeprefix("torch.") for x in (tensor.dtype, tensor.device, tensor.layout))
     dtype, device, layout = names

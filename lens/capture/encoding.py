@@ -16,6 +16,9 @@ from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol
 #: Shared slot nodes; calls with more tensors than this make their own.
 SLOTS = tuple(Slot(i) for i in range(4096))
 
+#: Types of the constants that stand for themselves in a template.
+ATOMS = frozenset({type(None), bool, int, float, complex, str})
+
 #: torch's constants -> the kind of symbol that they become.
 _SYMBOLS: dict[type, str] = {
     torch.dtype: "dtype",
@@ -43,12 +46,7 @@ class _Shape(IntEnum):
 
 
 _KNOWN_TYPES: dict[type, _Shape] = {
-    type(None): _Shape.ATOM,
-    bool: _Shape.ATOM,
-    int: _Shape.ATOM,
-    float: _Shape.ATOM,
-    complex: _Shape.ATOM,
-    str: _Shape.ATOM,
+    **dict.fromkeys(ATOMS, _Shape.ATOM),
     torch.Tensor: _Shape.TENSOR,
     nn.Parameter: _Shape.TENSOR,
     tuple: _Shape.TUPLE,
@@ -165,7 +163,8 @@ def _classify(kind: type) -> _Shape:
 
 def _plain_number(obj: Any) -> bool | int | float | complex | str:
     """An instance of a subclass (``IntEnum``, ``numpy.float64``) as the plain constant that it stands for."""
-    for plain in (bool, int, float, complex, str):
-        if isinstance(obj, plain):
-            return plain(obj)
-    raise TypeError(f"not a constant: {type(obj).__name__}")
+    if isinstance(obj, int):
+        return int(obj)
+    if isinstance(obj, float):
+        return float(obj)
+    return complex(obj) if isinstance(obj, complex) else str.__str__(obj)

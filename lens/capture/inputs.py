@@ -59,9 +59,7 @@ def named_tensors(
         yield from _within(name, argument)
 
 
-def _argument_names(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[tuple[str, Any]]:
+def _argument_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     signature = _signature(model)
     names: list[str] = []
     if signature is not None:

@@ -64,7 +64,7 @@ class Keeper:
 
     def copy(self, record: TensorRecord) -> None:
         """Replace what is held of a tensor by a copy, because its memory is about to be written to."""
-        tensor = record.ref()
+        tensor = record()
         if tensor is not None:
             copy = tensor.detach().clone()
             for value in record.held:
@@ -73,7 +73,7 @@ class Keeper:
 
     def refresh(self, record: TensorRecord) -> None:
         """Note that a write to the same storage has left this tensor's elements alone."""
-        tensor = record.ref()
+        tensor = record()
         if tensor is not None:
             for value in record.held:
                 self._held[value] = (tensor, version_of(tensor))
@@ -82,9 +82,9 @@ class Keeper:
 
     def keep_generators(self, position: int, states: Mapping[str, torch.Tensor]) -> None:
         """Keep the generator states from before the call at this position, if the call drew a number."""
-        if "cpu" in states and len(states) == 1:
-            if torch.equal(states["cpu"], torch.default_generator.get_state()):
-                return
+        now = torch.default_generator.get_state()
+        if set(states) == {"cpu"} and torch.equal(states["cpu"], now):
+            return
         self._states[position] = dict(states)
 
     def store(self, objects: Sequence[Any]) -> PayloadStore:

@@ -30,18 +30,17 @@ class Opener:
 
     def __init__(self) -> None:
         self._globals: dict[int, dict[str, Any]] = {}
-        self._opened: dict[FunctionType, FunctionType] = {}
+        self._opened: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def open(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The opened copy of a function; the function itself if it has no guard."""
-        if not isinstance(function, FunctionType) or not is_openable(function):
-            return function
         opened = self._opened.get(function)
         if opened is None:
-            opened = self._opened[function] = self._copy(function)
+            openable = isinstance(function, FunctionType) and is_openable(function)
+            opened = self._opened[function] = self._copy(function) if openable else function
         return opened
 
-    def _copy(self, function: FunctionType) -> FunctionType:
+    def _copy(self, function: Any) -> FunctionType:
         cells = tuple(self._cell(cell) for cell in function.__closure__ or ())
         copy = FunctionType(
             function.__code__,

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from lens.capture.addresses import AddressBook
-from lens.capture.encoding import SLOTS, ArgumentEncoder
+from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder
 from lens.capture.keeping import Keeper, generator_states
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
@@ -27,17 +27,26 @@ from lens.ir.tape import LeafRow, RawTemplate, ReadRow, ScopeRow, Site, Tape
 from lens.ir.templates import Slot
 
 
-class Call(NamedTuple):
-    """A call between ``start`` and ``finish``."""
+#: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
+#: arguments, site, tensors that it writes to, generator states. A bare tuple: a named one costs 0.3 us per call.
+Call: TypeAlias = tuple[
+    Function,
+    int,
+    list[int],
+    list[RawTemplate],
+    "dict[str, RawTemplate] | None",
+    Site,
+    Sequence[torch.Tensor],
+    "Mapping[str, torch.Tensor] | None",
+]
 
-    function: Function
-    begin: int
-    operands: list[int]
-    args: list[RawTemplate]
-    kwargs: dict[str, RawTemplate] | None
-    site: Site
-    written: Sequence[torch.Tensor]
-    generators: Mapping[str, torch.Tensor] | None
+
+def site_of(call: Call) -> Site:
+    """Where a call that has begun comes from."""
+    return call[5]
+
+
+_TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 
 
 class Recorder:
@@ -70,7 +79,12 @@ class Recorder:
         self.running: Function | None = None
         self._addresses = addresses
         self._locator = locator
-        self._module_calls: dict[int, int] = {}
+        # Looked up once: these are read for every operation.
+        self._by_id = self.tensors.by_id
+        self._values = self.tape.values
+        self._hold_all, self._selective = self.keeper.everything, self.keeper.selective
+        #: By id: (address, aliases, class name), calls so far, the module (kept, so that ids stay unique).
+        self._modules: dict[int, list[Any]] = {}
 
     # Operations
 
@@ -83,17 +97,24 @@ class Recorder:
     ) -> Call:
         """Note the operands of a call that is about to happen, and save what it will overwrite."""
         operands: list[int] = []
-        by_id = self.tensors.by_id
-        encode = self.encoder.encode
+        by_id = self._by_id
         encoded: list[RawTemplate] = []
-        for arg in args:
-            record = by_id.get(id(arg))
-            if record is not None and record.ref() is arg and not record.pending:
+        for arg in args:  # the usual kinds of argument without a call: 1 us per operation
+            kind = type(arg)
+            if kind in ATOMS:
+                encoded.append(arg)
+            elif kind in _TENSOR_TYPES:
                 encoded.append(SLOTS[len(operands)])
-                operands.append(record.value)
+                record = by_id.get(id(arg))
+                if record is not None and record() is arg and not record.pending:
+                    operands.append(record.value)
+                else:
+                    operands.append(self.value_of(arg))
+            elif kind is tuple and ATOMS.issuperset(map(type, arg)):
+                encoded.append(arg)
             else:
-                encoded.append(encode(arg, operands))
-        named = {k: encode(v, operands) for k, v in kwargs.items()} if kwargs else None
+                encoded.append(self.encoder.encode(arg, operands))
+        named = {k: self.encoder.encode(v, operands) for k, v in kwargs.items()} if kwargs else None
         site = self.composite_site or self._locator.find(frame, self.call_site)
         written: Sequence[torch.Tensor] = ()
         if function.may_write or (kwargs and "out" in kwargs):
@@ -102,7 +123,7 @@ class Recorder:
         generators = generator_states(args, kwargs) if function.ref.random else None
         self.running = function
         begin = len(self.tape.ops)
-        return Call(function, begin, operands, encoded, named, site, written, generators)
+        return function, begin, operands, encoded, named, site, written, generators
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
         """Note what a call returned, how long it took (seconds), and what it wrote to.
@@ -112,15 +133,14 @@ class Recorder:
         function, begin, operands, args, kwargs, site, written, generators = call
         self.running = None
         tape = self.tape
+        position = len(tape.ops)
         results: list[int] = []
         yields: list[int | None] = []
         form: RawTemplate
         if type(result) is torch.Tensor:
-            self._result(result, call, results, yields)
-            form = SLOTS[0]
+            form = self._result(result, call, results, yields)
         else:
             form = self.encoder.encode_with(result, lambda t: self._result(t, call, results, yields))
-        position = len(tape.ops)
         if not results and not written:
             return
         if written:
@@ -151,11 +171,11 @@ class Recorder:
         yields: list[int | None],
     ) -> Slot:
         """Give a returned tensor a new value."""
-        tape = self.tape
-        value = len(tape.values)
-        record = self.tensors.by_id.get(id(tensor))
+        values = self._values
+        value = len(values)
+        record = self._by_id.get(id(tensor))
         alias: int | None = None
-        if record is not None and record.ref() is tensor:
+        if record is not None and record() is tensor:
             alias = record.value
             yields.append(alias)
             record.value = value
@@ -164,12 +184,12 @@ class Recorder:
             record, sharing = self.tensors.add(tensor, value)
             for member in sharing:
                 alias = member.value
-                if alias in call.operands:
+                if alias in call[2]:
                     break
             yields.append(None)
         try:
             grad = tensor.grad_fn
-            tape.values.append(
+            values.append(
                 (
                     tensor.shape,
                     tensor.dtype,
@@ -180,10 +200,9 @@ class Recorder:
                 )
             )
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
-            tape.values.append((*odd_type(tensor), alias, None))
-        keeper = self.keeper
-        if keeper.everything or (keeper.selective and self._wants(call.function, tensor)):
-            keeper.hold(record, value, tensor)
+            values.append((*odd_type(tensor), alias, None))
+        if self._hold_all or (self._selective and self._wants(call[0], tensor)):
+            self.keeper.hold(record, value, tensor)
         results.append(value)
         return SLOTS[len(results) - 1]
 
@@ -216,7 +235,7 @@ class Recorder:
         if the call returned nothing (``__setitem__``), else an effect (running statistics).
         """
         returned = bool(results)
-        for tensor in call.written:
+        for tensor in call[6]:
             record = self.tensors.find(tensor)
             if record is None:
                 self.value_of(tensor)
@@ -224,7 +243,7 @@ class Recorder:
             self.tensors.move(record, tensor)
             if record.value not in results:
                 old = record.value
-                new = self._new_version(record, tensor, call.function)
+                new = self._new_version(record, tensor, call[0])
                 if returned:
                     self.tape.effects.append((position, old, new))
                 else:
@@ -240,9 +259,7 @@ class Recorder:
         scope = None if self.scope is None else self.tape.scopes[self.scope]
         return self.keeper.wants(function.ref, scope, tensor)
 
-    def _new_version(
-        self, record: TensorRecord, tensor: torch.Tensor, function: Function | None = None
-    ) -> int:
+    def _new_version(self, record: TensorRecord, tensor: torch.Tensor, function: Function | None = None) -> int:
         """A new value for a tensor whose memory was written to."""
         value = len(self.tape.values)
         *facts, _, _ = self.tape.values[record.value]
@@ -267,8 +284,8 @@ class Recorder:
 
     def value_of(self, tensor: torch.Tensor) -> int:
         """The value that a tensor stands for; a tensor never met becomes a leaf."""
-        record = self.tensors.by_id.get(id(tensor))
-        if record is None or record.ref() is not tensor:
+        record = self._by_id.get(id(tensor))
+        if record is None or record() is not tensor:
             return self._adopt(tensor)
         if record.pending:
             self._settle(record, tensor)
@@ -281,9 +298,7 @@ class Recorder:
         site = self._locator.find(_caller(), self.call_site)
         return self.leaf(tensor, "external", (), site)
 
-    def leaf(
-        self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None
-    ) -> int:
+    def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
         value = len(self.tape.values)
         record, sharing = self.tensors.add(tensor, value)
@@ -313,19 +328,21 @@ class Recorder:
     ) -> tuple[ScopeRow, Site]:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
-        for arg in args:
-            self.encoder.encode(arg, inputs)
-        for arg in kwargs.values():
-            self.encoder.encode(arg, inputs)
-        addresses = self._addresses.module(module) or (f"<{type(module).__name__}>",)
-        call = self._module_calls.get(id(module), 0) + 1
-        self._module_calls[id(module)] = call
+        for arg in (*args, *kwargs.values()) if kwargs else args:
+            if type(arg) is torch.Tensor:
+                inputs.append(self.value_of(arg))
+            else:
+                self.encoder.encode(arg, inputs)
+        known = self._modules.get(id(module))
+        if known is None:
+            name = type(module).__name__
+            addresses = self._addresses.module(module) or (f"<{name}>",)
+            known = self._modules[id(module)] = [(addresses[0], addresses[1:], name), 0, module]
+        known[1] += 1
         site = self._locator.find(frame, self.call_site)
         row = ScopeRow(
-            addresses[0],
-            addresses[1:],
-            type(module).__name__,
-            call,
+            known[0],
+            known[1],
             self.scope,
             module.training,
             len(self.tape.ops),
@@ -342,11 +359,14 @@ class Recorder:
         """Note that a module call has ended; ``output`` is None if it raised."""
         row, self.call_site = entered
         outputs: list[int] = []
-        self.encoder.encode(output, outputs)
+        if type(output) is torch.Tensor:
+            outputs.append(self.value_of(output))
+        else:
+            self.encoder.encode(output, outputs)
         row.stop = len(self.tape.ops)
         row.outputs = outputs
         self.scope = row.parent
-        if self.keeper.selective and self.keeper.wants_module(row):
+        if self._selective and self.keeper.wants_module(row):
             self.encoder.encode_with(output, self._hold_now)
 
     def _hold_now(self, tensor: torch.Tensor) -> Slot:

@@ -64,9 +64,7 @@ class Selection:
     @property
     def nothing(self) -> bool:
         """Whether no value at all is to be held."""
-        return not (
-            self.everything or self.predicate or self.addresses or self.types or self.leaves or self.outputs
-        )
+        return not (self.everything or self.predicate or self.addresses or self.types or self.leaves or self.outputs)
 
 
 def make_selection(save: Save, module_addresses: Collection[str]) -> Selection:

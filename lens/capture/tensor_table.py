@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 
-class TensorRecord:
-    """The state of one live tensor object.
+class TensorRecord(weakref.ref[torch.Tensor]):
+    """The state of one live tensor object; a weak reference to it, so that calling the record gives the tensor.
 
     Attributes:
-        ref: The tensor, weakly.
         value: The value that it stands for.
         pending: Ops that wrote to its memory through another tensor since it was last looked at.
         storage: Identity of its memory; None where it has none that can be told.
         held: Values whose payload is this tensor, by reference.
     """
 
-    __slots__ = ("held", "pending", "ref", "storage", "value")
+    __slots__ = ("held", "pending", "storage", "value")
 
-    def __init__(self, tensor: torch.Tensor, value: int, storage: int | None) -> None:
-        self.ref = weakref.ref(tensor)
-        self.value = value
-        self.storage = storage
-        self.pending: tuple[int, ...] = ()
-        self.held: tuple[int, ...] = ()
+    value: int
+    storage: int | None
+    pending: tuple[int, ...]
+    held: tuple[int, ...]
+
+
 
 
 class TensorTable:
@@ -43,13 +42,21 @@ class TensorTable:
     def find(self, tensor: torch.Tensor) -> TensorRecord | None:
         """The record of a tensor, if it was met before."""
         record = self.by_id.get(id(tensor))
-        return record if record is not None and record.ref() is tensor else None
+        return record if record is not None and record() is tensor else None
 
-    def add(self, tensor: torch.Tensor, value: int) -> tuple[TensorRecord, list[TensorRecord]]:
+    def add(self, tensor: torch.Tensor, value: int) -> tuple[TensorRecord, Sequence[TensorRecord]]:
         """A new record, and the live records that share its memory (usually none)."""
-        storage = storage_of(tensor)
-        record = TensorRecord(tensor, value, storage)
+        record = TensorRecord(tensor)
+        record.value = value
+        record.pending = record.held = ()
+        try:
+            storage = record.storage = tensor.untyped_storage()._cdata
+        except (RuntimeError, NotImplementedError):  # sparse tensors, wrappers
+            storage = record.storage = None
         self.by_id[id(tensor)] = record
+        if storage is not None and storage not in self._by_storage:
+            self._by_storage[storage] = [record]
+            return record, ()
         return record, self._join(record)
 
     def move(self, record: TensorRecord, tensor: torch.Tensor) -> None:
@@ -66,7 +73,7 @@ class TensorTable:
         if members is None:
             self._by_storage[record.storage] = [record]
             return []
-        alive = [m for m in members if m.storage == record.storage and m.ref() is not None]
+        alive = [m for m in members if m.storage == record.storage and m() is not None]
         self._by_storage[record.storage] = [*alive, record]
         return alive
 
@@ -79,7 +86,7 @@ class TensorTable:
             return
         low, high = _extent(tensor)
         for member in members:
-            other = member.ref()
+            other = member()
             if member is not record and other is not None and member.storage == record.storage:
                 start, stop = _extent(other)
                 yield member, start < high and low < stop
@@ -102,4 +109,4 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     size = tensor.element_size()
     start = tensor.storage_offset() * size
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (reach + 1) * size
+    return int(start), int(start + (reach + 1) * size)

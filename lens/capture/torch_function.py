@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from lens.capture.module_calls import watch_modules
 from lens.capture.opening import Opener
 from lens.capture.patches import Entries, patched
-from lens.capture.recorder import Recorder
+from lens.capture.recorder import Recorder, site_of
 from lens.functions import Function, Kind, describe
 
 
@@ -69,16 +69,14 @@ class _RecordingMode(TorchFunctionMode):
         function = self.functions.get(func)
         if function is None:
             function = self.functions[func] = describe(func)
-        if function.kind is Kind.METADATA:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        frame = sys._getframe(1)
-        if function.kind is Kind.READ:
-            return self.read(function, args, kwargs or {}, frame)
-        call = self.recorder.start(function, args, kwargs, frame)
-        openable = function.kind is Kind.COMPOSITE and function not in self.opened
-        if openable and _PLAIN_TYPES.issuperset(types):
+        if not function.recorded:
+            if function.kind is Kind.METADATA:
+                return func(*args, **kwargs) if kwargs else func(*args)
+            return self.read(function, args, kwargs or {}, sys._getframe(1))
+        call = self.recorder.start(function, args, kwargs, sys._getframe(1))
+        if function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types):
             begin = perf_counter()
-            result = self.run_opened(function, call.site, args, kwargs or {})
+            result = self.run_opened(function, site_of(call), args, kwargs or {})
         else:
             begin = perf_counter()
             result = func(*args, **kwargs) if kwargs else func(*args)
@@ -113,7 +111,8 @@ def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., 
     """
 
     def has_torch_function(relevant_args: Sequence[Any]) -> bool:
-        if not isinstance(overrides._get_current_function_mode(), _RecordingMode):
+        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        if not isinstance(mode, _RecordingMode):
             return original(relevant_args)
         with overrides._pop_mode_temporarily():
             return original(relevant_args)

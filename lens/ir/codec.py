@@ -118,7 +118,8 @@ def load_facet(name: str, data: Any, kinds: Iterable[type[Facet]] = ()) -> Facet
     known = {kind.name: kind for kind in (*BUILT_IN, *kinds)}
     if name not in known:
         return UnknownFacet(name, json.dumps(data))
-    return structure(data, known[name], f"facet {name}")
+    facet: Facet = structure(data, known[name], f"facet {name}")
+    return facet
 
 
 def structure(data: Any, kind: Any, where: str) -> Any:

@@ -63,7 +63,7 @@ class Ancestry(Facet):
 
 @frozen
 class Distances(Facet):
-    """Per op: minimum and maximum number of ops from any input (itself counted) and to any output; None if unconnected."""
+    """Per op: minimum and maximum number of ops from any input and to any output, itself counted; None if none."""
 
     name: ClassVar[str] = "distances"
     min_from_input: tuple[int | None, ...]

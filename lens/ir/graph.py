@@ -106,4 +106,4 @@ class Graph:
         return f"<Graph of {self.meta.model}: {len(self.ops)} ops, {len(self.values)} values>"
 
 
-_GRAPH_FIELDS = tuple(a.name for a in Graph.__attrs_attrs__)  # type: ignore[attr-defined]
+_GRAPH_FIELDS = tuple(a.name for a in Graph.__attrs_attrs__)

@@ -170,7 +170,7 @@ class _Parser:
             value,
             tuple(addresses),
             trainable,
-            self.at(line),  # type: ignore[arg-type]
+            self.at(line),
         )
         self.leaves.append(leaf)
         self.values[value] = evolve(self.values[value], leaf=leaf.id)
@@ -251,7 +251,7 @@ class _Parser:
             returned: list[ValueId] = []
             form = self.template(line, returned)
             form = _renumber(form, {i: results.index(v) for i, v in enumerate(returned)})
-        effects = []
+        effects: list[tuple[ValueId, ValueId]] = []
         while line.accept("writes"):
             old = self.value(line)
             line.take("mark", "=>")
@@ -402,7 +402,7 @@ class _Parser:
             case "complex":
                 real, imag = self.items(line, values)
                 return complex(float(real), float(imag))  # type: ignore[arg-type]
-        line.fail(f"not a value: {word!r}")
+        return line.fail(f"not a value: {word!r}")
 
     def items(self, line: Line, values: list[ValueId]) -> tuple[Template, ...]:
         closing = {"(": ")", "[": "]"}[line.take("mark")]

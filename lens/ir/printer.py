@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, assert_never
+from typing import Literal
 
 from lens.ir.codec import CONVERTER, dump_facet
 from lens.ir.elements import Bundle, Leaf, Location, Op, OpId, Read, Scope, ScopeId, ValueId
@@ -245,8 +245,7 @@ def print_template(template: Template, slots: Sequence[str]) -> str:
             return f"<{kind} {name}>"
         case Opaque(kind, text, index):
             return f"opaque {json.dumps(kind)} {json.dumps(text)} {index}"
-        case _:
-            assert_never(template)
+    raise TypeError(f"not a template: {type(template).__name__}")
 
 
 def value_names(graph: Graph) -> list[str]:

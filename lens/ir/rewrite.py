@@ -124,9 +124,7 @@ class _Renumbering:
         return [leaf.id for leaf in self.graph.leaves if leaf.kind == "input" or leaf.value in read]
 
     def _values(self, old_values: list[ValueId], leaf_ids: dict[LeafId, LeafId]) -> tuple[Value, ...]:
-        made = {
-            value: (self.op_ids[op.id], index) for op in self.kept for index, value in enumerate(op.writes)
-        }
+        made = {value: (self.op_ids[op.id], index) for op in self.kept for index, value in enumerate(op.writes)}
         values = []
         for old in old_values:
             value = self.graph.values[old]

@@ -81,21 +81,42 @@ class ReadRow(NamedTuple):
     site: Site
 
 
-@define
 class ScopeRow:
-    """A module call; completed at its exit."""
+    """A module call; completed at its exit. Written out by hand because a row is made for every module call."""
 
-    address: str
-    aliases: tuple[str, ...]
-    cls: str
-    call: int
-    parent: int | None
-    training: bool
-    start: int
-    inputs: Sequence[int]
-    site: Site
-    stop: int = -1
-    outputs: Sequence[int] = ()
+    __slots__ = (
+        "address",
+        "aliases",
+        "call",
+        "cls",
+        "inputs",
+        "outputs",
+        "parent",
+        "site",
+        "start",
+        "stop",
+        "training",
+    )
+
+    def __init__(
+        self,
+        names: tuple[str, tuple[str, ...], str],
+        call: int,
+        parent: int | None,
+        training: bool,
+        start: int,
+        inputs: Sequence[int],
+        site: Site,
+    ) -> None:
+        self.address, self.aliases, self.cls = names
+        self.call = call
+        self.parent = parent
+        self.training = training
+        self.start = start
+        self.inputs = inputs
+        self.site = site
+        self.stop = -1
+        self.outputs: Sequence[int] = ()
 
 
 @define

@@ -40,9 +40,7 @@ class GranularityPass:
             if op.id in inside:
                 continue
             if op.id in dissolved:
-                substitute.update(
-                    {new: old for new, old in zip(op.results, op.yields, strict=True) if old is not None}
-                )
+                substitute.update({new: old for new, old in zip(op.results, op.yields, strict=True) if old is not None})
             else:
                 kept.append(_close(op, escaping) if op.interior else op)
         changed = keep_ops(

@@ -64,7 +64,11 @@ class PassManager:
     instruments: Sequence[Instrument] = ()
 
     def run(self, graph: Graph, payloads: PayloadStore | None = None) -> PipelineResult:
-        """Run all passes. Raises PassError, naming the pass, if one breaks its contract; the graph given is untouched."""
+        """Run all passes; the graph given is untouched.
+
+        Raises:
+            PassError: naming the pass, if one breaks its contract.
+        """
         state = _State(graph, payloads or PayloadStore())
         for one in self.passes:
             self._run_with_requirements(one, state, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from attrs import fields_dict, has
 
@@ -46,11 +47,12 @@ def print_pipeline(passes: tuple[Pass, ...]) -> str:
 
 
 def _options_text(one: Pass) -> str:
-    if not has(type(one)):
+    kind: Any = type(one)
+    if not has(kind):
         return ""
     options = [
         f"{name}={json.dumps(getattr(one, name))}"
-        for name, attribute in fields_dict(type(one)).items()
+        for name, attribute in fields_dict(kind).items()
         if getattr(one, name) != attribute.default
     ]
     return "{" + ",".join(options) + "}" if options else ""

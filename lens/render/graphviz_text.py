@@ -98,4 +98,5 @@ def _add_node(dot: graphviz.Digraph, node: Node) -> None:
 def _lines(lines: tuple[str, ...], left: bool = False) -> str:
     r"""Lines of text as a DOT label; ``\l`` ends lines that are set to the left."""
     escaped = [str(graphviz.escape(line)) for line in lines]
-    return graphviz.nohtml("".join(f"{line}\\l" for line in escaped) if left else "\\n".join(escaped))
+    label: str = graphviz.nohtml("".join(f"{line}\\l" for line in escaped) if left else "\\n".join(escaped))
+    return label

@@ -18,14 +18,14 @@ _PURE_FORMATS = ("svg", "png")
 _TIMEOUT_SECONDS = 600
 
 
-def draw_to_file(graph: Graph, path: str | PathLike[str], format: str | None = None) -> str:
+def draw_to_file(graph: Graph, path: str | PathLike[str], kind: str | None = None) -> str:
     """Draw a graph into a file and give its path.
 
     Raises:
         RenderError: on an unknown format, an unwritable path, or if no program can lay it out.
     """
     target = Path(path)
-    kind = format or target.suffix.removeprefix(".").lower()
+    kind = kind or target.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         raise RenderError(
             f"lens cannot draw {kind or 'a file without an ending'!r}",

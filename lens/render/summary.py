@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lens.render.sizes import human_bytes, human_seconds, human_shape
@@ -67,7 +68,7 @@ def _structure(history: ModelHistory) -> str:
     return ", ".join(facts)
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     right = (0, 3, 4)
     return [

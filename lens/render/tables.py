@@ -28,7 +28,7 @@ _COLUMNS = (
 )
 
 
-def to_pandas(history: ModelHistory) -> pandas.DataFrame:
+def pandas_table(history: ModelHistory) -> pandas.DataFrame:
     """One row per entry. Raises RenderError if pandas is not installed."""
     try:
         import pandas as pd

@@ -92,9 +92,7 @@ def write_trace(history: ModelHistory, path: str | PathLike[str], payloads: bool
     return str(target)
 
 
-def read_trace(
-    path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()
-) -> tuple[Graph, PayloadStore, float]:
+def read_trace(path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()) -> tuple[Graph, PayloadStore, float]:
     """The graph, the saved values and the logging seconds of a file.
 
     Args:
@@ -114,9 +112,7 @@ def read_trace(
     try:
         graph = structure(document["graph"], Graph, f"{path}, graph")
         loaded = [load_facet(name, body, facets) for name, body in document["facets"]]
-        store = PayloadStore(
-            _load_values(document["values"], len(graph.values)), _load_states(document["rng_states"])
-        )
+        store = PayloadStore(_load_values(document["values"], len(graph.values)), _load_states(document["rng_states"]))
         seconds = float(document["logging_seconds"])
         graph = graph.with_facets(*loaded)
         verify(graph)
@@ -149,9 +145,7 @@ def _unpack(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _damaged(where: str, what: str) -> FileFormatError:
-    return FileFormatError(
-        f"the file is damaged: {what}", where=where, hint="write it again from a new trace"
-    )
+    return FileFormatError(f"the file is damaged: {what}", where=where, hint="write it again from a new trace")
 
 
 def _dump_values(graph: Graph, payloads: PayloadStore) -> dict[int, list[Any]]:
@@ -199,7 +193,4 @@ def _load_values(body: dict[Any, Any], count: int) -> dict[ValueId, Payload]:
 
 
 def _load_states(body: dict[Any, Any]) -> dict[OpId, dict[str, Any]]:
-    return {
-        OpId(op): {device: _load_tensor(item) for device, item in states.items()}
-        for op, states in body.items()
-    }
+    return {OpId(op): {device: _load_tensor(item) for device, item in states.items()} for op, states in body.items()}

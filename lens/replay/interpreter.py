@@ -11,8 +11,8 @@ from attrs import field, frozen
 
 from lens.errors import ReplayError
 from lens.functions import describe, resolve
-from lens.ir.elements import Op, ValueId
-from lens.ir.templates import Seq, Slot, Template
+from lens.ir.elements import Op, OpId, ValueId
+from lens.ir.templates import Map, Seq, Slot, Template
 from lens.replay.arguments import build
 
 
@@ -26,7 +26,7 @@ class Interpreter:
     """
 
     objects: Mapping[int, Any] = field(factory=dict)
-    rng_states: Mapping[int, Mapping[str, Any]] = field(factory=dict)
+    rng_states: Mapping[OpId, Mapping[str, Any]] = field(factory=dict)
 
     def run(self, op: Op, operands: list[torch.Tensor]) -> dict[ValueId, torch.Tensor]:
         """The results of an op by value id.
@@ -89,9 +89,7 @@ def _detached_copies(operands: list[torch.Tensor]) -> list[torch.Tensor]:
     return [copies[id(tensor)] for tensor in operands]
 
 
-def _matched(
-    form: Template, returned: Any, results: tuple[ValueId, ...]
-) -> Iterator[tuple[ValueId, torch.Tensor]]:
+def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Iterator[tuple[ValueId, torch.Tensor]]:
     """Pair the slots of a form with the tensors that stand there in what was returned."""
     if isinstance(form, Slot):
         if not isinstance(returned, torch.Tensor):
@@ -100,7 +98,7 @@ def _matched(
     elif isinstance(form, Seq):
         for part, item in zip(form.items, returned, strict=True):
             yield from _matched(part, item, results)
-    elif hasattr(form, "items"):
+    elif isinstance(form, Map):
         for (_, part), item in zip(form.items, _values(returned), strict=True):
             yield from _matched(part, item, results)
 
