@@ -22,6 +22,7 @@ from lens import registry
 from lens.capture.addresses import AddressBook
 from lens.capture.inputs import named_tensors
 from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.quiet_gc import old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import make_selection
 from lens.capture.sites import Locator
@@ -82,7 +83,7 @@ def record(model, x, save):
     recorder = Recorder(addresses, selection, Locator((MODULE_CALL_CODE, record.__code__)))
     for name, tensor in named_tensors(model, (x,), {}):
         recorder.leaf(tensor, "input", (name,))
-    with registry.find("backends", "torch_function")().record(recorder):
+    with old_objects_set_aside(), registry.find("backends", "torch_function")().record(recorder):
         model(x)
     return recorder
 

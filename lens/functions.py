@@ -132,10 +132,12 @@ class Function:
     may_write: bool = field(init=False)
     recorded: bool = field(init=False)
     composite: bool = field(init=False)
+    random: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
         object.__setattr__(self, "recorded", self.kind in (Kind.OP, Kind.COMPOSITE))
+        object.__setattr__(self, "random", self.ref.random)
         object.__setattr__(self, "composite", self.kind is Kind.COMPOSITE)
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -100,7 +100,7 @@ def import_torchvision() -> Any:
 
 
 def _define_missing_operators() -> None:
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     # The definitions last as long as the library object.

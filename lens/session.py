@@ -18,6 +18,7 @@ from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend
 from lens.capture.inputs import check_call, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.quiet_gc import old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
@@ -79,7 +80,7 @@ def trace(
     if seed is not None:
         torch.manual_seed(seed)
     run = _Run(model, chosen, save, pipeline, seed, fast_paths)
-    with run:
+    with old_objects_set_aside(), run:
         run.forward(positional_args, named_args)
     assert run.history is not None
     return run.history

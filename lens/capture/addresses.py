@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -12,13 +12,8 @@ from torch.nn.parameter import is_lazy
 from lens.ir.elements import LeafKind, ModuleInfo, ParameterInfo
 from lens.ir.types import TensorType
 
-
-class Named(NamedTuple):
-    """A tensor of the model: what it is and all its names."""
-
-    tensor: torch.Tensor
-    kind: LeafKind
-    addresses: tuple[str, ...]
+#: A tensor of the model: the tensor, what it is, all its names. A bare tuple: one is made for each of them.
+Named: TypeAlias = tuple[torch.Tensor, LeafKind, tuple[str, ...]]
 
 
 class AddressBook:
@@ -54,7 +49,7 @@ class AddressBook:
 
     def _lookup(self, tensor: torch.Tensor) -> Named | None:
         found = self._tensors.get(id(tensor))
-        return found if found is not None and found.tensor is tensor else None
+        return found if found is not None and found[0] is tensor else None
 
     def _add_registered(self) -> None:
         """One walk over the module tree: ``named_parameters`` and its like would each make their own."""
@@ -75,11 +70,11 @@ class AddressBook:
             stack.extend(reversed(children))
 
     def _add(self, tensor: torch.Tensor, kind: LeafKind, address: str) -> None:
-        known = self._lookup(tensor)
-        if known is None:
-            self._tensors[id(tensor)] = Named(tensor, kind, (address,))
-        elif address not in known.addresses:
-            self._tensors[id(tensor)] = known._replace(addresses=(*known.addresses, address))
+        known = self._tensors.get(id(tensor))
+        if known is None or known[0] is not tensor:
+            self._tensors[id(tensor)] = (tensor, kind, (address,))
+        elif address not in known[2]:
+            self._tensors[id(tensor)] = (tensor, known[1], (*known[2], address))
 
     def module_infos(self) -> tuple[ModuleInfo, ...]:
         """All modules of the model, itself included, under their first address."""
@@ -88,18 +83,10 @@ class AddressBook:
     def parameter_infos(self) -> tuple[ParameterInfo, ...]:
         """All parameters of the model, under their first address."""
         return tuple(
-            ParameterInfo(named.addresses[0], _parameter_type(named.tensor), named.tensor.requires_grad)
-            for named in self._tensors.values()
-            if named.kind == "parameter"
+            ParameterInfo(addresses[0], _parameter_type(tensor), tensor.requires_grad)
+            for tensor, kind, addresses in self._tensors.values()
+            if kind == "parameter"
         )
-
-    def addresses(self) -> Iterator[str]:
-        """All module and buffer addresses, for keys and suggestions."""
-        for _, addresses in self._modules.values():
-            yield from addresses
-        for named in self._tensors.values():
-            if named.kind == "buffer":
-                yield from named.addresses
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,9 +23,8 @@ from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, TensorTable
 from lens.functions import Function
 from lens.ir.elements import LeafKind
-from lens.ir.tape import LeafRow, RawTemplate, ReadRow, ScopeRow, Site, Tape
+from lens.ir.tape import RawTemplate, ReadRow, ScopeRow, Site, Tape
 from lens.ir.templates import Slot
-
 
 #: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
 #: arguments, site, tensors that it writes to, generator states. A bare tuple: a named one costs 0.3 us per call.
@@ -120,7 +119,7 @@ class Recorder:
         if function.may_write or (kwargs and "out" in kwargs):
             written = function.written(args, kwargs or {})
             self._protect(written)
-        generators = generator_states(args, kwargs) if function.ref.random else None
+        generators = generator_states(args, kwargs) if function.random else None
         self.running = function
         begin = len(self.tape.ops)
         return function, begin, operands, encoded, named, site, written, generators
@@ -181,11 +180,9 @@ class Recorder:
             record.value = value
             record.pending = ()
         else:
-            record, sharing = self.tensors.add(tensor, value)
-            for member in sharing:
-                alias = member.value
-                if alias in call[2]:
-                    break
+            record = self.tensors.add(tensor, value)
+            if record.shared:
+                alias = self.tensors.alias(record, call[2])
             yields.append(None)
         try:
             grad = tensor.grad_fn
@@ -294,17 +291,20 @@ class Recorder:
     def _adopt(self, tensor: torch.Tensor) -> int:
         named = self._addresses.tensor(tensor)
         if named is not None:
-            return self.leaf(tensor, named.kind, named.addresses)
+            return self.leaf(tensor, named[1], named[2])
         site = self._locator.find(_caller(), self.call_site)
         return self.leaf(tensor, "external", (), site)
 
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
-        value = len(self.tape.values)
-        record, sharing = self.tensors.add(tensor, value)
-        alias = sharing[-1].value if sharing else None
-        self.tape.values.append((*odd_type(tensor), alias, None))
-        self.tape.leaves.append(LeafRow(kind, value, addresses, tensor.requires_grad, site))
+        value = len(self._values)
+        record = self.tensors.add(tensor, value)
+        alias = self.tensors.alias(record, ()) if record.shared else None
+        try:
+            self._values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
+        except RuntimeError:  # nested tensors have no shape
+            self._values.append((*odd_type(tensor), alias, None))
+        self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
         if self.keeper.everything or self.keeper.leaves:
             self.keeper.hold(record, value, tensor)
         return value

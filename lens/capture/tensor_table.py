@@ -15,17 +15,17 @@ class TensorRecord(weakref.ref[torch.Tensor]):
         value: The value that it stands for.
         pending: Ops that wrote to its memory through another tensor since it was last looked at.
         storage: Identity of its memory; None where it has none that can be told.
+        shared: Whether other tensors had that memory when it was first met.
         held: Values whose payload is this tensor, by reference.
     """
 
-    __slots__ = ("held", "pending", "storage", "value")
+    __slots__ = ("held", "pending", "shared", "storage", "value")
 
     value: int
+    shared: bool
     storage: int | None
     pending: tuple[int, ...]
     held: tuple[int, ...]
-
-
 
 
 class TensorTable:
@@ -37,45 +37,46 @@ class TensorTable:
 
     def __init__(self) -> None:
         self.by_id: dict[int, TensorRecord] = {}
-        self._by_storage: dict[int, list[TensorRecord]] = {}
+        self._by_storage: dict[int | None, list[TensorRecord]] = {}
 
     def find(self, tensor: torch.Tensor) -> TensorRecord | None:
         """The record of a tensor, if it was met before."""
         record = self.by_id.get(id(tensor))
         return record if record is not None and record() is tensor else None
 
-    def add(self, tensor: torch.Tensor, value: int) -> tuple[TensorRecord, Sequence[TensorRecord]]:
-        """A new record, and the live records that share its memory (usually none)."""
+    def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
+        """A new record; ``shared`` says whether its memory was met before."""
         record = TensorRecord(tensor)
         record.value = value
         record.pending = record.held = ()
+        self.by_id[id(tensor)] = record
         try:
             storage = record.storage = tensor.untyped_storage()._cdata
         except (RuntimeError, NotImplementedError):  # sparse tensors, wrappers
-            storage = record.storage = None
-        self.by_id[id(tensor)] = record
-        if storage is not None and storage not in self._by_storage:
+            record.storage = None
+            record.shared = False
+            return record
+        members = self._by_storage.get(storage)
+        if members is None:
             self._by_storage[storage] = [record]
-            return record, ()
-        return record, self._join(record)
+            record.shared = False
+        else:
+            members[:] = [m for m in members if m() is not None and m.storage == storage]
+            record.shared = bool(members)
+            members.append(record)
+        return record
+
+    def alias(self, record: TensorRecord, preferred: Sequence[int]) -> int | None:
+        """The value that a new tensor shares memory with: one of the preferred ones, else the newest."""
+        others = [m.value for m in self._by_storage[record.storage] if m is not record]
+        return next((v for v in others if v in preferred), others[-1])
 
     def move(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Note that a tensor may have been given other memory (``set_``, ``.data = ...``)."""
         storage = storage_of(tensor)
-        if storage != record.storage:
+        if storage is not None and storage != record.storage:
             record.storage = storage
-            self._join(record)
-
-    def _join(self, record: TensorRecord) -> list[TensorRecord]:
-        if record.storage is None:
-            return []
-        members = self._by_storage.get(record.storage)
-        if members is None:
-            self._by_storage[record.storage] = [record]
-            return []
-        alive = [m for m in members if m.storage == record.storage and m() is not None]
-        self._by_storage[record.storage] = [*alive, record]
-        return alive
+            self._by_storage.setdefault(storage, []).append(record)
 
     def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, bool]]:
         """The other live records on the same memory, each with: does it overlap with this tensor."""

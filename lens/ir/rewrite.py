@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, field, frozen
 
-from lens.ir.elements import Bundle, LeafId, Op, OpId, Read, Scope, ScopeId, Value, ValueId
+from lens.ir.elements import Bundle, Leaf, LeafId, Op, OpId, Read, Scope, ScopeId, Value, ValueId
 from lens.ir.graph import Graph
 
 
@@ -88,7 +88,14 @@ class _Renumbering:
             values=self._values(old_values, leaf_ids),
             scopes=tuple(self._scope(scope) for scope in self.scopes),
             leaves=tuple(
-                evolve(leaf, id=leaf_ids[leaf.id], value=self.values[leaf.value])
+                Leaf(
+                    leaf_ids[leaf.id],
+                    leaf.kind,
+                    self.values[leaf.value],
+                    leaf.addresses,
+                    leaf.trainable,
+                    leaf.location,
+                )
                 for leaf in (self.graph.leaves[i] for i in leaves)
             ),
             reads=tuple(read for old in self.graph.reads if (read := self._read(old)) is not None),
@@ -154,26 +161,36 @@ class _Renumbering:
     def _op(self, op: Op) -> Op:
         new_id = self.op_ids[op.id]
         assert new_id is not None
-        return evolve(
-            op,
-            id=new_id,
-            operands=tuple(self._new(v) for v in op.operands),
-            results=tuple(self.values[v] for v in op.results),
-            effects=tuple((self._new(old), self.values[new]) for old, new in op.effects),
-            scope=None if op.scope is None else self.scope_ids[op.scope],
-            interior=self.positions[op.id] - self.positions[op.id - op.interior],
-            yields=tuple(None if v is None else self.values.get(self._resolve(v)) for v in op.yields),
+        return Op(  # written out: attrs.evolve costs 5 us, and this runs for every op
+            new_id,
+            op.function,
+            tuple([self._new(v) for v in op.operands]),
+            op.args,
+            op.kwargs,
+            tuple([self.values[v] for v in op.results]),
+            op.form,
+            tuple([(self._new(old), self.values[new]) for old, new in op.effects]),
+            None if op.scope is None else self.scope_ids[op.scope],
+            op.location,
+            op.duration,
+            self.positions[op.id] - self.positions[op.id - op.interior],
+            tuple([None if v is None else self.values.get(self._resolve(v)) for v in op.yields]),
         )
 
     def _scope(self, scope: Scope) -> Scope:
-        return evolve(
-            scope,
-            id=self.scope_ids[scope.id],
-            parent=None if scope.parent is None else self.scope_ids[scope.parent],
-            start=self.positions[scope.start],
-            stop=self.positions[scope.stop],
-            inputs=self._surviving(scope.inputs),
-            outputs=self._surviving(scope.outputs),
+        return Scope(
+            self.scope_ids[scope.id],
+            scope.address,
+            scope.cls,
+            scope.call,
+            None if scope.parent is None else self.scope_ids[scope.parent],
+            scope.aliases,
+            scope.training,
+            self.positions[scope.start],
+            self.positions[scope.stop],
+            self._surviving(scope.inputs),
+            self._surviving(scope.outputs),
+            scope.location,
         )
 
     def _surviving(self, values: tuple[ValueId, ...]) -> tuple[ValueId, ...]:

@@ -60,14 +60,8 @@ class OpRow(NamedTuple):
     yields: tuple[int | None, ...] | None
 
 
-class LeafRow(NamedTuple):
-    """A tensor that no recorded op made."""
-
-    kind: LeafKind
-    value: int
-    addresses: tuple[str, ...]
-    trainable: bool
-    site: Site
+#: A tensor that no recorded op made: kind, value, addresses, trainable, site.
+LeafRow: TypeAlias = "tuple[LeafKind, int, tuple[str, ...], bool, Site]"
 
 
 class ReadRow(NamedTuple):
@@ -191,7 +185,7 @@ class _Sealing:
         for op in ops:
             for index, value in enumerate(op.writes):
                 made[value] = (op.id, index)
-        leaves = {row.value: LeafId(i) for i, row in enumerate(self.tape.leaves)}
+        leaves = {row[1]: LeafId(i) for i, row in enumerate(self.tape.leaves)}
         values = []
         for i, (shape, dtype, device, layout, alias, grad) in enumerate(self.tape.values):
             producer, index = made.get(i, (None, 0))
@@ -235,8 +229,8 @@ class _Sealing:
         )
 
     def leaf(self, number: int, row: LeafRow) -> Leaf:
-        location = self.sites.locate(row.site)
-        return Leaf(LeafId(number), row.kind, ValueId(row.value), row.addresses, row.trainable, location)
+        kind, value, addresses, trainable, site = row
+        return Leaf(LeafId(number), kind, ValueId(value), addresses, trainable, self.sites.locate(site))
 
     def read(self, row: ReadRow) -> Read:
         return Read(
@@ -253,8 +247,13 @@ def _bundle(form: RawTemplate, values: Sequence[int]) -> Bundle:
     return Bundle(seal_template(form), tuple(ValueId(v) for v in values))
 
 
+_FINISHED = frozenset({type(None), bool, int, float, complex, str, Slot})
+
+
 def seal_template(raw: RawTemplate) -> Template:
     """A raw template with its bare tuples turned into nodes. Linear in its size."""
+    if type(raw) in _FINISHED:  # before the patterns, which are tried one after the other
+        return raw  # type: ignore[return-value]
     match raw:
         case tuple():
             return Seq("tuple", tuple([seal_template(item) for item in raw]))

@@ -10,7 +10,7 @@ from lens.errors import GraphError
 from lens.ir.elements import OpId, ValueId
 from lens.ir.graph import Graph
 from lens.ir.printer import print_window
-from lens.ir.templates import Template, slots
+from lens.ir.templates import Map, Seq, Slice, Slot, Template, slots
 
 
 @frozen
@@ -117,7 +117,13 @@ def _slots_fit(graph: Graph) -> Iterator[Finding]:
 
 
 def _slot_numbers(*templates: Template) -> list[int]:
-    return [slot for template in templates for slot in slots(template)]
+    numbers: list[int] = []
+    for template in templates:
+        if isinstance(template, Slot):
+            numbers.append(template.index)
+        elif isinstance(template, (Seq, Map, Slice)):
+            numbers.extend(slots(template))
+    return numbers
 
 
 def _scopes_nest(graph: Graph) -> Iterator[Finding]:

@@ -41,7 +41,8 @@ class OrphansPass:
             for op in graph.ops
             if op.id not in useful
         )
-        return PassResult((Orphans(orphans),), keep_ops(graph, kept))
+        changed = keep_ops(graph, kept) if orphans else None
+        return PassResult((Orphans(orphans),), changed)
 
 
 def _from_input(graph: Graph) -> set[OpId]:
