@@ -1,13 +1,18 @@
-"""The command line: ``lens trace`` and ``lens show``."""
+"""The command line: ``lens trace``, ``lens show`` and ``lens passes``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import lens
 from lens.errors import LensError
+
+if TYPE_CHECKING:
+    from lens.history import ModelHistory
+    from lens.passes.manager import Instrument
 
 _EXAMPLES = """\
 examples:
@@ -17,6 +22,8 @@ examples:
   lens trace my_model.py:make_model --input 1x10 -o model.png
   lens show convnext.lens
   lens show convnext.lens --graph
+  lens show convnext.lens --pipeline "orphans,recurrence,labels" --time --dump-after steps/
+  lens passes
 """
 
 
@@ -47,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
     _add_show(commands)
+    passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")
+    passes.set_defaults(run=_passes)
     return parser
 
 
@@ -77,6 +86,10 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show.add_argument("--graph", action="store_true", help="print the graph as text instead of the table")
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
     show.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
+    show.add_argument("--pipeline", metavar="TEXT", help='run these passes first, such as "orphans,recurrence,labels"')
+    show.add_argument("--dump-after", metavar="DIR", help="write the graph after every pass into this folder")
+    show.add_argument("--time", action="store_true", help="print what every pass took")
+    show.add_argument("--verify", choices=["off", "cheap", "full"], default="cheap", help="checks between passes")
     show.set_defaults(run=_show)
 
 
@@ -102,6 +115,8 @@ def _show(arguments: argparse.Namespace) -> None:
     from lens.ir.printer import print_graph
 
     history = lens.load(arguments.file)
+    if arguments.pipeline is not None:
+        history = _analysed(history, arguments)
     if arguments.layer is not None:
         key = arguments.layer
         print(repr(history[int(key) if key.lstrip("-").isdigit() else key]))
@@ -111,6 +126,42 @@ def _show(arguments: argparse.Namespace) -> None:
         print(history)
     if arguments.output:
         print(f"picture: {history.draw(arguments.output)}")
+
+
+def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHistory:
+    """The history after a pipeline of the command line."""
+    from lens.history import ModelHistory
+    from lens.passes.instruments import DumpAfter, Timing
+    from lens.passes.manager import PassManager
+    from lens.passes.pipeline import parse_pipeline
+    from lens.registry import pass_classes, providers
+
+    timing = Timing()
+    instruments: list[Instrument] = [timing]
+    if arguments.dump_after:
+        instruments.append(DumpAfter(arguments.dump_after))
+    pipeline = parse_pipeline(arguments.pipeline, pass_classes())
+    manager = PassManager(pipeline, providers(), arguments.verify, instruments)
+    result = manager.run(history.graph, history.payloads)
+    if arguments.time:
+        print(f"{timing}\n")
+    return ModelHistory(result.graph, result.payloads, result.records, history.logging_seconds)
+
+
+def _passes(arguments: argparse.Namespace) -> None:
+    from attrs import fields_dict
+
+    from lens.registry import pass_classes
+
+    classes: dict[str, Any] = dict(pass_classes())
+    for name, cls in classes.items():
+        options = ", ".join(f"{o}={a.default}" for o, a in fields_dict(cls).items())
+        print(f"{name}{{{options}}}" if options else name)
+        print(f"    {(cls.__doc__ or '').strip().splitlines()[0]}")
+        for title in ("requires", "provides", "preserves"):
+            kinds = ", ".join(kind.name for kind in getattr(cls, title))
+            if kinds:
+                print(f"    {title:9} {kinds}")
 
 
 if __name__ == "__main__":

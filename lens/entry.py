@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lens.errors import AmbiguousKeyError
 from lens.ir.elements import Leaf, Location, Op, Scope, Value
 from lens.ir.entry_index import EntryRow
-from lens.ir.facets import Ancestry, Distances
+from lens.ir.facets import Ancestry, Conditionals, Containment, Distances
 from lens.ir.naming import layer_type
 from lens.ir.templates import Seq, Slot, Template
 
@@ -393,18 +393,30 @@ class _GraphFacts(_EntryView):
         return not self._history.index.children[self._row.number] and not self.is_output_layer
 
     @property
+    def in_cond_branch(self) -> bool:
+        """Whether it only serves to evaluate a condition."""
+        found = self._history.graph.get(Conditionals)
+        return found is not None and self._row.op is not None and found.in_branch[self._row.op]
+
+    @property
     def is_terminal_bool_layer(self) -> bool:
         """Whether nothing in the graph reads its tensor, which is a single Boolean."""
         kind = self._value.type
         return self.terminated_inside_model and kind.dtype == "bool" and kind.numel == 1
 
 
-class _ModuleFacts(_EntryView):
+class _ModuleFacts(_GraphFacts):
     """The modules around the operation."""
 
     @property
     def _scopes(self) -> list[Scope]:
-        scope = self._op.scope if self._op is not None else None
+        found = self._history.graph.get(Containment)
+        if self._row.op is not None:
+            scope = found.ops[self._row.op] if found else self._history.graph.ops[self._row.op].scope
+        else:
+            scope = (
+                found.leaves[self._row.leaf] if found and self.is_buffer_layer and self._row.leaf is not None else None
+            )
         return [s for s in self._history.graph.scope_chain(scope) if s.parent is not None]
 
     def _scopes_with(self, end: str) -> list[str]:
@@ -450,7 +462,7 @@ class _ModuleFacts(_EntryView):
         return bool(self._scopes) and self._scopes[-1].stop - self._scopes[-1].start == 1
 
 
-class OpEntry(_Names, _TensorFacts, _CallFacts, _ParameterFacts, _GraphFacts, _ModuleFacts):
+class OpEntry(_Names, _TensorFacts, _CallFacts, _ParameterFacts, _ModuleFacts):
     """One pass of one layer."""
 
     def __repr__(self) -> str:

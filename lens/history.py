@@ -11,7 +11,7 @@ from lens.entry import LayerEntry, OpEntry
 from lens.errors import UnknownKeyError
 from lens.ir.elements import ScopeId, ValueId
 from lens.ir.entry_index import EntryIndex
-from lens.ir.facets import OrphanOp, Orphans
+from lens.ir.facets import Conditionals, OrphanOp, Orphans
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassRecord
@@ -167,6 +167,12 @@ class ModelHistory:
     def model_is_branching(self) -> bool:
         """Whether a layer has more than one child."""
         return any(len(children) > 1 for children in self.index.children)
+
+    @property
+    def model_has_conditional_branching(self) -> bool:
+        """Whether the control flow depends on a tensor of the model."""
+        found = self.graph.get(Conditionals)
+        return found is not None and (bool(found.conditions) or any(found.final))
 
     @property
     def layer_list(self) -> list[str]:

@@ -33,7 +33,7 @@ from lens.passes.protocol import Pass
 from lens.render.trace_file import read_trace
 
 #: The pipeline that ``trace`` runs.
-DEFAULT_PIPELINE = "granularity{level=leaf},orphans,distances,labels"
+DEFAULT_PIPELINE = "granularity{level=leaf},orphans,distances,conditionals,containment,recurrence,labels"
 Passes: TypeAlias = "str | Sequence[Pass]"
 
 

@@ -72,6 +72,7 @@ class ArgumentEncoder:
         self._symbols: dict[Any, Symbol] = {}
         #: The opaque objects met so far, by index, for replay.
         self.objects: list[Any] = []
+        self._object_numbers: dict[int, int] = {}
 
     def encode(self, obj: Any, operands: list[int]) -> RawTemplate:
         """The template of an object; the values of its tensors are appended to ``operands``."""
@@ -128,11 +129,13 @@ class ArgumentEncoder:
         return found
 
     def _opaque(self, obj: Any) -> Opaque:
-        self.objects.append(obj)
+        number = self._object_numbers.setdefault(id(obj), len(self.objects))
+        if number == len(self.objects):
+            self.objects.append(obj)
         shape = getattr(obj, "shape", None)
         name = getattr(obj, "__qualname__", "") if callable(obj) else ""
         text = f"shape {tuple(shape)}" if isinstance(shape, tuple) else name
-        return Opaque(qualified_name(type(obj)), text, len(self.objects) - 1)
+        return Opaque(qualified_name(type(obj)), text, number)
 
 
 def slot(index: int) -> Slot:

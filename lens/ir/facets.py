@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from attrs import frozen
 
-from lens.ir.elements import Location, OpId
+from lens.ir.elements import Location, OpId, ScopeId
 
 if TYPE_CHECKING:
     from lens.ir.graph import Graph
@@ -162,4 +162,108 @@ class UnknownFacet(Facet):
     fields: str
 
 
-BUILT_IN: tuple[type[Facet], ...] = (Ancestry, Distances, Granularity, Labels, Orphans)
+@frozen
+class Recurrence(Facet):
+    """Which ops are passes of one layer (paper, "Handling of recurrent operations").
+
+    Args:
+        layer: Per op, the number of its layer, in order of first execution.
+        rule: Per op, why it is a pass of its layer: ``parameters``, ``adjacent``, ``loop``; empty if it is alone.
+    """
+
+    name: ClassVar[str] = "recurrence"
+    layer: tuple[int, ...]
+    rule: tuple[str, ...]
+
+    def verify(self, graph: Graph) -> Iterator[str]:
+        yield from misaligned(self, graph, layer=self.layer, rule=self.rule)
+        highest = -1
+        for op, layer in enumerate(self.layer):
+            if not 0 <= layer <= highest + 1:
+                yield f"op {op}: layer {layer} is not numbered in order of first execution"
+                return
+            highest = max(highest, layer)
+
+    def passes(self) -> list[list[OpId]]:
+        """Per layer, its ops in order of execution. Linear."""
+        found: list[list[OpId]] = [[] for _ in range(max(self.layer, default=-1) + 1)]
+        for op, layer in enumerate(self.layer):
+            found[layer].append(OpId(op))
+        return found
+
+
+@frozen
+class Condition:
+    """One read that steers, or may steer, the Python control flow.
+
+    Args:
+        read: Its position among the reads of the graph.
+        construct: if, elif, while, assert, ternary, comprehension, match, and, or, not; ``unknown`` where the source
+            is not to be had or does not show it.
+        line: The line of the read; 0 if unknown.
+        arm: Which way the test went as far as it follows from this value: True, False, or None if that is open.
+    """
+
+    read: int
+    construct: str
+    line: int = 0
+    arm: bool | None = None
+
+
+@frozen
+class Conditionals(Facet):
+    """Conditional branching (paper, step three).
+
+    Args:
+        conditions: The reads that steer, in order; empty reads for heuristic finds.
+        in_branch: Per op, whether it only serves to evaluate a condition.
+        starts: Per op, whether it is the first such op, at which the branch leaves the model's computation.
+        final: Per op, whether it made the value that was read.
+    """
+
+    name: ClassVar[str] = "conditionals"
+    conditions: tuple[Condition, ...]
+    in_branch: tuple[bool, ...]
+    starts: tuple[bool, ...]
+    final: tuple[bool, ...]
+
+    def verify(self, graph: Graph) -> Iterator[str]:
+        columns = {"in_branch": self.in_branch, "starts": self.starts, "final": self.final}
+        yield from misaligned(self, graph, **columns)
+        for condition in self.conditions:
+            if not 0 <= condition.read < len(graph.reads):
+                yield f"a condition names read {condition.read}, which does not exist"
+
+
+@frozen
+class Containment(Facet):
+    """The module call of every op and leaf (paper, step four); None for what belongs to the model itself.
+
+    Args:
+        ops: Per op: the scope recorded, or for an op outside any scope the one of its consumers.
+        leaves: Per leaf: the scope of its first consumer.
+    """
+
+    name: ClassVar[str] = "containment"
+    ops: tuple[ScopeId | None, ...]
+    leaves: tuple[ScopeId | None, ...]
+
+    def verify(self, graph: Graph) -> Iterator[str]:
+        yield from misaligned(self, graph, ops=self.ops)
+        if len(self.leaves) != len(graph.leaves):
+            yield f"containment.leaves has {len(self.leaves)} rows for {len(graph.leaves)} leaves"
+        for op, scope in zip(graph.ops, self.ops, strict=False):
+            if op.scope is not None and scope != op.scope:
+                yield f"op {op.id}: contained in scope {scope}, recorded in {op.scope}"
+
+
+BUILT_IN: tuple[type[Facet], ...] = (
+    Ancestry,
+    Conditionals,
+    Containment,
+    Distances,
+    Granularity,
+    Labels,
+    Orphans,
+    Recurrence,
+)

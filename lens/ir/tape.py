@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dis import opname
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -239,7 +240,7 @@ class _Sealing:
             seal_template(row.result),
             row.position,
             None if row.scope is None else ScopeId(row.scope),
-            self.sites.locate(row.site),
+            self.sites.locate_read(row.site),
         )
 
 
@@ -267,6 +268,10 @@ def seal_template(raw: RawTemplate) -> Template:
             return raw
 
 
+#: Names of the instructions that ask for the truth of what the instruction before them has made.
+_TRUTH_TESTS = ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL")
+
+
 class SiteTable:
     """Turns code objects and instruction offsets into locations; each pair is worked out once."""
 
@@ -284,6 +289,22 @@ class SiteTable:
         if found is None:
             found = self._locations[key] = self._work_out(code, offset)
         return found
+
+    def locate_read(self, site: Site) -> Location | None:
+        """The location of the expression that was read at a site.
+
+        Where a jump tests a truth value, Python gives the jump the place of the whole statement; the expression is
+        what the instruction before it has made.
+        """
+        if site is None:
+            return None
+        code, offset = site
+        bytecode = code.co_code
+        if opname[bytecode[offset]].startswith(_TRUTH_TESTS):
+            offset -= 2
+            while offset > 0 and opname[bytecode[offset]] == "EXTENDED_ARG":
+                offset -= 2
+        return self.locate((code, max(offset, 0)))
 
     def _work_out(self, code: CodeType, offset: int) -> Location:
         name = getattr(code, "co_qualname", code.co_name)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from lens.ir.facets import Facet, Labels
+from lens.ir.facets import Facet, Labels, Recurrence
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.passes.protocol import PassContext, PassResult
@@ -17,29 +17,46 @@ from lens.passes.protocol import PassContext, PassResult
 class LabelsPass:
     """Name every result ``{type}_{k}_{n}``: k-th layer of its type, n-th layer, by first execution.
 
-    Inputs, outputs, buffers and other leaves are counted apart and not in n. Linear.
+    The passes of a recurrent layer share the numbers of its first. Inputs, outputs, buffers and other leaves are
+    counted apart and not in n. Linear.
     """
 
     name: ClassVar[str] = "labels"
-    requires: ClassVar[tuple[type[Facet], ...]] = ()
+    requires: ClassVar[tuple[type[Facet], ...]] = (Recurrence,)
     provides: ClassVar[tuple[type[Facet], ...]] = (Labels,)
     preserves: ClassVar[tuple[type[Facet], ...]] = ()
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
+        layers = graph[Recurrence].layer
+        totals = Counter(layers)
+        names: dict[int, tuple[str, ...]] = {}
         by_type: Counter[str] = Counter()
-        total = 0
+        seen: Counter[int] = Counter()
         results: list[tuple[str, ...]] = []
-        for op in graph.ops:
+        passes: list[int] = []
+        total = 0
+        for op, layer in zip(graph.ops, layers, strict=True):
+            seen[layer] += 1
+            known = names.get(layer, ())
             kind = layer_type(op.function)
-            names = []
-            for _ in op.results:
+            while len(known) < len(op.results):
                 by_type[kind] += 1
                 total += 1
-                names.append(f"{kind}_{by_type[kind]}_{total}")
-            results.append(tuple(names))
-        ones = (1,) * len(graph.ops)
-        outputs = tuple(f"output_{i + 1}" for i in range(len(graph.outputs.values)))
-        return PassResult((Labels(tuple(results), ones, ones, _leaf_labels(graph), outputs),))
+                known = (*known, f"{kind}_{by_type[kind]}_{total}")
+            names[layer] = known
+            results.append(known[: len(op.results)])
+            passes.append(seen[layer])
+        return PassResult(
+            (
+                Labels(
+                    tuple(results),
+                    tuple(passes),
+                    tuple(totals[layer] for layer in layers),
+                    _leaf_labels(graph),
+                    tuple(f"output_{i + 1}" for i in range(len(graph.outputs.values))),
+                ),
+            )
+        )
 
 
 def _leaf_labels(graph: Graph) -> tuple[str | None, ...]:

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from lens.ir.elements import Op, Scope
 from lens.ir.entry_index import EntryIndex, EntryRow
+from lens.ir.facets import Conditionals
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.templates import slots
@@ -27,7 +28,7 @@ class Node:
     Args:
         id: Unique in the drawing.
         lines: The text, first the label.
-        role: input, output, parameters, buffer, or plain: what decides its colour.
+        role: input, output, parameters, buffer, condition, or plain: what decides its colour.
         module: Whether it is the one operation of a module (a box) or not (an ellipse).
         dashed: Whether it makes a tensor inside the model.
         cluster: The cluster it stands in, if any.
@@ -45,7 +46,10 @@ class Node:
 
 @frozen
 class Edge:
-    """A tensor going from one layer to another; ``label`` is its argument position where that matters."""
+    """A tensor going from one layer to another.
+
+    ``label`` is its argument position where that matters, after IF where the evaluation of a condition begins.
+    """
 
     source: str
     target: str
@@ -80,6 +84,7 @@ class _Drafting:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.index = EntryIndex(graph)
+        self.conditionals = graph.get(Conditionals)
         self.ops_inside = Counter({scope.id: scope.stop - scope.start for scope in graph.scopes})
         self.rows = [row for row in self.index.rows if not self.index.is_statistic(row)]
         self.shown = {row.number for row in self.rows}
@@ -150,6 +155,8 @@ class _Drafting:
             kind = self.graph.leaves[row.leaf].kind
             return "input" if kind == "input" else "buffer"
         op = None if row.op is None else self.graph.ops[row.op]
+        if op is not None and self.conditionals and self.conditionals.final[op.id]:
+            return "condition"
         return "parameters" if op is not None and self._parameter_shapes(op) else "plain"
 
     def _parameter_shapes(self, op: Op) -> list[str]:
@@ -160,6 +167,8 @@ class _Drafting:
     def _edges(self, row: EntryRow) -> list[Edge]:
         parents = [n for n in self.index.parents[row.number] if n in self.shown]
         names = self._argument_names(row) if len(parents) > 1 else {}
+        if self.conditionals and row.op is not None and self.conditionals.starts[row.op]:
+            names = {n: " ".join(filter(None, ("IF", names.get(n)))) for n in parents}
         return [Edge(_node_id(self.index.rows[n]), _node_id(row), names.get(n, "")) for n in parents]
 
     def _argument_names(self, row: EntryRow) -> dict[int, str]:

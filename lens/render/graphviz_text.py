@@ -17,6 +17,7 @@ _FILL = {
     "output": "#ff9999",
     "parameters": "#d3d3d3",
     "buffer": "#f0f0f0",
+    "condition": "#ffff99",
     "plain": "white",
 }
 
@@ -52,7 +53,8 @@ def to_dot(drawing: Drawing) -> str:
     contents = _Contents(drawing)
     _fill(dot, None, contents)
     for edge in drawing.edges:
-        dot.edge(edge.source, edge.target, graphviz.escape(edge.label) if edge.label else None)
+        bold = {"fontname": "Helvetica-Bold", "penwidth": "2"} if edge.label.startswith("IF") else {}
+        dot.edge(edge.source, edge.target, graphviz.escape(edge.label) if edge.label else None, **bold)
     return str(dot.source)
 
 

@@ -65,6 +65,8 @@ def _structure(history: ModelHistory) -> str:
         f"recurrent (up to {loops} passes)" if history.model_is_recurrent else "feedforward",
         "branching" if history.model_is_branching else "no branching",
     ]
+    if history.model_has_conditional_branching:
+        facts.append("conditional")
     return ", ".join(facts)
 
 

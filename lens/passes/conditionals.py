@@ -1,0 +1,170 @@
+"""Step three of the paper: conditional branching."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from attrs import frozen
+
+from lens.ir.elements import OpId, Read, ValueId
+from lens.ir.facets import Ancestry, Condition, Conditionals, Facet
+from lens.ir.graph import Graph
+from lens.passes.constructs import UNKNOWN, Role, SourceReader
+from lens.passes.protocol import PassContext, PassResult
+
+#: Reads that are a decision by themselves; the others steer only where the source shows it.
+_DECISIONS = frozenset({"bool", "equal", "allclose"})
+#: Reads that give a number, which a test may compare.
+_NUMBERS = frozenset({"item", "int", "float", "index", "tolist", "complex", *_DECISIONS})
+
+
+@frozen
+class ConditionalsPass:
+    """Find the reads that steer Python control flow, and the operations that only serve to evaluate them.
+
+    Evidence first: a recorded ``bool(t)``, or a ``t.item()`` and the like inside a test, found in the source by the
+    exact position of the running instruction. A branch starts where the way back from the value read meets an
+    ancestor of the model's output. Where the backend claims to see no reads, the paper's heuristic: a childless
+    single Boolean. Linear, plus the parsing of the source files concerned.
+    """
+
+    name: ClassVar[str] = "conditionals"
+    requires: ClassVar[tuple[type[Facet], ...]] = (Ancestry,)
+    provides: ClassVar[tuple[type[Facet], ...]] = (Conditionals,)
+    preserves: ClassVar[tuple[type[Facet], ...]] = ()
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        sources = SourceReader()
+        conditions = []
+        for number, read in enumerate(graph.reads):
+            condition = _condition(number, read, sources)
+            if condition is not None:
+                conditions.append(condition)
+        values = [graph.reads[condition.read].value for condition in conditions]
+        if "reads" not in graph.meta.capabilities and not graph.reads:
+            values += _childless_booleans(graph)
+        return PassResult((_facet(graph, tuple(conditions), values),))
+
+
+def _condition(number: int, read: Read, sources: SourceReader) -> Condition | None:
+    if read.kind not in _NUMBERS:
+        return None
+    role = sources.role(read.location)
+    line = read.location.line if read.location is not None else 0
+    if role is None:
+        return Condition(number, UNKNOWN, line) if read.kind in _DECISIONS else None
+    return Condition(number, role.construct, line, _arm(role, read.result))
+
+
+def _childless_booleans(graph: Graph) -> list[ValueId]:
+    """The paper's heuristic for "if" conditions."""
+    outputs = set(graph.outputs.values)
+    return [
+        value
+        for op in graph.ops
+        for value in op.results
+        if graph.values[value].type.dtype == "bool"
+        and graph.values[value].type.numel == 1
+        and not graph.users(value)
+        and value not in outputs
+    ]
+
+
+def _facet(graph: Graph, conditions: tuple[Condition, ...], values: Iterable[ValueId]) -> Conditionals:
+    to_output = graph[Ancestry].to_output
+    producers = {op for v in values if (op := graph.values[v].producer) is not None}
+    in_branch: set[OpId] = set()
+    stack = [op for op in producers if not to_output[op]]
+    while stack:
+        op = stack.pop()
+        if op in in_branch:
+            continue
+        in_branch.add(op)
+        for value in graph.ops[op].reads:
+            producer = graph.values[value].producer
+            if producer is not None and not to_output[producer]:
+                stack.append(producer)
+    everything = range(len(graph.ops))
+    return Conditionals(
+        conditions,
+        tuple(op in in_branch for op in everything),
+        tuple(op in in_branch and _leaves_the_model(graph, OpId(op)) for op in everything),
+        tuple(op in producers for op in everything),
+    )
+
+
+def _leaves_the_model(graph: Graph, op: OpId) -> bool:
+    """Whether an op of a branch reads something of the model's own computation, or nothing at all."""
+    to_output = graph[Ancestry].to_output
+    producers = [graph.values[v].producer for v in graph.ops[op].reads]
+    outside = any(producer is None or to_output[producer] for producer in producers)
+    return outside or not producers
+
+
+def condition_ops(graph: Graph, condition: Condition) -> list[OpId]:
+    """The operations that only serve to evaluate one condition, in order. Linear in their number."""
+    in_branch = graph[Conditionals].in_branch
+    found: set[OpId] = set()
+    stack = [graph.values[graph.reads[condition.read].value].producer]
+    while stack:
+        op = stack.pop()
+        if op is not None and in_branch[op] and op not in found:
+            found.add(op)
+            stack += [graph.values[v].producer for v in graph.ops[op].reads]
+    return sorted(found)
+
+
+# Which way the test went
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+#: Builtins that read several values on their way to a result.
+_READING_CALLS = frozenset({"any", "all", "min", "max", "sorted", "next", "list", "tuple", "set", "filter", "sum"})
+#: Calls that hand the truth or the number of their argument on.
+_TRANSPARENT_CALLS = frozenset({"bool", "int", "float"})
+
+
+def _arm(role: Role, read: object) -> bool | None:
+    """The outcome of the whole test as far as it follows from the value read, climbing from the read outwards."""
+    if not role.path or not isinstance(read, (bool, int, float)):
+        return None
+    known: Any = read
+    inner = role.path[0]
+    if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in _READING_CALLS:
+        return None
+    for outer in role.path[1:]:
+        known = _outcome(outer, inner, known)
+        if known is None:
+            return None
+        inner = outer
+    return None if role.construct == "match" else bool(known)
+
+
+def _outcome(outer: ast.expr, inner: ast.expr, known: Any) -> Any:
+    match outer:
+        case ast.UnaryOp(op=ast.Not()):
+            return not known
+        case ast.UnaryOp(op=ast.USub()):
+            return -known
+        case ast.BoolOp(op=ast.And(), values=values):
+            return False if not known else (True if inner is values[-1] else None)
+        case ast.BoolOp(op=ast.Or(), values=values):
+            return True if known else (False if inner is values[-1] else None)
+        case ast.Compare(left=left, ops=[comparison], comparators=[right]) if type(comparison) in _COMPARISONS:
+            compare = _COMPARISONS[type(comparison)]
+            if inner is left and isinstance(right, ast.Constant) and isinstance(right.value, (int, float)):
+                return compare(known, right.value)
+            if inner is right and isinstance(left, ast.Constant) and isinstance(left.value, (int, float)):
+                return compare(left.value, known)
+        case ast.Call(func=ast.Name(id=name), args=[_]) if name in _TRANSPARENT_CALLS:
+            return {"bool": bool, "int": int, "float": float}[name](known)
+    return None

@@ -1,0 +1,140 @@
+"""Which construct of the source code a place belongs to: is it evaluated to decide an ``if``, a ``while``, ..."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from collections.abc import Iterator
+
+from attrs import define, field, frozen
+
+from lens.ir.elements import Location
+
+#: What a place is called when the source is not to be had or does not show it.
+UNKNOWN = "unknown"
+
+
+@frozen
+class Test:
+    """An expression whose truth steers the control flow, and what it steers."""
+
+    expression: ast.expr
+    construct: str
+
+
+@frozen
+class Role:
+    """What an expression does in a test.
+
+    Args:
+        construct: The construct that the test belongs to.
+        path: From the expression outwards to the whole test, the nodes in between, both included.
+    """
+
+    construct: str
+    path: tuple[ast.expr, ...]
+
+
+@define
+class SourceReader:
+    """Reads source files, each once. Sources come from ``linecache``, which knows notebook cells too."""
+
+    _tests: dict[str, tuple[Test, ...]] = field(factory=dict)
+
+    def role(self, location: Location | None) -> Role | None:
+        """The role of the code at a location; None if it is in no test, or the source is not to be had."""
+        if location is None:
+            return None
+        tests = self._tests_of(location.file)
+        if location.end_line == 0:
+            return _by_line(tests, location.line)
+        found: Role | None = None
+        for test in tests:
+            if _covers(test.expression, location):
+                path = _path_to(test.expression, location)
+                if path and (found is None or _size(test.expression) < _size(found.path[-1])):
+                    found = Role(test.construct, path)
+        return found
+
+    def _tests_of(self, file: str) -> tuple[Test, ...]:
+        if file not in self._tests:
+            lines = linecache.getlines(file)
+            try:
+                tree = ast.parse("".join(lines))
+            except (SyntaxError, ValueError):
+                tree = ast.Module([], [])
+            self._tests[file] = tuple(_tests(tree, lines))
+        return self._tests[file]
+
+
+def _tests(tree: ast.Module, lines: list[str]) -> Iterator[Test]:
+    inside_tests: set[int] = set()
+    for node in ast.walk(tree):
+        for test in _tests_of_node(node, lines):
+            inside_tests.update(id(inner) for inner in ast.walk(test.expression))
+            yield test
+    for node in ast.walk(tree):  # conditions for their own sake: y = a and b
+        if id(node) in inside_tests:
+            continue
+        if isinstance(node, ast.BoolOp):
+            inside_tests.update(id(inner) for inner in ast.walk(node))
+            yield Test(node, "and" if isinstance(node.op, ast.And) else "or")
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            yield Test(node, "not")
+
+
+def _tests_of_node(node: ast.AST, lines: list[str]) -> Iterator[Test]:
+    match node:
+        case ast.If():
+            text = lines[node.lineno - 1].encode()[node.col_offset :]
+            yield Test(node.test, "elif" if text.startswith(b"elif") else "if")
+        case ast.While():
+            yield Test(node.test, "while")
+        case ast.Assert():
+            yield Test(node.test, "assert")
+        case ast.IfExp():
+            yield Test(node.test, "ternary")
+        case ast.comprehension():
+            for condition in node.ifs:
+                yield Test(condition, "comprehension")
+        case ast.Match():
+            yield Test(node.subject, "match")
+            for case in node.cases:
+                if case.guard is not None:
+                    yield Test(case.guard, "match")
+
+
+def _covers(node: ast.expr, location: Location) -> bool:
+    begin = (node.lineno, node.col_offset)
+    end = (node.end_lineno or 0, node.end_col_offset or 0)
+    inside = begin <= (location.line, location.column)
+    return inside and (location.end_line, location.end_column) <= end
+
+
+def _size(node: ast.expr) -> tuple[int, int]:
+    lines = (node.end_lineno or 0) - node.lineno
+    return lines, (node.end_col_offset or 0) - node.col_offset
+
+
+def _path_to(test: ast.expr, location: Location) -> tuple[ast.expr, ...]:
+    """From the innermost expression that covers the location outwards to the test."""
+    path: list[ast.expr] = [test]
+    while True:
+        parts = [p for p in ast.iter_child_nodes(path[-1]) if isinstance(p, ast.expr)]
+        inner = next((part for part in parts if _covers(part, location)), None)
+        if inner is None:
+            return tuple(reversed(path))
+        if isinstance(inner, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            path.append(inner)
+            return tuple(reversed(path))
+        path.append(inner)
+
+
+def _by_line(tests: tuple[Test, ...], line: int) -> Role | None:
+    """Without columns: the one test on this line; unknown if there are several."""
+    here = [t for t in tests if t.expression.lineno <= line <= (t.expression.end_lineno or 0)]
+    if not here:
+        return None
+    if len(here) > 1:
+        return Role(UNKNOWN, ())
+    return Role(here[0].construct, ())

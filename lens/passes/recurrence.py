@@ -1,0 +1,156 @@
+"""Step five of the paper: operations that are passes of one layer.
+
+The three rules ("Handling of recurrent operations"), and how docs/adr/002-recurrence.md reads them:
+
+1. Ops with parameters and equal keys are passes of one layer, always.
+2. From these, groups grow outwards: what stands in the same position beside two or more passes of a layer, with
+   equal keys, joins. An op joins once; ops with parameters are governed by rule 1 alone.
+3. Among what is left, sequences of ops without parameters that repeat back to back are loops (``lens.passes.loops``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Hashable, Iterator
+from typing import ClassVar
+
+from attrs import frozen
+
+from lens.ir.elements import Op, OpId
+from lens.ir.facets import Facet, Recurrence
+from lens.ir.graph import Graph
+from lens.passes.loops import Loop, find_loops
+from lens.passes.protocol import PassContext, PassResult
+
+
+@frozen
+class RecurrencePass:
+    """Fold the passes of recurrent layers. Near-linear: each edge of the graph is looked at a few times."""
+
+    name: ClassVar[str] = "recurrence"
+    requires: ClassVar[tuple[type[Facet], ...]] = ()
+    provides: ClassVar[tuple[type[Facet], ...]] = (Recurrence,)
+    preserves: ClassVar[tuple[type[Facet], ...]] = ()
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        folding = _Folding(graph)
+        folding.group_by_parameters()
+        folding.grow()
+        folding.add_loops()
+        return PassResult((folding.facet(),))
+
+
+class OpKeys:
+    """The keys of ops, as small numbers: equal function, non-tensor arguments and parameters give equal numbers."""
+
+    def __init__(self, graph: Graph) -> None:
+        parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
+        self.parameters = [tuple(v if v in parameters else -1 for v in op.operands) for op in graph.ops]
+        self.has_parameters = [any(p >= 0 for p in row) for row in self.parameters]
+        numbers: dict[Hashable, int] = {}
+        self.of = [numbers.setdefault(self._key(op), len(numbers)) for op in graph.ops]
+
+    def _key(self, op: Op) -> Hashable:
+        own = self.parameters[op.id] if self.has_parameters[op.id] else ()
+        return op.function, op.args, op.kwargs, own
+
+
+class _Folding:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.keys = OpKeys(graph)
+        self.group: list[int | None] = [None] * len(graph.ops)
+        self.members: list[list[OpId]] = []
+        self.rules: list[str] = []
+
+    def group_by_parameters(self) -> None:
+        """Rule 1."""
+        same: dict[int, list[OpId]] = defaultdict(list)
+        for op in self.graph.ops:
+            if self.keys.has_parameters[op.id]:
+                same[self.keys.of[op.id]].append(op.id)
+        for ops in same.values():
+            if len(ops) > 1:
+                self._new_group(ops, "parameters")
+
+    def grow(self) -> None:
+        """Rule 2."""
+        queue = deque(range(len(self.members)))
+        while queue:
+            group = queue.popleft()
+            for candidates in self._neighbours(group):
+                changed = self._join(candidates)
+                if changed is not None and changed not in queue:
+                    queue.append(changed)
+
+    def add_loops(self) -> None:
+        """Rule 3, on the stretches of ops that are left between the others."""
+        free = [g is None and not p for g, p in zip(self.group, self.keys.has_parameters, strict=True)]
+        for loop in find_loops(self.graph, self.keys.of, free):
+            for ops in _layers_of(loop):
+                if len(ops) > 1:
+                    self._new_group(ops, "loop")
+
+    def facet(self) -> Recurrence:
+        numbers: dict[int | str, int] = {}
+        layers = []
+        for op, group in enumerate(self.group):
+            own = f"op {op}" if group is None else group
+            layers.append(numbers.setdefault(own, len(numbers)))
+        rules = tuple("" if g is None else self.rules[g] for g in self.group)
+        return Recurrence(tuple(layers), rules)
+
+    def _new_group(self, ops: list[OpId], rule: str) -> int:
+        number = len(self.members)
+        self.members.append(ops)
+        self.rules.append(rule)
+        for op in ops:
+            self.group[op] = number
+        return number
+
+    def _neighbours(self, group: int) -> list[list[OpId]]:
+        """What stands in the same position beside the members of a group, with equal keys: users, then operands."""
+        found: dict[Hashable, list[OpId]] = defaultdict(list)
+        for side in (self._users, self._producers):
+            for member in self.members[group]:
+                for position, op in side(self.graph.ops[member]):
+                    found[(side.__name__, position, self.keys.of[op])].append(op)
+        return [list(dict.fromkeys(ops)) for ops in found.values()]
+
+    def _users(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
+        seen: Counter[Hashable] = Counter()
+        for result, value in enumerate(op.writes):
+            for user in self.graph.users(value):
+                if self.keys.has_parameters[user]:
+                    continue
+                place = self.graph.ops[user].reads.index(value)
+                like = (result, place, self.keys.of[user])
+                seen[like] += 1
+                yield (result, place, seen[like]), user
+
+    def _producers(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
+        for place, value in enumerate(op.reads):
+            record = self.graph.values[value]
+            producer = record.producer
+            if producer is not None and not self.keys.has_parameters[producer]:
+                yield (place, record.index), producer
+
+    def _join(self, candidates: list[OpId]) -> int | None:
+        """Make candidates one layer, or add the free ones to the layer that others of them are in already."""
+        free = [op for op in candidates if self.group[op] is None]
+        if len(candidates) < 2 or not free:
+            return None
+        groups = [g for op in candidates if (g := self.group[op]) is not None]
+        if not groups:
+            return self._new_group(sorted(free), "adjacent")
+        target = min(groups)
+        for op in free:
+            self.group[op] = target
+        self.members[target] = sorted([*self.members[target], *free])
+        return target
+
+
+def _layers_of(loop: Loop) -> Iterator[list[OpId]]:
+    """Per place in the body of a loop, the ops that stand there."""
+    for place in range(loop.period):
+        yield [OpId(op) for op in range(loop.start + place, loop.stop, loop.period)]
