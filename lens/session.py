@@ -18,7 +18,7 @@ from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend
 from lens.capture.inputs import check_call, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_CODE
-from lens.capture.quiet_gc import old_objects_set_aside
+from lens.capture.quiet_gc import collector_off, old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
@@ -169,10 +169,10 @@ class _Run(AbstractContextManager["_Run"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        graph = seal(self.recorder.tape, self._meta(error, traceback))
-        payloads = self.recorder.keeper.store(self.recorder.encoder.objects)
-        manager = PassManager(self.pipeline, registry.providers())
-        result = manager.run(graph, payloads)
+        with collector_off():
+            graph = seal(self.recorder.tape, self._meta(error, traceback))
+            payloads = self.recorder.keeper.store(self.recorder.encoder.objects)
+            result = PassManager(self.pipeline, registry.providers()).run(graph, payloads)
         durations = sum(op.duration for op in result.graph.ops)
         seconds = max(0.0, time.perf_counter() - self.begun - durations)
         history = ModelHistory(result.graph, result.payloads, result.records, seconds)

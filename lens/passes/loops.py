@@ -23,6 +23,19 @@ class Loop:
     period: int
 
 
+@frozen
+class _Match:
+    """How an op corresponds to the one a period later.
+
+    Args:
+        earliest: The earliest op that the later one reads where the two do not read the same value.
+        loose: The ops that it reads without the first reading their counterparts: what a loop carries on.
+    """
+
+    earliest: int
+    loose: tuple[int, ...]
+
+
 def find_loops(graph: Graph, keys: Sequence[int], free: Sequence[bool]) -> list[Loop]:
     """The loops among the free ops, none overlapping; of those that overlap the longest, then the shortest period,
     then the earliest.
@@ -68,7 +81,7 @@ class _Stretch:
         self.keys = keys
         self.start = start
         self.stop = stop
-        #: Per op, the loop found around it, for skipping multiples of its period.
+        #: Per op, the loop around it whose keys differ from what comes before and after; for skipping multiples.
         self.around: dict[int, Loop] = {}
 
     def loops(self) -> list[Loop]:
@@ -82,8 +95,8 @@ class _Stretch:
                     run_start, run_stop = self._run(anchor, period)
                     for loop in self._loops_in(run_start, run_stop, period):
                         found[loop] = None
-                        for op in range(loop.start, loop.stop):
-                            self.around.setdefault(op, loop)
+                        if self._ends_by_keys(loop):
+                            self.around.update(dict.fromkeys(range(loop.start, loop.stop), loop))
                     step = max(step, anchor + period * ((run_stop - anchor) // period))
                 anchor = step
         return list(found)
@@ -92,6 +105,12 @@ class _Stretch:
         """Whether a loop whose period divides this one is around both anchors already."""
         loop = self.around.get(anchor)
         return loop is not None and period % loop.period == 0 and anchor + period < loop.stop
+
+    def _ends_by_keys(self, loop: Loop) -> bool:
+        """Whether the keys alone stop a loop at both ends: then no multiple of its period reaches further."""
+        before, after = loop.start - 1, loop.stop
+        first = before < self.start or self.keys[before] != self.keys[before + loop.period]
+        return first and (after >= self.stop or self.keys[after] != self.keys[after - loop.period])
 
     def _run(self, anchor: int, period: int) -> tuple[int, int]:
         """The ops around an anchor that correspond, strictly or loosely, to those a period later."""
@@ -103,52 +122,61 @@ class _Stretch:
         return first, last
 
     def _loops_in(self, first: int, last: int, period: int) -> Iterator[Loop]:
-        """The maximal loops among ops that all correspond: what is carried on may be loose in the first round only."""
-        loose = {op: sources for op in range(first, last) if (sources := self._match(op, period))}
-        starts = {first, *(op + 1 for op in loose)}
-        starts |= {source - period + 1 for sources in loose.values() for source in sources}
-        for start in sorted(starts):
-            if start < first:
+        """The maximal loops among ops that all correspond to those a period later."""
+        matches = {op: self._match(op, period) for op in range(first, last)}
+        start: int | None = first
+        while (start := self._next_carrying(start, last, period)) is not None:
+            broken = start
+            while broken < last and self._holds(matches[broken], broken, start, period):
+                broken += 1
+            if broken - start < period:
+                start += 1
                 continue
-            first_round = range(start, start + period)
-            late = next((op for op in loose if op >= start + period), last)
-            carried = (source for op in loose if op in first_round for source in loose[op])
-            if late - start < period or any(source not in first_round for source in carried):
-                continue
-            if self._carries_on(start, period):
-                yield Loop(start, late + period, period)
+            yield Loop(start, broken + period, period)
+            # The next one that is not inside this: what broke it is in its first round, or before it.
+            start = max(start + 1, broken - period + 1)
 
-    def _match(self, op: int, period: int) -> tuple[int, ...] | None:
-        """How an op corresponds to the one a period later.
+    def _holds(self, match: _Match | None, op: int, start: int, period: int) -> bool:
+        """Whether a correspondence holds in a loop that starts here: what comes from far away must be the same."""
+        if match is None or match.earliest < start:
+            return False
+        if not match.loose:
+            return True
+        return op < start + period and max(match.loose) < start + period
 
-        None: it does not. Otherwise the ops of the first round that the later one must have got its loose operands
-        from; empty if all operands correspond strictly.
-        """
+    def _match(self, op: int, period: int) -> _Match | None:
+        """How an op corresponds to the one a period later; None if it does not."""
         if self.keys[op] != self.keys[op + period]:
             return None
         here, there = self.graph.ops[op].reads, self.graph.ops[op + period].reads
         if len(here) != len(there):
             return None
+        earliest = op
         loose = []
         for a, b in zip(here, there, strict=True):
             if a == b:
                 continue
             source, later = self.graph.values[a], self.graph.values[b]
-            if later.producer is None:
+            if later.producer is None or later.producer < self.start:
                 return None
-            same_place = source.index == later.index
-            if source.producer is not None and later.producer - source.producer == period and same_place:
-                continue
-            if not op - period < later.producer < op + period:
-                return None
-            loose.append(int(later.producer))
-        return tuple(loose)
+            earliest = min(earliest, later.producer)
+            same_place = source.producer is not None and source.index == later.index
+            if not (same_place and later.producer - (source.producer or 0) == period):
+                loose.append(int(later.producer))
+        return _Match(earliest, tuple(loose))
 
-    def _carries_on(self, start: int, period: int) -> bool:
-        """Whether the second round reads something that the first one made."""
-        for op in range(start, min(start + period, self.stop - period)):
+    def _next_carrying(self, start: int, last: int, period: int) -> int | None:
+        """The first start from here on at which the second round reads something that the first one made."""
+        best: int | None = None
+        for op in range(start, last):
+            if best is not None and op - period + 1 >= best:
+                break
             for value in self.graph.ops[op + period].reads:
                 producer = self.graph.values[value].producer
-                if producer is not None and start <= producer < start + period:
-                    return True
-        return False
+                if producer is None or producer < start:
+                    continue
+                soonest = max(start, op - period + 1, producer - period + 1)
+                fits = soonest <= min(op, producer) and soonest + period <= last
+                if fits and (best is None or soonest < best):
+                    best = soonest
+        return best
