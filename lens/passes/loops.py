@@ -124,17 +124,17 @@ class _Stretch:
     def _loops_in(self, first: int, last: int, period: int) -> Iterator[Loop]:
         """The maximal loops among ops that all correspond to those a period later."""
         matches = {op: self._match(op, period) for op in range(first, last)}
-        start: int | None = first
-        while (start := self._next_carrying(start, last, period)) is not None:
+        following: int = first
+        while (start := self._next_carrying(following, last, period)) is not None:
             broken = start
             while broken < last and self._holds(matches[broken], broken, start, period):
                 broken += 1
             if broken - start < period:
-                start += 1
+                following = start + 1
                 continue
             yield Loop(start, broken + period, period)
             # The next one that is not inside this: what broke it is in its first round, or before it.
-            start = max(start + 1, broken - period + 1)
+            following = max(start + 1, broken - period + 1)
 
     def _holds(self, match: _Match | None, op: int, start: int, period: int) -> bool:
         """Whether a correspondence holds in a loop that starts here: what comes from far away must be the same."""

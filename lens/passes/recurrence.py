@@ -76,12 +76,15 @@ class _Folding:
     def grow(self) -> None:
         """Rule 2."""
         queue = deque(range(len(self.members)))
+        queued = set(queue)
         while queue:
             group = queue.popleft()
+            queued.discard(group)
             for candidates in self._neighbours(group):
                 changed = self._join(candidates)
-                if changed is not None and changed not in queue:
+                if changed is not None and changed not in queued:
                     queue.append(changed)
+                    queued.add(changed)
 
     def add_loops(self) -> None:
         """Rule 3, on the stretches of ops that are left between the others."""

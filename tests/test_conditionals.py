@@ -1,0 +1,199 @@
+"""Conditions from evidence: construct, line, arm; branches; the heuristic; containment."""
+
+import linecache
+import types
+
+import pytest
+import torch
+from models import Conditional, TwoBranches
+from torch import nn
+
+import lens
+from lens.ir.facets import Conditionals, Containment
+from lens.ir.parser import parse
+from lens.passes.conditionals import ConditionalsPass, condition_ops
+from lens.passes.containment import ContainmentPass
+from lens.passes.manager import PassManager
+from lens.registry import providers
+
+
+class Body(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def conditions(function, x=None):
+    history = lens.trace(Body(function), torch.ones(2, 4) * 3 if x is None else x)
+    return [(c.construct, c.arm) for c in history.graph[Conditionals].conditions]
+
+
+def several_on_a_line(x):
+    if (x > 5).all() or (x > 0).all(): y = x + 1  # fmt: skip  # noqa: E701
+    return y if (y > 0).all() and not (y > 99).all() else x
+
+
+def elif_chain(x):
+    if x.sum() < 0:
+        return x
+    elif x.max() > 2:  # noqa: RET505
+        return x * 2
+    return x
+
+
+def loops_and_asserts(x):
+    rounds = 0
+    while x.sum() > 3 and rounds < 2:
+        x = x * 0.5
+        rounds += 1
+    assert (x == x).all(), "not a number"
+    return x
+
+
+def numbers(x):
+    if x.sum().item() > 3:
+        x = x + 1
+    if not float(x.max()) > 2.5:
+        x = x - 1
+    steps = int(x.sum())  # used, but no test shows it
+    match int(x.argmax()):
+        case 0:
+            return x * steps
+    return x
+
+
+def comprehension(x):
+    rows = [row for row in x if row.sum() > 0]
+    return torch.stack(rows)
+
+
+def nested_function(x):
+    def positive(t):
+        return bool(t.sum() > 0)
+
+    return x + 1 if positive(x) else x
+
+
+def and_for_its_own_sake(x):
+    flag = (x > 0).all() and (x > 1).all()
+    other = not (x > 99).all()
+    return x + 1 if isinstance(flag, torch.Tensor) and other else x
+
+
+def builtin_any(x):
+    if any(row.sum() > 1 for row in x):
+        return x + 1
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (several_on_a_line, [("if", None), ("if", True), ("ternary", None), ("ternary", True)]),
+        (elif_chain, [("if", False), ("elif", True)]),
+        (loops_and_asserts, [("while", None), ("while", None), ("while", None), ("assert", True)]),
+        (numbers, [("if", True), ("if", False), ("match", None)]),
+        (comprehension, [("comprehension", True), ("comprehension", True)]),
+        (nested_function, [("unknown", None)]),
+        (and_for_its_own_sake, [("and", None), ("not", True)]),
+        (builtin_any, [("if", None)]),
+    ],
+)
+def test_constructs_and_arms(function, expected):
+    assert conditions(function) == expected
+
+
+def test_lines_are_told():
+    history = lens.trace(Body(elif_chain), torch.ones(2, 4) * 3)
+    first, second = history.graph[Conditionals].conditions
+    assert second.line == first.line + 2
+
+
+def run_source(source, file):
+    module = types.ModuleType("cell")
+    exec(compile(source, file, "exec"), module.__dict__)
+    return module.f
+
+
+def test_a_notebook_cell_is_read_from_linecache():
+    source = "def f(x):\n    if x.sum() > 0:\n        return x + 1\n    return x\n"
+    linecache.cache["<ipython-input-1>"] = (len(source), None, source.splitlines(True), "<ipython-input-1>")
+    assert conditions(run_source(source, "<ipython-input-1>")) == [("if", True)]
+
+
+def test_without_the_source_the_construct_is_unknown():
+    source = "def f(x):\n    if x.sum() > 0:\n        return x + 1\n    return x\n"
+    assert conditions(run_source(source, "<nowhere>")) == [("unknown", None)]
+
+
+def test_the_branch_of_figure_2f():
+    history = lens.trace(Conditional(), torch.ones(3) * 9)
+    assert [e.layer_label for e in history if e.in_cond_branch] == ["sub_1_1", "mean_1_2", "gt_1_3"]
+    facet = history.graph[Conditionals]
+    assert facet.starts == (True, False, False, False)
+    assert facet.final == (False, False, True, False)
+    assert condition_ops(history.graph, facet.conditions[0]) == [0, 1, 2]
+    assert history.model_has_conditional_branching
+    assert history.internally_terminated_bool_layers == ["gt_1_3"]
+    assert not lens.trace(TwoBranches(), torch.ones(2, 4)).model_has_conditional_branching
+
+
+def test_a_condition_that_shares_the_models_computation_starts_where_it_leaves_it():
+    def function(x):
+        y = torch.sin(x)
+        if y.abs().max() > 0.5:
+            y = y * 2
+        return y
+
+    history = lens.trace(Body(function), torch.ones(3))
+    assert [e.layer_type for e in history if e.in_cond_branch] == ["abs", "max", "gt"]
+    starts = history.graph[Conditionals].starts
+    assert [op.function.name for op in history.graph.ops if starts[op.id]] == ["abs"]
+
+
+def test_the_heuristic_for_backends_without_reads():
+    graph = parse("""\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: f32[2] = torch.sub(@x, 5)
+  %2: bool[] = torch.gt(%1, 3)
+  %3: bool[2] = torch.lt(@x, 0)
+  %4: f32[2] = torch.sin(@x)
+  outputs %4
+}
+""")
+    facet = PassManager((ConditionalsPass(),), providers()).run(graph).graph[Conditionals]
+    assert facet.conditions == ()
+    assert facet.in_branch == (True, True, False, False)
+    assert facet.final == (False, True, False, False)
+
+
+def test_containment_goes_backwards_from_the_consumers():
+    graph = parse("""\
+graph {
+  leaf %0: f32[2] = input "x"
+  leaf %1: f32[2] = buffer "a.scale"
+  inputs @x
+  %2: f32[2] = torch.rand(2)
+  %3: f32[2] = torch.neg(%2)
+  scope "" "Net" #1 (@x) {
+    scope "a" "Scale" #1 (@x) {
+      %4: f32[2] = torch.mul(%3, @a.scale)
+    } -> (%4)
+  } -> (%4)
+  %5: f32[2] = torch.unused(@x)
+  outputs %4
+}
+""")
+    facet = PassManager((ContainmentPass(),)).run(graph).graph[Containment]
+    assert facet.ops == (1, 1, 1, None)
+    assert facet.leaves == (None, 1)
+
+
+def test_buffers_have_the_module_of_their_consumer():
+    history = lens.trace(nn.Sequential(nn.BatchNorm1d(4)).eval(), torch.ones(2, 4))
+    assert history["0.running_mean"].containing_module_origin == "0"

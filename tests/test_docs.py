@@ -1,0 +1,53 @@
+"""The code blocks of the README and the guides run, and a third-party package is found."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import TwoBranches
+
+import lens
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert blocks
+    namespace = {"__name__": page.stem}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_a_third_party_package_is_found(tmp_path):
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"
+    subprocess.run(["cp", "-r", str(ROOT / "examples" / "plugin"), str(source)], check=True)
+    subprocess.run([*install, "--target", str(tmp_path / "site"), str(source)], check=True)
+    trace = lens.trace(TwoBranches(), torch.ones(2, 4)).save(tmp_path / "t.lens")
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "site")!r})
+import torch, lens
+from lens.cli import main
+assert main(["passes"]) == 0
+assert main(["show", {trace!r}, "--pipeline", "traffic", "--time"]) == 0
+history = lens.trace(torch.nn.ReLU(), torch.ones(4), passes="granularity,labels,traffic")
+from lens_intensity.traffic import Traffic
+assert history.graph[Traffic].nbytes == (32,)
+again = lens.load(history.save({str(tmp_path / "u.lens")!r}))
+assert again.graph[Traffic].nbytes == (32,)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "traffic" in done.stdout
+    # Without the package, the facet is kept as it is.
+    assert "traffic" in {
+        facet.original for facet in lens.load(tmp_path / "u.lens").graph.facets if hasattr(facet, "original")
+    }
