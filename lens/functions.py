@@ -142,6 +142,10 @@ class Function:
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors among these arguments that a call writes to."""
+        if self.statistics is not None and not self.writes and not kwargs:
+            flag = self.statistics[0]
+            if len(args) > flag and not args[flag]:
+                return []
         targets: list[Any] = [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):

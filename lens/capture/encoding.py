@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -31,32 +30,10 @@ _SYMBOLS: dict[type, str] = {
 }
 
 
-class _Shape(IntEnum):
-    ATOM = 0
-    TENSOR = 1
-    TUPLE = 2
-    LIST = 3
-    NAMED_TUPLE = 4
-    MAPPING = 5
-    DATACLASS = 6
-    SLICE = 7
-    SYMBOL = 8
-    NUMBER = 9
-    OTHER = 10
+_SEQ_KINDS: dict[type, str] = {list: "list", torch.Size: "size"}
 
-
-_KNOWN_TYPES: dict[type, _Shape] = {
-    **dict.fromkeys(ATOMS, _Shape.ATOM),
-    torch.Tensor: _Shape.TENSOR,
-    nn.Parameter: _Shape.TENSOR,
-    tuple: _Shape.TUPLE,
-    list: _Shape.LIST,
-    torch.Size: _Shape.LIST,
-    dict: _Shape.MAPPING,
-    slice: _Shape.SLICE,
-    **dict.fromkeys(_SYMBOLS, _Shape.SYMBOL),
-}
-_SEQ_KINDS: dict[type, str] = {list: "list", tuple: "tuple", torch.Size: "size"}
+#: What is put in the place of a tensor.
+Visit: TypeAlias = Callable[[torch.Tensor], Slot]
 
 
 class ArgumentEncoder:
@@ -68,67 +45,97 @@ class ArgumentEncoder:
 
     def __init__(self, value_of: Callable[[torch.Tensor], int]) -> None:
         self._value_of = value_of
-        self._shapes = dict(_KNOWN_TYPES)
         self._symbols: dict[Any, Symbol] = {}
         #: The opaque objects met so far, by index, for replay.
         self.objects: list[Any] = []
         self._object_numbers: dict[int, int] = {}
+        #: How each type is encoded; types met for the first time are added.
+        self._encoders: dict[type, Callable[[Any, Visit], RawTemplate]] = {
+            **dict.fromkeys(ATOMS, self._atom),
+            **dict.fromkeys(_SYMBOLS, self._symbol),
+            torch.Tensor: self._tensor,
+            nn.Parameter: self._tensor,
+            tuple: self._tuple,
+            list: self._list,
+            torch.Size: self._list,
+            dict: self._mapping,
+            slice: self._slice,
+        }
 
     def encode(self, obj: Any, operands: list[int]) -> RawTemplate:
         """The template of an object; the values of its tensors are appended to ``operands``."""
-        shape = self._shapes.get(type(obj))
-        if shape is _Shape.ATOM:
+        if type(obj) in ATOMS:
             return obj  # type: ignore[no-any-return]
-        if shape is _Shape.TENSOR:
-            return self._operand(obj, operands)
-        return self.encode_with(obj, lambda tensor: self._operand(tensor, operands))
 
-    def _operand(self, tensor: torch.Tensor, operands: list[int]) -> Slot:
-        operands.append(self._value_of(tensor))
-        return slot(len(operands) - 1)
+        def operand(tensor: torch.Tensor) -> Slot:
+            operands.append(self._value_of(tensor))
+            return slot(len(operands) - 1)
 
-    def encode_with(self, obj: Any, visit: Callable[[torch.Tensor], Slot]) -> RawTemplate:
+        return self.encode_with(obj, operand)
+
+    def encode_with(self, obj: Any, visit: Visit) -> RawTemplate:
         """The template of an object, with what ``visit`` gives in place of each tensor."""
-        kind = type(obj)
-        shape = self._shapes.get(kind)
-        if shape is None:
-            shape = self._shapes[kind] = _classify(kind)
-        match shape:
-            case _Shape.ATOM:
-                return obj  # type: ignore[no-any-return]
-            case _Shape.TENSOR:
-                return visit(obj)
-            case _Shape.TUPLE:
-                return tuple([self.encode_with(item, visit) for item in obj])
-            case _Shape.LIST:
-                items = tuple([self.encode_with(item, visit) for item in obj])
-                return Seq(_SEQ_KINDS.get(kind) or "list", items)  # type: ignore[arg-type]
-            case _Shape.NAMED_TUPLE:
-                items = tuple([self.encode_with(item, visit) for item in obj])
-                return Seq(qualified_name(kind), items)  # type: ignore[arg-type]
-            case _Shape.SYMBOL:
-                return self._symbol(kind, obj)
-            case _Shape.NUMBER:
-                return _plain_number(obj)
-            case _Shape.SLICE:
-                parts = (self.encode_with(p, visit) for p in (obj.start, obj.stop, obj.step))
-                return Slice(*parts)  # type: ignore[arg-type]
-            case _Shape.MAPPING:
-                pairs = [(self.encode_with(k, visit), self.encode_with(v, visit)) for k, v in obj.items()]
-                return Map("dict" if kind is dict else qualified_name(kind), tuple(pairs))  # type: ignore[arg-type]
-            case _Shape.DATACLASS:
-                fields = [(f.name, getattr(obj, f.name, None)) for f in dataclasses.fields(obj)]
-                pairs = [(name, self.encode_with(item, visit)) for name, item in fields]
-                return Map(qualified_name(kind), tuple(pairs))  # type: ignore[arg-type]
-        return self._opaque(obj)
+        encoder = self._encoders.get(type(obj))
+        if encoder is None:
+            encoder = self._encoders[type(obj)] = self._encoder_for(type(obj))
+        return encoder(obj, visit)
 
-    def _symbol(self, kind: type, obj: Any) -> Symbol:
+    def _encoder_for(self, kind: type) -> Callable[[Any, Visit], RawTemplate]:
+        for base, encoder in (
+            (torch.Tensor, self._tensor),
+            ((bool, int, float, complex, str), self._number),
+            (tuple, self._named_tuple),
+            (list, self._list),
+            (Mapping, self._mapping),
+        ):
+            if issubclass(kind, base):
+                return encoder
+        return self._dataclass if dataclasses.is_dataclass(kind) else self._opaque
+
+    def _atom(self, obj: Any, visit: Visit) -> RawTemplate:
+        return obj  # type: ignore[no-any-return]
+
+    def _tensor(self, obj: torch.Tensor, visit: Visit) -> RawTemplate:
+        return visit(obj)
+
+    def _tuple(self, obj: tuple[Any, ...], visit: Visit) -> RawTemplate:
+        return tuple([self.encode_with(item, visit) for item in obj])
+
+    def _list(self, obj: Any, visit: Visit) -> RawTemplate:
+        return Seq(_SEQ_KINDS.get(type(obj), "list"), self._tuple(obj, visit))  # type: ignore[arg-type]
+
+    def _named_tuple(self, obj: Any, visit: Visit) -> RawTemplate:
+        return Seq(qualified_name(type(obj)), self._tuple(obj, visit))  # type: ignore[arg-type]
+
+    def _mapping(self, obj: Mapping[Any, Any], visit: Visit) -> RawTemplate:
+        pairs = [(self.encode_with(k, visit), self.encode_with(v, visit)) for k, v in obj.items()]
+        kind = type(obj)
+        return Map("dict" if kind is dict else qualified_name(kind), tuple(pairs))  # type: ignore[arg-type]
+
+    def _dataclass(self, obj: Any, visit: Visit) -> RawTemplate:
+        fields = [(f.name, getattr(obj, f.name, None)) for f in dataclasses.fields(obj)]
+        pairs = tuple([(name, self.encode_with(item, visit)) for name, item in fields])
+        return Map(qualified_name(type(obj)), pairs)  # type: ignore[arg-type]
+
+    def _slice(self, obj: slice, visit: Visit) -> RawTemplate:
+        parts = (self.encode_with(p, visit) for p in (obj.start, obj.stop, obj.step))
+        return Slice(*parts)  # type: ignore[arg-type]
+
+    def _symbol(self, obj: Any, visit: Visit) -> RawTemplate:
         found = self._symbols.get(obj)
         if found is None:
-            found = self._symbols[obj] = Symbol(_SYMBOLS[kind], str(obj))
+            found = self._symbols[obj] = Symbol(_SYMBOLS[type(obj)], str(obj))
         return found
 
-    def _opaque(self, obj: Any) -> Opaque:
+    def _number(self, obj: Any, visit: Visit) -> RawTemplate:
+        """An instance of a subclass (``IntEnum``, ``numpy.float64``) as the plain constant that it stands for."""
+        if isinstance(obj, int):
+            return int(obj)
+        if isinstance(obj, float):
+            return float(obj)
+        return complex(obj) if isinstance(obj, complex) else str.__str__(obj)
+
+    def _opaque(self, obj: Any, visit: Visit) -> RawTemplate:
         number = self._object_numbers.setdefault(id(obj), len(self.objects))
         if number == len(self.objects):
             self.objects.append(obj)
@@ -146,28 +153,3 @@ def slot(index: int) -> Slot:
 def qualified_name(kind: type) -> str:
     """Module and name of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _classify(kind: type) -> _Shape:
-    if issubclass(kind, torch.Tensor):
-        return _Shape.TENSOR
-    if issubclass(kind, (bool, int, float, complex, str)):
-        return _Shape.NUMBER
-    if issubclass(kind, tuple):
-        return _Shape.NAMED_TUPLE
-    if issubclass(kind, list):
-        return _Shape.LIST
-    if issubclass(kind, Mapping):
-        return _Shape.MAPPING
-    if dataclasses.is_dataclass(kind):
-        return _Shape.DATACLASS
-    return _Shape.OTHER
-
-
-def _plain_number(obj: Any) -> bool | int | float | complex | str:
-    """An instance of a subclass (``IntEnum``, ``numpy.float64``) as the plain constant that it stands for."""
-    if isinstance(obj, int):
-        return int(obj)
-    if isinstance(obj, float):
-        return float(obj)
-    return complex(obj) if isinstance(obj, complex) else str.__str__(obj)

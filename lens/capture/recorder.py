@@ -98,7 +98,8 @@ class Recorder:
         operands: list[int] = []
         by_id = self._by_id
         encoded: list[RawTemplate] = []
-        for arg in args:  # the usual kinds of argument without a call: 1 us per operation
+        for arg in (*args, *kwargs.values()) if kwargs else args:
+            # The usual kinds of argument without a call: 1 us per operation.
             kind = type(arg)
             if kind in ATOMS:
                 encoded.append(arg)
@@ -113,7 +114,10 @@ class Recorder:
                 encoded.append(arg)
             else:
                 encoded.append(self.encoder.encode(arg, operands))
-        named = {k: self.encoder.encode(v, operands) for k, v in kwargs.items()} if kwargs else None
+        named: dict[str, RawTemplate] | None = None
+        if kwargs:
+            named = dict(zip(kwargs, encoded[len(args) :], strict=True))
+            del encoded[len(args) :]
         site = self.composite_site or self._locator.find(frame, self.call_site)
         written: Sequence[torch.Tensor] = ()
         if function.may_write or (kwargs and "out" in kwargs):
