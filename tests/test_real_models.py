@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from real_models import REAL_MODELS
+from torch import nn
 
 import lens
 from lens.capture.encoding import SLOTS, ArgumentEncoder
@@ -27,6 +28,10 @@ def test_traced_is_plain(name, train, grad):
     torch.manual_seed(0)
     model, args, kwargs = REAL_MODELS[name]()
     twin = copy.deepcopy(model.train(train))
+    untouched = nn.Module._call_impl, torch.overrides.has_torch_function
+    held = [*model.parameters(), *model.buffers(), *tensors((args, kwargs))]
+    marks = [set(vars(tensor)) for tensor in held]  # transformers leaves marks of its own
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
     with torch.set_grad_enabled(grad):
         torch.manual_seed(1)
         plain = tensors(twin(*args, **kwargs))
@@ -39,6 +44,11 @@ def test_traced_is_plain(name, train, grad):
     assert all(torch.equal(a, b) for a, b in zip(traced, plain, strict=True))
     after = zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in after)
+    assert untouched == (nn.Module._call_impl, torch.overrides.has_torch_function)
+    assert attributes == {name: set(vars(module)) for name, module in model.named_modules()}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any(vars(tensor) for tensor in traced)
+    assert marks == [set(vars(tensor)) for tensor in held]
     verify(history.graph)
     assert parse(print_graph(history.graph)) == history.graph
     assert not any(leaf.kind == "external" for leaf in history.graph.leaves)

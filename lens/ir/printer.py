@@ -92,7 +92,8 @@ class _Printer:
             reads.setdefault(read.position, []).append(read)
         for op in self.graph.ops:
             for composite in begins.get(op.id, ()):
-                self.enter_empty(op.id)
+                self.reads_before(composite, reads.get(op.id, []))
+                self.enter_empty(op.id, reads.get(op.id, ()))
                 self.enter(composite.scope)
                 self.line("{")
                 self.open.append(("composite", composite.id))
@@ -103,6 +104,22 @@ class _Printer:
         self.reads(reads.get(len(self.graph.ops), ()))
         self.enter_up_to(len(self.graph.ops))
         self.enter(None)
+
+    def reads_before(self, composite: Op, reads: list[Read]) -> None:
+        """Print those reads, up to the last that cannot be inside a composite."""
+        inside = [self.may_be_inside(read, composite) for read in reads]
+        if not all(inside):
+            count = len(inside) - inside[::-1].index(False)
+            self.reads(reads[:count])
+            del reads[:count]
+
+    def may_be_inside(self, read: Read, composite: Op) -> bool:
+        """Whether a read is in the composite's scope, or in one that was entered after the composite began."""
+        outer = [scope.id for scope in self.graph.scope_chain(composite.scope)]
+        chain = self.graph.scope_chain(read.scope)
+        begin = composite.id - composite.interior
+        same = [scope.id for scope in chain[: len(outer)]] == outer
+        return same and all(scope.start >= begin for scope in chain[len(outer) :])
 
     def reads(self, reads: Iterable[Read]) -> None:
         for read in reads:
@@ -127,11 +144,12 @@ class _Printer:
                 return
             self.enter(scope.id)
 
-    def enter_empty(self, position: int) -> None:
-        """Open the scopes that come next and hold no op: they stand before a composite that begins here."""
+    def enter_empty(self, position: int, reads: Iterable[Read]) -> None:
+        """Open the scopes that come next and hold nothing: they stand before a composite that begins here."""
+        used = {scope.id for read in reads for scope in self.graph.scope_chain(read.scope)}
         while self.next_scope < len(self.graph.scopes):
             scope = self.graph.scopes[self.next_scope]
-            if scope.start != position or scope.stop != position:
+            if scope.start != position or scope.stop != position or scope.id in used:
                 return
             self.enter(scope.id)
 
