@@ -12,6 +12,7 @@ from lens.errors import UnknownKeyError
 from lens.ir.elements import ScopeId, ValueId
 from lens.ir.entry_index import EntryIndex
 from lens.ir.facets import Conditionals, OrphanOp, Orphans
+from lens.ir.gaps import Gap, find_gaps
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassRecord
@@ -318,6 +319,11 @@ class ModelHistory:
         """Operations that were trimmed because they have nothing to do with the model's inputs and outputs."""
         found = self.graph.get(Orphans)
         return found.ops if found is not None else ()
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """What the backend could not see: tensors of unknown origin, values that left the tensor world, ..."""
+        return find_gaps(self.graph)
 
     # Out
 

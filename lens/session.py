@@ -22,7 +22,7 @@ from lens.capture.quiet_gc import collector_off, old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
-from lens.errors import BackendError, InputError
+from lens.errors import BackendError, InputError, LensError
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, ValueId
 from lens.ir.payloads import PayloadStore
@@ -169,18 +169,27 @@ class _Run(AbstractContextManager["_Run"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            history = self._history(error, traceback)
+        except LensError as failure:
+            if error is None:
+                raise
+            error.lens_history_error = failure  # type: ignore[attr-defined]  # the model's own error comes first
+            return
+        if error is None:
+            history.payloads = self._narrowed(history)
+        else:
+            error.lens_history = history  # type: ignore[attr-defined]
+        self.history = history
+
+    def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
         with collector_off():
             graph = seal(self.recorder.tape, self._meta(error, traceback))
             payloads = self.recorder.keeper.store(self.recorder.encoder.objects)
             result = PassManager(self.pipeline, registry.providers()).run(graph, payloads)
         durations = sum(op.duration for op in result.graph.ops)
         seconds = max(0.0, time.perf_counter() - self.begun - durations)
-        history = ModelHistory(result.graph, result.payloads, result.records, seconds)
-        if error is None:
-            history.payloads = self._narrowed(history)
-        else:
-            error.lens_history = history  # type: ignore[attr-defined]
-        self.history = history
+        return ModelHistory(result.graph, result.payloads, result.records, seconds)
 
     def _narrowed(self, history: ModelHistory) -> PayloadStore:
         """Only the values that ``save=`` named, if it named some by keys that are known after the run."""

@@ -223,6 +223,29 @@ def test_external_tensors_are_leaves_with_a_location():
     (leaf,) = (leaf for leaf in history.graph.leaves if leaf.kind == "external")
     assert leaf.location.file == __file__
     assert history["external_1"].child_layers == ["add_1_1"]
+    (gap,) = history.gaps
+    assert gap.kind == "external"
+    assert f"at {__file__}:{leaf.location.line}" in str(gap)
+    assert "gaps        1, the first" in str(history)
+
+
+def test_values_that_leave_the_tensor_world_are_gaps():
+    pytest.importorskip("numpy")
+
+    class Model(nn.Module):
+        def forward(self, x):
+            for _ in range(3):
+                x = x * x.max().item()
+            x.detach().numpy()
+            return x if x.sum() > 0 else -x
+
+    history = lens.trace(Model(), torch.ones(2))
+    assert [(gap.kind, gap.what.split("(")[0], gap.times) for gap in history.gaps] == [
+        ("read", "item", 3),
+        ("read", "numpy", 1),
+    ]
+    assert lens.trace(nn.ReLU(), torch.ones(2)).gaps == ()
+    assert [gap.kind for gap in lens.trace(nn.ReLU(), torch.ones(2), fast_paths="open").gaps] == ["fast_paths"]
 
 
 def test_plain_tensor_attributes_are_constants_with_their_address():

@@ -149,3 +149,45 @@ def test_nothing_is_kept_alive_without_payloads():
     gc.collect()
     assert seen[0]() is None
     assert len(history.payloads) == 0
+
+
+def test_a_failing_analysis_does_not_hide_the_models_error():
+    class Broken:
+        name, requires, provides, preserves = "broken", (), (), ()
+
+        def run(self, graph, context):
+            raise ZeroDivisionError
+
+    error = ValueError("inside")
+    with pytest.raises(ValueError, match="inside") as caught:
+        lens.trace(Raises(error), torch.ones(2, 4), passes=(Broken(),))
+    assert "'broken'" in str(caught.value.lens_history_error)
+
+
+def test_a_child_that_holds_its_parent():
+    parent = nn.Sequential(nn.Linear(4, 4))
+    parent[0].parent = parent
+    history = lens.trace(parent, torch.ones(1, 4))
+    assert history["0"].layer_label == "linear_1_1"
+    assert history.module_addresses == ["0"]
+
+
+def test_a_trace_inside_a_traced_forward():
+    inner_histories = []
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = torch.relu(self.fc(x))
+            inner_histories.append(lens.trace(nn.Sequential(nn.Linear(4, 2), nn.Tanh()), y))
+            return y + 1
+
+    before = torch_state()
+    history = lens.trace(Outer(), torch.ones(1, 4))
+    assert inner_histories[0].layer_list == ["input_1", "linear_1_1", "tanh_1_2", "output_1"]
+    assert history["add_1"].parent_layers == ["relu_1_2"]
+    assert history["fc"].layer_label == "linear_1_1"
+    assert torch_state() == before

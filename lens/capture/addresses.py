@@ -53,9 +53,9 @@ class AddressBook:
 
     def _add_registered(self) -> None:
         """One walk over the module tree: ``named_parameters`` and its like would each make their own."""
-        stack: list[tuple[str, nn.Module]] = [("", self._model)]
+        stack: list[tuple[str, nn.Module, tuple[int, ...]]] = [("", self._model, ())]
         while stack:
-            address, module = stack.pop()
+            address, module, outer = stack.pop()
             _, known = self._modules.get(id(module), (module, ()))
             if address not in known:
                 self._modules[id(module)] = (module, (*known, address))
@@ -66,7 +66,12 @@ class AddressBook:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     self._add(buffer, "buffer", prefix + name)
-            children = [(prefix + name, m) for name, m in module._modules.items() if m is not None]
+            path = (*outer, id(module))
+            children = [
+                (prefix + name, child, path)
+                for name, child in module._modules.items()
+                if child is not None and id(child) not in path  # a child that holds its parent
+            ]
             stack.extend(reversed(children))
 
     def _add(self, tensor: torch.Tensor, kind: LeafKind, address: str) -> None:

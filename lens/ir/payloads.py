@@ -47,7 +47,7 @@ class Held:
 
 def _held_now(tensor: Any) -> Held:
     """A tensor that was just unpickled, with the version that it has now."""
-    return Held(tensor, tensor._version)
+    return Held(tensor, None if tensor.is_inference() else tensor._version)
 
 
 @define

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import linecache
 from collections.abc import Iterator
+from functools import lru_cache
 
 from attrs import define, field, frozen
 
@@ -58,13 +59,18 @@ class SourceReader:
 
     def _tests_of(self, file: str) -> tuple[Test, ...]:
         if file not in self._tests:
-            lines = linecache.getlines(file)
-            try:
-                tree = ast.parse("".join(lines))
-            except (SyntaxError, ValueError):
-                tree = ast.Module([], [])
-            self._tests[file] = tuple(_tests(tree, lines))
+            self._tests[file] = _tests_in("".join(linecache.getlines(file)))
         return self._tests[file]
+
+
+@lru_cache(maxsize=64)
+def _tests_in(source: str) -> tuple[Test, ...]:
+    """The tests of a source text; none if it is no Python. Parsing a large file takes up to 0.1 s, so it is kept."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(_tests(tree, source.splitlines(keepends=True)))
 
 
 def _tests(tree: ast.Module, lines: list[str]) -> Iterator[Test]:

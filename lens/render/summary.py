@@ -53,6 +53,8 @@ def _head(history: ModelHistory) -> list[str]:
     ]
     if history.orphans:
         lines.append(f"  orphans     {len(history.orphans)} operations trimmed")
+    if history.gaps:
+        lines.append(f"  gaps        {len(history.gaps)}, the first: {history.gaps[0].what}; see history.gaps")
     fault = history.graph.meta.fault
     if fault is not None:
         lines.append(f"  FAULT       the forward pass raised {fault.type}: {fault.message}")

@@ -1,0 +1,65 @@
+"""Gaps: where a trace ends or begins out of sight. A graph that has none tells the whole story of the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from attrs import frozen
+
+from lens.ir.elements import Leaf, Location
+from lens.ir.graph import Graph
+
+#: Reads whose result goes on as Python or NumPy data: what is computed from it is not in the graph.
+_ESCAPES = {
+    "numpy": "what NumPy computes from it is not in the graph",
+    "dlpack": "what another library computes from it is not in the graph",
+    "tolist": "the numbers read are constants of this run",
+    "item": "the number read is a constant of this run",
+    "int": "the number read is a constant of this run",
+    "float": "the number read is a constant of this run",
+    "index": "the number read is a constant of this run",
+    "complex": "the number read is a constant of this run",
+}
+
+
+@frozen
+class Gap:
+    """Something that the backend could not see.
+
+    Args:
+        kind: ``external`` (a tensor of unknown origin), ``read`` (a value that left the tensor world), or
+            ``fast_paths`` (the run differed from the plain one on purpose).
+        what: What happened.
+        advice: What it means, and what to do.
+        location: Where.
+        times: How often it happened there.
+    """
+
+    kind: str
+    what: str
+    advice: str
+    location: Location | None = None
+    times: int = 1
+
+    def __str__(self) -> str:
+        place = f" at {self.location}" if self.location is not None else ""
+        often = f" ({self.times} times)" if self.times > 1 else ""
+        return f"{self.what}{place}{often}: {self.advice}"
+
+
+def find_gaps(graph: Graph) -> tuple[Gap, ...]:
+    """All gaps of a graph: external tensors, then reads by place, then settings. Linear."""
+    gaps = [_external(graph, leaf) for leaf in graph.leaves if leaf.kind == "external"]
+    reads = Counter((read.kind, read.location) for read in graph.reads if read.kind in _ESCAPES)
+    for (kind, location), times in reads.items():
+        gaps.append(Gap("read", f"{kind}() took a value out of the graph", _ESCAPES[kind], location, times))
+    if graph.meta.fast_paths == "open":
+        advice = "the result may differ from the plain one by rounding, and at padded positions of attention"
+        gaps.append(Gap("fast_paths", "torch's fused eval paths were switched off", advice))
+    return tuple(gaps)
+
+
+def _external(graph: Graph, leaf: Leaf) -> Gap:
+    value = graph.values[leaf.value]
+    advice = "if it was computed from a tensor of the model, that dependence is missing; keep it in torch to see it"
+    return Gap("external", f"a tensor {value.type} of unknown origin was used", advice, leaf.location)
