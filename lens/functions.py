@@ -264,12 +264,18 @@ def _name(function: Any) -> tuple[str, str]:
 
 
 def is_openable(function: Any) -> bool:
-    """Whether a callable is a Python function that asks ``has_torch_function`` before it does its work."""
+    """Whether a callable is a Python function that asks ``has_torch_function`` before it does its work.
+
+    It may ask itself, or be a dispatcher between functions in its closure that do (``boolean_dispatch``).
+    """
     if not isinstance(function, FunctionType) or function.__name__ in _NEVER_OPENED:
         return False
-    return bool(_GUARDS & set(function.__code__.co_names)) or any(
-        is_openable(cell.cell_contents) for cell in function.__closure__ or () if _filled(cell)
-    )
+    cells = function.__closure__ or ()
+    return _asks(function) or any(_asks(cell.cell_contents) for cell in cells if _filled(cell))
+
+
+def _asks(function: Any) -> bool:
+    return isinstance(function, FunctionType) and not _GUARDS.isdisjoint(function.__code__.co_names)
 
 
 def _filled(cell: Any) -> bool:

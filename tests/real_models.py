@@ -51,6 +51,7 @@ REAL_MODELS = {
     ),
     "convnext": lambda: (timm.create_model("convnext_atto"), images(2, 64), {}),
     "efficientnet": lambda: (timm.create_model("efficientnet_b0"), images(2, 64), {}),
+    "edgenext": lambda: (timm.create_model("edgenext_xx_small"), images(1, 64), {}),
     "lstm": lambda: (nn.LSTM(4, 8, 2, dropout=0.2), (torch.randn(5, 2, 4),), {}),
     "lstm_cell_loop": lambda: (LSTMLoop(), (torch.randn(5, 2, 4),), {}),
     "masked_encoder": masked_encoder,

@@ -15,6 +15,7 @@ from models import (
     TwoBranches,
 )
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import lens
 from lens.ir.printer import print_graph
@@ -325,3 +326,28 @@ def test_source_location_is_the_users_line():
     assert location.file.endswith("models.py")
     assert "F.relu(self.fc(x))" in open(location.file).read().splitlines()[location.line - 1]
     assert F.relu is not None
+
+
+def test_a_composite_whose_closure_holds_itself_is_opened_once():
+    def make():
+        def halve(x, rounds):
+            if has_torch_function_unary(x):
+                return handle_torch_function(halve, (x,), x, rounds)
+            return halve(torch.mul(x, 0.5), rounds - 1) if rounds else x
+
+        return halve
+
+    halve = make()
+    history = lens.trace(Body(lambda x: halve(x, 3) + 1), torch.ones(2))
+    assert torch.equal(history["output_1"].tensor_contents, torch.full((2,), 1.125))
+    # From its second round on it runs as it is: one operation.
+    assert history.layer_list == ["input_1", "mul_1_1", "halve_1_2", "add_1_3", "output_1"]
+
+
+class Body(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)

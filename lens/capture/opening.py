@@ -36,8 +36,10 @@ class Opener:
         """The opened copy of a function; the function itself if it has no guard."""
         opened = self._opened.get(function)
         if opened is None:
-            openable = isinstance(function, FunctionType) and is_openable(function)
-            opened = self._opened[function] = self._copy(function) if openable else function
+            self._opened[function] = function  # what a function finds of itself in its own closure
+            if is_openable(function):
+                self._opened[function] = self._copy(function)
+            opened = self._opened[function]
         return opened
 
     def _copy(self, function: Any) -> FunctionType:
