@@ -83,6 +83,27 @@ def test_a_write_through_a_view_makes_a_value_of_its_base():
     assert torch.equal(history["getitem_1"].tensor_contents, torch.full((2, 2), 2.0))
 
 
+def test_two_writes_through_a_view_leave_no_wrong_value_in_between():
+    class Model(nn.Module):
+        def forward(self, x):
+            y = x * 2
+            view = y[:2]
+            view.mul_(3)
+            view.add_(1)
+            return y.sum()
+
+    history = lens.trace(Model(), torch.ones(3))
+    mul_, add_ = history.graph.ops[2:4]
+    ((first, between),) = mul_.effects
+    ((again, last),) = add_.effects
+    assert again == between
+    assert torch.equal(history.payloads.read(first), torch.tensor([2.0, 2.0, 2.0]))
+    assert between not in history.payloads
+    assert torch.equal(history.payloads.read(last), torch.tensor([7.0, 7.0, 2.0]))
+    assert torch.equal(history["mul_2"].tensor_contents, torch.tensor([6.0, 6.0]))
+    assert torch.equal(history["add_1"].tensor_contents, torch.tensor([7.0, 7.0]))
+
+
 def test_setitem_is_an_operation():
     history = lens.trace(SetItem(), torch.zeros(2, 2))
     assert history.layer_list == ["input_1", "add_1_1", "setitem_1_2", "mul_1_3", "output_1"]

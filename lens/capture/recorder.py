@@ -244,7 +244,9 @@ class Recorder:
             self.tensors.move(record, tensor)
             if record.value not in results:
                 old = record.value
-                new = self._new_version(record, tensor, call[0])
+                new = self._new_version(record, tensor)
+                if self._hold_all or (self._selective and self._wants(call[0], tensor)):
+                    self.keeper.hold(record, new, tensor)
                 if returned:
                     self.tape.effects.append((position, old, new))
                 else:
@@ -260,7 +262,7 @@ class Recorder:
         scope = None if self.scope is None else self.tape.scopes[self.scope]
         return self.keeper.wants(function.ref, scope, tensor)
 
-    def _new_version(self, record: TensorRecord, tensor: torch.Tensor, function: Function | None = None) -> int:
+    def _new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
         """A new value for a tensor whose memory was written to."""
         value = len(self.tape.values)
         *facts, _, _ = self.tape.values[record.value]
@@ -268,9 +270,6 @@ class Recorder:
         name = None if grad is None else type(grad).__name__
         self.tape.values.append((*facts, record.value, name))  # type: ignore[arg-type]
         record.value = value
-        wanted = function is not None and self.keeper.selective and self._wants(function, tensor)
-        if self.keeper.everything or wanted:
-            self.keeper.hold(record, value, tensor)
         return value
 
     def _settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
@@ -280,6 +279,8 @@ class Recorder:
             old = record.value
             new = self._new_version(record, tensor)
             self.tape.effects.append((position, old, new))
+        if self._hold_all:  # the last version only: the memory holds no other any more
+            self.keeper.hold(record, record.value, tensor)
 
     # Tensors that come from elsewhere
 
