@@ -89,17 +89,43 @@ def builtin_any(x):
     return x
 
 
+def _positive(x):
+    return x.sum() > 0
+
+
+def arms_that_only_the_run_shows(x):
+    flag = True
+    if _positive(x) and flag:
+        x = x + 1
+    if x is None:
+        return x
+    elif _positive(x) and not flag:  # noqa: RET505
+        x = x + 2
+    else:
+        x = x * 2
+    return x - 1 if _positive(x) and flag else x
+
+
+def an_arm_without_operations(x):
+    flag = True
+    if _positive(x) and flag:
+        flag = False
+    return x
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
         (several_on_a_line, [("if", None), ("if", True), ("ternary", None), ("ternary", True)]),
         (elif_chain, [("if", False), ("elif", True)]),
-        (loops_and_asserts, [("while", None), ("while", None), ("while", None), ("assert", True)]),
+        (loops_and_asserts, [("while", True), ("while", True), ("while", None), ("assert", True)]),
         (numbers, [("if", True), ("if", False), ("match", None)]),
         (comprehension, [("comprehension", True), ("comprehension", True)]),
         (nested_function, [("unknown", None)]),
         (and_for_its_own_sake, [("and", None), ("not", True)]),
-        (builtin_any, [("if", None)]),
+        (builtin_any, [("if", True)]),
+        (arms_that_only_the_run_shows, [("if", True), ("elif", False), ("ternary", True)]),
+        (an_arm_without_operations, [("if", None)]),
     ],
 )
 def test_constructs_and_arms(function, expected):

@@ -17,6 +17,8 @@ from lens.passes.protocol import PassContext, PassResult
 
 #: Reads that are a decision by themselves; the others steer only where the source shows it.
 _DECISIONS = frozenset({"bool", "equal", "allclose"})
+#: How many operations after a read are looked at for the arm that ran.
+_NEAR = 64
 #: Reads that give a number, which a test may compare.
 _NUMBERS = frozenset({"item", "int", "float", "index", "tolist", "complex", *_DECISIONS})
 
@@ -40,7 +42,7 @@ class ConditionalsPass:
         sources = SourceReader()
         conditions = []
         for number, read in enumerate(graph.reads):
-            condition = _condition(number, read, sources)
+            condition = _condition(graph, number, read, sources)
             if condition is not None:
                 conditions.append(condition)
         values = [graph.reads[condition.read].value for condition in conditions]
@@ -49,14 +51,27 @@ class ConditionalsPass:
         return PassResult((_facet(graph, tuple(conditions), values),))
 
 
-def _condition(number: int, read: Read, sources: SourceReader) -> Condition | None:
+def _condition(graph: Graph, number: int, read: Read, sources: SourceReader) -> Condition | None:
     if read.kind not in _NUMBERS:
         return None
     role = sources.role(read.location)
     line = read.location.line if read.location is not None else 0
     if role is None:
         return Condition(number, UNKNOWN, line) if read.kind in _DECISIONS else None
-    return Condition(number, role.construct, line, _arm(role, read.result))
+    arm = _arm(role, read.result)
+    return Condition(number, role.construct, line, _arm_seen(graph, number, role) if arm is None else arm)
+
+
+def _arm_seen(graph: Graph, number: int, role: Role) -> bool | None:
+    """Which arm ran, from where the operations between this read and the next one of its function stand."""
+    read = graph.reads[number]
+    assert read.location is not None
+    place = read.location.file, read.location.function
+    following = graph.reads[number + 1].position if number + 1 < len(graph.reads) else len(graph.ops)
+    for op in graph.ops[read.position : min(following, read.position + _NEAR)]:
+        if op.location is not None and (op.location.file, op.location.function) == place:
+            return role.arm_of(op.location)
+    return None
 
 
 def _childless_booleans(graph: Graph) -> list[ValueId]:

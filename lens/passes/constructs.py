@@ -6,6 +6,7 @@ import ast
 import linecache
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import TypeAlias
 
 from attrs import define, field, frozen
 
@@ -15,12 +16,17 @@ from lens.ir.elements import Location
 UNKNOWN = "unknown"
 
 
+Nodes: TypeAlias = "tuple[ast.expr | ast.stmt, ...]"
+
+
 @frozen
 class Test:
-    """An expression whose truth steers the control flow, and what it steers."""
+    """An expression whose truth steers the control flow, and what it steers: what runs if it holds, and if not."""
 
     expression: ast.expr
     construct: str
+    body: Nodes = ()
+    orelse: Nodes = ()
 
 
 @frozen
@@ -30,10 +36,20 @@ class Role:
     Args:
         construct: The construct that the test belongs to.
         path: From the expression outwards to the whole test, the nodes in between, both included.
+        test: The test; None if it is not known which.
     """
 
     construct: str
     path: tuple[ast.expr, ...]
+    test: Test | None = None
+
+    def arm_of(self, location: Location) -> bool | None:
+        """Which arm of the test a place is in: True for the body, False for the rest, None for neither."""
+        if self.test is None or location.end_line == 0:
+            return None
+        if any(_covers(node, location) for node in self.test.body):
+            return True
+        return False if any(_covers(node, location) for node in self.test.orelse) else None
 
 
 @define
@@ -54,7 +70,7 @@ class SourceReader:
             if _covers(test.expression, location):
                 path = _path_to(test.expression, location)
                 if path and (found is None or _size(test.expression) < _size(found.path[-1])):
-                    found = Role(test.construct, path)
+                    found = Role(test.construct, path, test)
         return found
 
     def _tests_of(self, file: str) -> tuple[Test, ...]:
@@ -93,13 +109,14 @@ def _tests_of_node(node: ast.AST, lines: list[str]) -> Iterator[Test]:
     match node:
         case ast.If():
             text = lines[node.lineno - 1].encode()[node.col_offset :]
-            yield Test(node.test, "elif" if text.startswith(b"elif") else "if")
+            construct = "elif" if text.startswith(b"elif") else "if"
+            yield Test(node.test, construct, tuple(node.body), tuple(node.orelse))
         case ast.While():
-            yield Test(node.test, "while")
+            yield Test(node.test, "while", tuple(node.body), tuple(node.orelse))
         case ast.Assert():
             yield Test(node.test, "assert")
         case ast.IfExp():
-            yield Test(node.test, "ternary")
+            yield Test(node.test, "ternary", (node.body,), (node.orelse,))
         case ast.comprehension():
             for condition in node.ifs:
                 yield Test(condition, "comprehension")
@@ -110,7 +127,7 @@ def _tests_of_node(node: ast.AST, lines: list[str]) -> Iterator[Test]:
                     yield Test(case.guard, "match")
 
 
-def _covers(node: ast.expr, location: Location) -> bool:
+def _covers(node: ast.expr | ast.stmt, location: Location) -> bool:
     begin = (node.lineno, node.col_offset)
     end = (node.end_lineno or 0, node.end_col_offset or 0)
     inside = begin <= (location.line, location.column)
