@@ -80,3 +80,14 @@ class Raises(nn.Module):
         if y.shape[0] == 2:
             raise self.error
         return y
+
+
+class Body(nn.Module):
+    """A function as the forward of a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import (
+    Body,
     Conditional,
     Containers,
     InPlaceReLU,
@@ -363,12 +364,3 @@ def test_a_composite_whose_closure_holds_itself_is_opened_once():
     assert torch.equal(history["output_1"].tensor_contents, torch.full((2,), 1.125))
     # From its second round on it runs as it is: one operation.
     assert history.layer_list == ["input_1", "mul_1_1", "halve_1_2", "add_1_3", "output_1"]
-
-
-class Body(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)

@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from models import Conditional, TwoBranches
+from models import Body, Conditional, TwoBranches
 from torch import nn
 
 import lens
@@ -15,15 +15,6 @@ from lens.passes.conditionals import ConditionalsPass, condition_ops
 from lens.passes.containment import ContainmentPass
 from lens.passes.manager import PassManager
 from lens.registry import providers
-
-
-class Body(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def conditions(function, x=None):
