@@ -149,7 +149,8 @@ class Function:
         targets: list[Any] = [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):
-                targets.append(args[place] if place < len(args) else None)
+                named = next(iter(kwargs.values()), None) if place == 0 else None
+                targets.append(args[place] if place < len(args) else named)
             else:
                 targets.append(kwargs.get(place))
         if self.statistics is not None:
@@ -198,7 +199,7 @@ def describe(function: Callable[..., Any]) -> Function:
         function,
         ref,
         Kind.COMPOSITE if composite else Kind.OP,
-        writes=() if composite else writes,
+        writes=writes,
         statistics=None if composite else _UPDATES_STATISTICS.get(short),
     )
 

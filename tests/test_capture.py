@@ -364,3 +364,26 @@ def test_a_composite_whose_closure_holds_itself_is_opened_once():
     assert torch.equal(history["output_1"].tensor_contents, torch.full((2,), 1.125))
     # From its second round on it runs as it is: one operation.
     assert history.layer_list == ["input_1", "mul_1_1", "halve_1_2", "add_1_3", "output_1"]
+
+
+def test_a_lazy_module_is_traced_while_it_takes_its_shape():
+    model = nn.LazyLinear(3)
+    history = lens.trace(model, torch.randn(2, 4))
+    x = history["input_1"].tensor_contents
+    assert torch.equal(history["output_1"].tensor_contents, model(x))
+    assert lens.trace(model, x)["linear_1"].parent_param_shapes == [(3, 4), (3,)]
+
+
+def test_initialisers_write_to_their_argument():
+    class Model(nn.Module):
+        def forward(self, x):
+            weight = torch.empty(4, 4)
+            nn.init.kaiming_uniform_(weight)
+            return x @ weight
+
+    history = lens.trace(Model(), torch.randn(2, 4))
+    entry = history["matmul_1"]
+    assert "kaiminguniform" in entry.parent_layers[1] or "uniform" in entry.parent_layers[1]
+    weight = history[entry.parent_layers[1]].tensor_contents
+    expected = history["input_1"].tensor_contents @ weight
+    assert torch.equal(history["output_1"].tensor_contents, expected)

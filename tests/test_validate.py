@@ -58,3 +58,19 @@ def test_a_wrong_random_state_is_found():
     history = lens.trace(TwoBranches(), torch.randn(2, 4))
     history.payloads.rng_states.clear()
     assert [verdict.layer for verdict in check(history).failed] == ["rand_1_3"]
+
+
+def test_sparse_and_autograd_operations_get_a_verdict():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            y = torch.sparse.mm(torch.eye(2).to_sparse(), x)
+            with torch.enable_grad():
+                z = y.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad((z**2).sum(), z)
+            return gradient + 1
+
+    report = check(lens.trace(Model(), torch.randn(2, 4)))
+    assert report.ok, str(report)
+    assert [v.detail for v in report.verdicts if "autograd" in v.detail] == [
+        "walks the autograd graph of the run, which is gone"
+    ]

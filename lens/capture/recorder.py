@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder
@@ -93,8 +94,12 @@ class Recorder:
         args: Sequence[Any],
         kwargs: Mapping[str, Any] | None,
         frame: FrameType | None,
+        opened: bool = False,
     ) -> Call:
-        """Note the operands of a call that is about to happen, and save what it will overwrite."""
+        """Note the operands of a call that is about to happen, and save what it will overwrite.
+
+        ``opened`` says that the operations inside will be told too, their writes among them.
+        """
         operands: list[int] = []
         by_id = self._by_id
         encoded: list[RawTemplate] = []
@@ -120,7 +125,7 @@ class Recorder:
             del encoded[len(args) :]
         site = self.composite_site or self._locator.find(frame, self.call_site)
         written: Sequence[torch.Tensor] = ()
-        if function.may_write or (kwargs and "out" in kwargs):
+        if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = function.written(args, kwargs or {})
             self._protect(written)
         generators = generator_states(args, kwargs) if function.random else None
@@ -264,11 +269,10 @@ class Recorder:
 
     def _new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
         """A new value for a tensor whose memory was written to."""
-        value = len(self.tape.values)
-        *facts, _, _ = self.tape.values[record.value]
+        value = len(self._values)
         grad = tensor.grad_fn
         name = None if grad is None else type(grad).__name__
-        self.tape.values.append((*facts, record.value, name))  # type: ignore[arg-type]
+        self._values.append((*odd_type(tensor), record.value, name))
         record.value = value
         return value
 
@@ -307,10 +311,10 @@ class Recorder:
         alias = self.tensors.alias(record, ()) if record.shared else None
         try:
             self._values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
-        except RuntimeError:  # nested tensors have no shape
+        except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
             self._values.append((*odd_type(tensor), alias, None))
         self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
-        if self.keeper.everything or self.keeper.leaves:
+        if (self.keeper.everything or self.keeper.leaves) and not is_lazy(tensor):
             self.keeper.hold(record, value, tensor)
         return value
 
@@ -390,7 +394,12 @@ class Recorder:
 
 
 def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:
-    """Shape, dtype, device and layout of any tensor, nested ones included (ragged extents are -1)."""
+    """Shape, dtype, device and layout of any tensor.
+
+    Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
+    """
+    if is_lazy(tensor):
+        return (0,), tensor.dtype, tensor.device, "strided"
     if not tensor.is_nested:
         return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
     parts = [tuple(part.shape) for part in tensor.unbind()]

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+#: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
+_NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
+
 
 class TensorRecord(weakref.ref[torch.Tensor]):
     """The state of one live tensor object; a weak reference to it, so that calling the record gives the tensor.
@@ -52,7 +55,7 @@ class TensorTable:
         self.by_id[id(tensor)] = record
         try:
             storage = record.storage = tensor.untyped_storage()._cdata
-        except (RuntimeError, NotImplementedError):  # sparse tensors, wrappers
+        except _NO_STORAGE:
             record.storage = None
             record.shared = False
             return record
@@ -97,7 +100,7 @@ def storage_of(tensor: torch.Tensor) -> int | None:
     """An identity of a tensor's memory, good while the tensor lives; None for tensors without a storage."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):
+    except _NO_STORAGE:
         return None
 
 

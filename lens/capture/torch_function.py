@@ -73,8 +73,9 @@ class _RecordingMode(TorchFunctionMode):
             if function.kind is Kind.METADATA:
                 return func(*args, **kwargs) if kwargs else func(*args)
             return self.read(function, args, kwargs or {}, sys._getframe(1))
-        call = self.recorder.start(function, args, kwargs, sys._getframe(1))
-        if function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types):
+        opened = function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types)
+        call = self.recorder.start(function, args, kwargs, sys._getframe(1), opened)
+        if opened:
             begin = perf_counter()
             result = self.run_opened(function, site_of(call), args, kwargs or {})
         else:
