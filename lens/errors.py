@@ -38,10 +38,6 @@ class BackendError(LensError):
     """A capture backend is unknown, unavailable or broke its contract."""
 
 
-class CaptureError(LensError):
-    """The forward pass could not be recorded."""
-
-
 class GraphError(LensError):
     """A graph breaks a structural rule of the IR."""
 

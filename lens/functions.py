@@ -90,9 +90,6 @@ _METADATA = frozenset(
         "backward",
         "__repr__",
         "__format__",
-        "__dir__",
-        "type_as_",
-        "get_named_shape",
     ]
 )
 #: Properties that are tensors; every other property is metadata.

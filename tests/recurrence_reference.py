@@ -107,15 +107,27 @@ def reference_layers(graph):
 def _longest(graph, same, free, start, period):
     """Where the longest loop of this start and period ends; None if there are not two rounds."""
     op = start
-    carries_on = False
     while op + period < len(free) and all(free[start : op + period + 1]):
         if not same(op, op + period) or not _corresponds(graph, op, start, period):
             break
-        if op < start + period:
-            sources = (graph.values[v].producer for v in graph.ops[op + period].reads)
-            carries_on |= any(s is not None and start <= s < start + period for s in sources)
         op += 1
-    return op + period if op >= start + period and carries_on else None
+    return op + period if op >= start + period and _feeds_itself(graph, start, period) else None
+
+
+def _feeds_itself(graph, start, period):
+    """Whether some place of the body depends on itself one or more rounds before, by transitive closure."""
+    places = range(period)
+    depends = {(i, j): False for i in places for j in places}
+    for i in places:
+        for a, b in zip(graph.ops[start + i].reads, graph.ops[start + i + period].reads, strict=True):
+            producer = graph.values[b].producer
+            if a != b and producer is not None and producer >= start:
+                depends[i, (producer - start) % period] = True
+    for k in places:
+        for i in places:
+            for j in places:
+                depends[i, j] |= depends[i, k] and depends[k, j]
+    return any(depends[i, i] for i in places)
 
 
 def _corresponds(graph, op, start, period):
@@ -128,6 +140,8 @@ def _corresponds(graph, op, start, period):
             return False
         if first.producer == second.producer - period and first.index == second.index:
             continue
+        if first.producer == second.producer:
+            return False
         if not (op < start + period and start <= second.producer < start + period):
             return False
     return True

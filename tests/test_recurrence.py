@@ -357,6 +357,20 @@ def test_chains(text, layers):
     assert folded(graph) == layers == reference_layers(graph)
 
 
+def test_branches_side_by_side_are_no_loop():
+    program = [(letter, (0,) if letter == "a" else (i,), None) for i, letter in enumerate("abababab")]
+    graph = graph_of(program)
+    assert folded(graph) == list(range(8)) == reference_layers(graph)
+
+
+def test_wide_fans_are_folded_in_linear_time():
+    """20,000 equal branches would take minutes if every period were tried on all of them."""
+    pairs = graph_of([("ab"[i % 2], (0,) if i % 2 == 0 else (i,), None) for i in range(20_000)])
+    assert folded(pairs) == list(range(20_000))
+    alike = graph_of([("a", (0,), None) for _ in range(20_000)])
+    assert folded(alike) == list(range(20_000))
+
+
 def test_sums_of_different_things_are_no_loop():
     graph = graph_of([("a", (0,), 0), ("b", (0,), 1), ("b", (0,), 2), ("add", (1, 2), None), ("add", (4, 3), None)])
     assert folded(graph) == [0, 1, 2, 3, 4]

@@ -2,7 +2,8 @@
 
 Two ops a period apart correspond if their keys are equal and every operand of the one relates to that of the other:
 the same value from outside the loop, or values made one period apart. In the first round an operand may come from
-anywhere if in the second it comes from the first round: that is what the loop carries on.
+anywhere if in the second it comes from the first round: that is what the loop carries on. And it must be a
+loop: what a round makes depends on what the round before made.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class _Stretch:
         self.keys = keys
         self.start = start
         self.stop = stop
-        #: Per op, the loop around it whose keys differ from what comes before and after; for skipping multiples.
+        #: Per op, the repetition around it whose keys differ from what comes before and after. No multiple of its
+        #: period needs to be looked at, whether it is a loop or not.
         self.around: dict[int, Loop] = {}
 
     def loops(self) -> list[Loop]:
@@ -95,8 +97,6 @@ class _Stretch:
                     run_start, run_stop = self._run(anchor, period)
                     for loop in self._loops_in(run_start, run_stop, period):
                         found[loop] = None
-                        if self._ends_by_keys(loop):
-                            self.around.update(dict.fromkeys(range(loop.start, loop.stop), loop))
                     step = max(step, anchor + period * ((run_stop - anchor) // period))
                 anchor = step
         return list(found)
@@ -124,17 +124,21 @@ class _Stretch:
     def _loops_in(self, first: int, last: int, period: int) -> Iterator[Loop]:
         """The maximal loops among ops that all correspond to those a period later."""
         matches = {op: self._match(op, period) for op in range(first, last)}
-        following: int = first
-        while (start := self._next_carrying(following, last, period)) is not None:
+        start = first
+        while start + period <= last:
             broken = start
             while broken < last and self._holds(matches[broken], broken, start, period):
                 broken += 1
             if broken - start < period:
-                following = start + 1
+                start += 1
                 continue
-            yield Loop(start, broken + period, period)
+            loop = Loop(start, broken + period, period)
+            if self._ends_by_keys(loop):
+                self.around.update(dict.fromkeys(range(loop.start, loop.stop), loop))
+            if self._feeds_itself(start, period):
+                yield loop
             # The next one that is not inside this: what broke it is in its first round, or before it.
-            following = max(start + 1, broken - period + 1)
+            start = max(start + 1, broken - period + 1)
 
     def _holds(self, match: _Match | None, op: int, start: int, period: int) -> bool:
         """Whether a correspondence holds in a loop that starts here: what comes from far away must be the same."""
@@ -161,22 +165,31 @@ class _Stretch:
                 return None
             earliest = min(earliest, later.producer)
             same_place = source.producer is not None and source.index == later.index
-            if not (same_place and later.producer - (source.producer or 0) == period):
-                loose.append(int(later.producer))
+            if same_place and later.producer - (source.producer or 0) == period:
+                continue
+            if later.producer == source.producer or later.producer <= op - period:
+                return None  # two results of one op; or too far back to be of the first round
+            loose.append(int(later.producer))
         return _Match(earliest, tuple(loose))
 
-    def _next_carrying(self, start: int, last: int, period: int) -> int | None:
-        """The first start from here on at which the second round reads something that the first one made."""
-        best: int | None = None
-        for op in range(start, last):
-            if best is not None and op - period + 1 >= best:
-                break
-            for value in self.graph.ops[op + period].reads:
-                producer = self.graph.values[value].producer
-                if producer is None or producer < start:
-                    continue
-                soonest = max(start, op - period + 1, producer - period + 1)
-                fits = soonest <= min(op, producer) and soonest + period <= last
-                if fits and (best is None or soonest < best):
-                    best = soonest
-        return best
+    def _feeds_itself(self, start: int, period: int) -> bool:
+        """Whether what a round makes depends on what the round before made: a cycle among the places of the body.
+
+        Rounds side by side, each from the same value or from none, have no such cycle and are no loop.
+        """
+        readers: list[list[int]] = [[] for _ in range(period)]
+        waiting = [0] * period
+        for op in range(start, start + period):
+            here, there = self.graph.ops[op].reads, self.graph.ops[op + period].reads
+            for a, b in zip(here, there, strict=True):
+                producer = self.graph.values[b].producer
+                if a != b and producer is not None and producer >= start:
+                    readers[(producer - start) % period].append(op - start)
+                    waiting[op - start] += 1
+        ready = [place for place in range(period) if not waiting[place]]
+        for place in ready:  # grows while it is walked: a topological order
+            for reader in readers[place]:
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    ready.append(reader)
+        return len(ready) < period
