@@ -188,7 +188,7 @@ def describe(function: Callable[..., Any]) -> Function:
         namespace,
         name,
         mutates=bool(writes) or (short in _UPDATES_STATISTICS and not composite),
-        random=short in _HIDDEN_RANDOM or _has_random_tag(schemas),
+        random=short in _HIDDEN_RANDOM or namespace == "torch.nn.init" or _has_random_tag(schemas),
         view=any(_returns_view(schema._schema) for schema in schemas),
         composite=composite,
     )
@@ -201,8 +201,15 @@ def describe(function: Callable[..., Any]) -> Function:
     )
 
 
+def call_opaque(target: Callable[..., Any], *args: Any, closed_over: Any = (), **kwargs: Any) -> Any:
+    """What an opaque operation does: call its first argument. It finds what it closed over by itself."""
+    return target(*args, **kwargs)
+
+
 def resolve(ref: FnRef) -> Callable[..., Any]:
     """The callable of a name. Raises ReplayError if there is none here."""
+    if ref.opaque:
+        return call_opaque
     owner = _owner(ref.namespace)
     for word in ref.name.split("."):
         owner = getattr(owner, word, None)
@@ -248,6 +255,8 @@ def _name(function: Any) -> tuple[str, str]:
     """Namespace and name under which a callable can be found again, or else is told apart."""
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return split_function_name(f"torch.ops.{function}")
+    if isinstance(function, torch._ops.HigherOrderOperator):
+        return "torch.ops.higher_order", function.name()
     name = getattr(function, "__name__", type(function).__name__)
     if name in ("__get__", "__set__"):
         return "torch.Tensor", f"{getattr(function.__self__, '__name__', '?')}.{name}"
@@ -264,12 +273,29 @@ def _name(function: Any) -> tuple[str, str]:
 def is_openable(function: Any) -> bool:
     """Whether a callable is a Python function that asks ``has_torch_function`` before it does its work.
 
-    It may ask itself, or be a dispatcher between functions in its closure that do (``boolean_dispatch``).
+    It may ask itself, or be a dispatcher between functions in its closure that do (``boolean_dispatch``). A
+    higher-order operator that calls Python functions (``cond``) can be opened, too.
     """
+    if dense_kernel(function) is not None:
+        return True
     if not isinstance(function, FunctionType) or function.__name__ in _NEVER_OPENED:
         return False
     cells = function.__closure__ or ()
     return _asks(function) or any(_asks(cell.cell_contents) for cell in cells if _filled(cell))
+
+
+#: Higher-order operators whose meaning on ordinary tensors is plain Python.
+_PLAIN_HIGHER_ORDER = frozenset({"cond", "while_loop", "scan", "map_impl", "associative_scan", "flex_attention"})
+
+
+def dense_kernel(function: Any) -> Callable[..., Any] | None:
+    """The Python function that a higher-order operator runs on ordinary tensors; None for everything else."""
+    if not isinstance(function, torch._ops.HigherOrderOperator) or function.name() not in _PLAIN_HIGHER_ORDER:
+        return None
+    # private: without the table of kernels the operator is one operation
+    kernels = getattr(function, "py_kernels", {})
+    found: Callable[..., Any] | None = kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
+    return found
 
 
 def _asks(function: Any) -> bool:

@@ -209,7 +209,7 @@ class _Run(AbstractContextManager["_Run"]):
             capabilities=tuple(sorted(self.backend.capabilities)),
             fast_paths=self.fast_paths,
             seed=self.seed,
-            training=self.model.training,
+            training=getattr(self.model, "training", False),
             started=self.started,
             forward_seconds=self.forward_seconds,
             lens=lens.__version__,

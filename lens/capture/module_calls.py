@@ -17,7 +17,7 @@ from lens.capture.recorder import Recorder
 _CALL = "_call_impl" if hasattr(nn.Module, "_call_impl") else "__call__"
 
 
-def watch_modules(recorder: Recorder) -> AbstractContextManager[None]:
+def watch_modules(recorder: Recorder) -> AbstractContextManager[Entries]:
     """Announce the module calls of this thread to a recorder, while the block lasts.
 
     The method that runs a module's hooks and forward is replaced, rather than global hooks registered: so the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -19,11 +19,12 @@ def patched(
     name: str,
     wrap: Callable[[Callable[..., Any], Entries], Callable[..., Any]],
     entry: Any,
-) -> Iterator[None]:
+) -> Iterator[Entries]:
     """Have ``owner.name`` know ``entry`` in this thread, until the block ends, however it ends.
 
     The first trace replaces the attribute by ``wrap(original, entries)``, the last one puts the original back; in
     between the wrapper looks up the entries of its thread. Threads that trace nothing get the original behaviour.
+    Gives the entries, for ``hidden``.
     """
     thread = threading.get_ident()
     with _LOCK:
@@ -34,10 +35,11 @@ def patched(
             wrapper: Any = wrap(current, entries)
             wrapper.lens_entries = entries
             wrapper.lens_original = current
+            wrapper.lens_inherited = isinstance(owner, type) and name not in vars(owner)
             setattr(owner, name, wrapper)
         entries.setdefault(thread, []).append(entry)
     try:
-        yield
+        yield entries
     finally:
         with _LOCK:
             entries[thread].pop()
@@ -45,4 +47,24 @@ def patched(
                 del entries[thread]
             current = getattr(owner, name)
             if not entries and getattr(current, "lens_entries", None) is entries:
-                setattr(owner, name, current.lens_original)
+                if current.lens_inherited:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, current.lens_original)
+
+
+@contextmanager
+def hidden(patches: Sequence[Entries]) -> Iterator[None]:
+    """Give this thread the original behaviour of these patches, until the block ends."""
+    thread = threading.get_ident()
+    shown = [entries.get(thread) for entries in patches]
+    for entries in patches:
+        entries[thread] = []  # kept, so that another thread's trace does not take the patch away
+    try:
+        yield
+    finally:
+        for entries, stack in zip(patches, shown, strict=True):
+            if stack is None:
+                del entries[thread]
+            else:
+                entries[thread] = stack

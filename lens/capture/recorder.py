@@ -22,6 +22,7 @@ from lens.capture.keeping import Keeper, generator_states
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, TensorTable
+from lens.capture.wrappers import value_by_wrapping
 from lens.functions import Function
 from lens.ir.elements import LeafKind
 from lens.ir.tape import RawTemplate, ReadRow, ScopeRow, Site, Tape
@@ -127,7 +128,7 @@ class Recorder:
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = function.written(args, kwargs or {})
-            self._protect(written)
+            self.protect(written)
         generators = generator_states(args, kwargs) if function.random else None
         self.running = function
         begin = len(self.tape.ops)
@@ -214,8 +215,8 @@ class Recorder:
 
     # Writes in place
 
-    def _protect(self, written: Sequence[torch.Tensor]) -> None:
-        """Copy the held values that a write is about to destroy."""
+    def protect(self, written: Sequence[torch.Tensor]) -> None:
+        """Copy the held values that a write to these tensors is about to destroy."""
         if self.keeper.nothing:
             return
         for tensor in written:
@@ -301,8 +302,16 @@ class Recorder:
         named = self._addresses.tensor(tensor)
         if named is not None:
             return self.leaf(tensor, named[1], named[2])
+        derived = value_by_wrapping(self, tensor)
+        if derived is not None:
+            return derived
         site = self._locator.find(_caller(), self.call_site)
-        return self.leaf(tensor, "external", (), site)
+        # A tensor without data cannot hide where its values come from.
+        return self.leaf(tensor, "constant" if tensor.is_meta else "external", (), site)
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was met before or belongs to the model."""
+        return self.tensors.find(tensor) is not None or self._addresses.tensor(tensor) is not None
 
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
@@ -353,7 +362,7 @@ class Recorder:
             known[0],
             known[1],
             self.scope,
-            module.training,
+            getattr(module, "training", False),  # frozen scripted modules have none
             len(self.tape.ops),
             inputs,
             site,

@@ -32,6 +32,7 @@ class FnRef:
         random: May draw from a random number generator.
         view: May return a view of an argument.
         composite: A Python function made of other operations.
+        opaque: Python code that ran out of sight: its first argument is what was called.
     """
 
     namespace: str
@@ -40,6 +41,7 @@ class FnRef:
     random: bool = False
     view: bool = False
     composite: bool = False
+    opaque: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}.{self.name}"

@@ -17,7 +17,7 @@ from lens.ir.graph import Graph
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, default_form
 
 #: The flags of a function, in the order in which they are printed.
-FN_FLAGS = ("mutates", "random", "view", "composite")
+FN_FLAGS = ("mutates", "random", "view", "composite", "opaque")
 
 
 def print_graph(

@@ -1,0 +1,21 @@
+"""Everything besides plain function calls that a Python-level backend watches."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from lens.capture.autograd_functions import watch_autograd_functions
+from lens.capture.compiled import watch_compiled
+from lens.capture.functorch import watch_transforms
+from lens.capture.regions import Sight
+from lens.capture.scripted import watch_scripts
+from lens.capture.subclasses import watch_subclasses
+
+
+def watch_regions(sight: Sight, stack: ExitStack) -> None:
+    """Watch for regions of every kind in this thread, until the stack unwinds."""
+    watch_scripts(sight, stack)
+    watch_transforms(sight, stack)
+    watch_compiled(sight, stack)
+    watch_autograd_functions(sight, stack)
+    watch_subclasses(sight, stack)
