@@ -40,6 +40,8 @@ class Sight:
         self.mode = mode
         #: Everything patched for this trace.
         self.patches: list[Entries] = []
+        #: Where on the tape autocast changed, and to what.
+        self.autocast_changes: list[tuple[int, str]] = []
 
     def patch(self, stack: ExitStack, owner: Any, name: str, wrap: Callable[..., Any]) -> None:
         """Patch an attribute, if this torch has it, until the stack unwinds."""

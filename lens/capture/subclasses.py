@@ -28,7 +28,7 @@ def _wrapper(original: Callable[..., Any], entries: Entries) -> Callable[..., An
 
     def make(*args: Any, **kwargs: Any) -> Any:
         stack = entries.get(get_ident())
-        if not stack or not stack[-1].open:
+        if not stack or not stack[-1].open or _dispatches(args[0]):
             return original(*args, **kwargs)
         recorder = stack[-1].recorder
         call = recorder.start(function, args, kwargs, sys._getframe(1))
@@ -38,3 +38,8 @@ def _wrapper(original: Callable[..., Any], entries: Entries) -> Callable[..., An
         return result
 
     return make
+
+
+def _dispatches(kind: Any) -> bool:
+    """Whether a class has a dispatch of its own: its instances must not be looked at before they are complete."""
+    return isinstance(kind, type) and kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # type: ignore[attr-defined]

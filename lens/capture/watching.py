@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from lens.capture.autocast import watch_autocast
 from lens.capture.autograd_functions import watch_autograd_functions
 from lens.capture.compiled import watch_compiled
 from lens.capture.functorch import watch_transforms
@@ -14,6 +15,7 @@ from lens.capture.subclasses import watch_subclasses
 
 def watch_regions(sight: Sight, stack: ExitStack) -> None:
     """Watch for regions of every kind in this thread, until the stack unwinds."""
+    watch_autocast(sight, stack)
     watch_scripts(sight, stack)
     watch_transforms(sight, stack)
     watch_compiled(sight, stack)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -42,8 +42,9 @@ class Interpreter:
         safe = _detached_copies(operands) if op.function.mutates else list(operands)
         args = [build(arg, safe, self.objects) for arg in op.args]
         kwargs = {name: build(arg, safe, self.objects) for name, arg in op.kwargs}
+        autocast = kwargs.pop("autocast", "")
         written = function.written(args, kwargs)
-        with torch.no_grad(), self._generators(op, kwargs):
+        with torch.no_grad(), self._generators(op, kwargs), _autocast(autocast):
             returned = function.callable(*args, **kwargs)
         results = dict(_matched(op.form, returned, op.results))
         missing = [value for value in op.results if value not in results]
@@ -66,6 +67,16 @@ class Interpreter:
         finally:
             for device, (_, setter) in before.items():
                 setter(current[device])
+
+
+@contextmanager
+def _autocast(state: str) -> Iterator[None]:
+    """Autocast as it was when the operation ran, such as ``cpu:bfloat16``."""
+    with ExitStack() as stack:
+        for part in filter(None, state.split(",")):
+            device, _, dtype = part.partition(":")
+            stack.enter_context(torch.autocast(device, getattr(torch, dtype), cache_enabled=False))
+        yield
 
 
 def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], object]]:
