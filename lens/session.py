@@ -24,7 +24,7 @@ from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
 from lens.errors import BackendError, InputError, LensError
 from lens.history import ModelHistory
-from lens.ir.elements import Fault, Meta, ValueId
+from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.payloads import PayloadStore
 from lens.ir.tape import SiteTable, seal
 from lens.passes.manager import PassManager
@@ -203,6 +203,7 @@ class _Run(AbstractContextManager["_Run"]):
         return history.payloads.keep(wanted)
 
     def _meta(self, error: BaseException | None, traceback: TracebackType | None) -> Meta:
+        sites = SiteTable()
         return Meta(
             model=type(self.model).__name__,
             backend=self.backend.name,
@@ -217,6 +218,7 @@ class _Run(AbstractContextManager["_Run"]):
             modules=self.addresses.module_infos(),
             parameters=self.addresses.parameter_infos(),
             fault=None if error is None else self._fault(error, traceback),
+            unseen=tuple(Unseen(what, sites.locate(site)) for what, site in self.recorder.tape.unseen),
         )
 
     def _fault(self, error: BaseException, traceback: TracebackType | None) -> Fault:

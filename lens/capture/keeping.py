@@ -87,6 +87,11 @@ class Keeper:
             return
         self._states[position] = dict(states)
 
+    def take_over(self, other: Keeper, values: Mapping[int, int], ops: int) -> None:
+        """Keep what another keeper has; its values and op positions as they are called here."""
+        self._held.update((values[value], held) for value, held in other._held.items())
+        self._states.update((ops + position, states) for position, states in other._states.items())
+
     def store(self, objects: Sequence[Any]) -> PayloadStore:
         """Everything that was kept."""
         values = {ValueId(v): Held(tensor, version) for v, (tensor, version) in self._held.items()}

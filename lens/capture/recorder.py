@@ -78,7 +78,9 @@ class Recorder:
         self.composite_site: Site = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
-        self._addresses = addresses
+        self.addresses = addresses
+        #: The work handed to other threads, where a backend records it.
+        self.jobs: Any = None
         self._locator = locator
         # Looked up once: these are read for every operation.
         self._by_id = self.tensors.by_id
@@ -299,9 +301,11 @@ class Recorder:
         return record.value
 
     def _adopt(self, tensor: torch.Tensor) -> int:
-        named = self._addresses.tensor(tensor)
+        named = self.addresses.tensor(tensor)
         if named is not None:
             return self.leaf(tensor, named[1], named[2])
+        if self.jobs is not None and self.jobs.collect():
+            return self.value_of(tensor)
         derived = value_by_wrapping(self, tensor)
         if derived is not None:
             return derived
@@ -309,9 +313,13 @@ class Recorder:
         # A tensor without data cannot hide where its values come from.
         return self.leaf(tensor, "constant" if tensor.is_meta else "external", (), site)
 
+    def site(self, frame: FrameType | None) -> Site:
+        """The user's line, from a frame outwards."""
+        return self._locator.find(frame, self.call_site)
+
     def knows(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was met before or belongs to the model."""
-        return self.tensors.find(tensor) is not None or self._addresses.tensor(tensor) is not None
+        return self.tensors.find(tensor) is not None or self.addresses.tensor(tensor) is not None
 
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
@@ -354,7 +362,7 @@ class Recorder:
         known = self._modules.get(id(module))
         if known is None:
             name = type(module).__name__
-            addresses = self._addresses.module(module) or (f"<{name}>",)
+            addresses = self.addresses.module(module) or (f"<{name}>",)
             known = self._modules[id(module)] = [(addresses[0], addresses[1:], name), 0, module]
         known[1] += 1
         site = self._locator.find(frame, self.call_site)
@@ -386,6 +394,15 @@ class Recorder:
         self.scope = row.parent
         if self._selective and self.keeper.wants_module(row):
             self.encoder.encode_with(output, self._hold_now)
+
+    def calls_of(self, job: Recorder) -> dict[str, int]:
+        """By address, how often the modules that a job has called were called here before; counts its calls in."""
+        before = {}
+        for key, (names, calls, module) in job._modules.items():
+            known = self._modules.setdefault(key, [names, 0, module])
+            before[names[0]] = known[1]
+            known[1] += calls
+        return before
 
     def _hold_now(self, tensor: torch.Tensor) -> Slot:
         record = self.tensors.find(tensor)

@@ -45,7 +45,7 @@ class TorchFunctionBackend:
             sight.patches.append(stack.enter_context(watch_modules(emit)))
             if emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
-            watch_regions(sight, stack)
+            watch_regions(sight, stack, self.record)
             stack.enter_context(mode)
             yield
 

@@ -11,13 +11,21 @@ from lens.capture.functorch import watch_transforms
 from lens.capture.regions import Sight
 from lens.capture.scripted import watch_scripts
 from lens.capture.subclasses import watch_subclasses
+from lens.capture.threads import Record, watch_threads
 
 
-def watch_regions(sight: Sight, stack: ExitStack) -> None:
-    """Watch for regions of every kind in this thread, until the stack unwinds."""
+def watch_regions(sight: Sight, stack: ExitStack, record: Record) -> None:
+    """Watch for regions of every kind in this thread, until the stack unwinds.
+
+    Args:
+        sight: What the backend sees in this thread.
+        stack: Unwinds when the trace ends.
+        record: How the backend records in another thread.
+    """
     watch_autocast(sight, stack)
     watch_scripts(sight, stack)
     watch_transforms(sight, stack)
     watch_compiled(sight, stack)
     watch_autograd_functions(sight, stack)
     watch_subclasses(sight, stack)
+    watch_threads(sight, stack, record)

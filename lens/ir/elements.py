@@ -259,6 +259,14 @@ class Fault:
 
 
 @frozen
+class Unseen:
+    """Something that the backend knows it did not see."""
+
+    what: str
+    location: Location | None = None
+
+
+@frozen
 class Meta:
     """Facts about the run.
 
@@ -274,6 +282,7 @@ class Meta:
         lens, torch: Versions.
         modules, parameters: All of the model's, used or not.
         fault: The exception that ended the run, if one did.
+        unseen: What the backend knows that it did not see.
     """
 
     model: str = ""
@@ -289,3 +298,4 @@ class Meta:
     modules: tuple[ModuleInfo, ...] = field(factory=tuple)
     parameters: tuple[ParameterInfo, ...] = field(factory=tuple)
     fault: Fault | None = None
+    unseen: tuple[Unseen, ...] = field(factory=tuple)

@@ -127,6 +127,8 @@ class Tape:
     effects: list[tuple[int, int, int]] = field(factory=list)
     inputs: tuple[RawTemplate, Sequence[int]] = (None, ())
     outputs: tuple[RawTemplate, Sequence[int]] = (None, ())
+    #: What the backend knows that it did not see, and where.
+    unseen: list[tuple[str, Site]] = field(factory=list)
 
 
 def seal(tape: Tape, meta: Meta) -> Graph:

@@ -1,0 +1,133 @@
+"""Putting what was recorded in another thread onto the tape, as one block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+
+from lens.capture.recorder import Recorder
+from lens.ir.tape import RawTemplate, ScopeRow, Site, seal_template
+from lens.ir.templates import Node, Opaque, Template, map_nodes
+
+
+class JobRecorder(Recorder):
+    """Records in another thread than the trace's, onto a tape of its own; remembers the tensors behind its leaves."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sources: list[tuple[int, torch.Tensor]] = []
+
+    def leaf(self, tensor: torch.Tensor, kind: Any, addresses: tuple[str, ...], site: Site = None) -> int:
+        """Make a tensor a leaf of this tape; the other thread may know it as something else."""
+        value = super().leaf(tensor, kind, addresses, site)
+        self.sources.append((value, tensor))
+        return value
+
+
+def splice(main: Recorder, job: JobRecorder) -> None:
+    """Append the whole tape of a finished job. Linear in its length."""
+    _Splicing(main, job).run()
+
+
+class _Splicing:
+    def __init__(self, main: Recorder, job: JobRecorder) -> None:
+        self.main = main
+        self.job = job
+        #: Values of the leaves of the job, as the trace knows them now; then all other values.
+        self.values = {value: main.value_of(tensor) for value, tensor in job.sources}
+        self.ops = len(main.tape.ops)
+        self.scopes = len(main.tape.scopes)
+        self.objects = len(main.encoder.objects)
+
+    def run(self) -> None:
+        main, job = self.main, self.job
+        for value, (*facts, alias, grad) in enumerate(job.tape.values):
+            if value not in self.values:
+                self.values[value] = len(main.tape.values)
+                main.tape.values.append((*facts, None if alias is None else self.values[alias], grad))
+        main.encoder.objects.extend(job.encoder.objects)
+        self.scope_rows()
+        main.tape.ops.extend(self.op_row(*row) for row in job.tape.ops)
+        main.tape.reads.extend(
+            read._replace(
+                value=self.values[read.value], position=self.ops + read.position, scope=self.scope(read.scope)
+            )
+            for read in job.tape.reads
+        )
+        main.tape.effects.extend((self.ops + op, *self.mapped(pair)) for op, *pair in job.tape.effects)
+        main.tape.unseen.extend(job.tape.unseen)
+        main.keeper.take_over(job.keeper, self.values, self.ops)
+        self.tensors()
+
+    def mapped(self, values: Sequence[int]) -> list[int]:
+        return [self.values[value] for value in values]
+
+    def scope(self, number: int | None) -> int | None:
+        return self.main.scope if number is None else self.scopes + number
+
+    def scope_rows(self) -> None:
+        calls = self.main.calls_of(self.job)
+        for row in self.job.tape.scopes:
+            names = (row.address, row.aliases, row.cls)
+            call = row.call + calls.get(row.address, 0)
+            new = ScopeRow(
+                names,
+                call,
+                self.scope(row.parent),
+                row.training,
+                self.ops + row.start,
+                self.mapped(row.inputs),
+                row.site,
+            )
+            new.stop = self.ops + (row.stop if row.stop >= 0 else len(self.job.tape.ops))
+            new.outputs = self.mapped(row.outputs)
+            self.main.tape.scopes.append(new)
+
+    def op_row(self, fn: Any, begin: int, operands: Any, args: Any, kwargs: Any, *rest: Any) -> tuple[Any, ...]:
+        results, form, scope, site, duration, yields = rest
+        return (
+            fn,
+            self.ops + begin,
+            self.mapped(operands),
+            [self.template(arg) for arg in args],
+            {name: self.template(arg) for name, arg in kwargs.items()} if kwargs else None,
+            self.mapped(results),
+            self.template(form),
+            self.scope(scope),
+            site,
+            duration,
+            yields and tuple(None if value is None else self.values[value] for value in yields),
+        )
+
+    def template(self, raw: RawTemplate) -> Template:
+        """A template with its opaque objects numbered as the trace numbers them."""
+
+        def renumber(node: Node) -> Template | None:
+            return evolve(node, index=node.index + self.objects) if isinstance(node, Opaque) else None
+
+        return map_nodes(seal_template(raw), renumber)
+
+    def tensors(self) -> None:
+        """Tell the trace about the job's live tensors, and about its writes to tensors that share their memory."""
+        sources = {value: id(tensor) for value, tensor in self.job.sources}
+        makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
+        makers.update((new, op) for op, _, new in self.job.tape.effects)
+        table = self.main.tensors
+        for record in list(self.job.tensors.by_id.values()):
+            tensor = record()
+            if tensor is None:
+                continue
+            known = table.find(tensor)
+            if known is None:
+                known = table.add(tensor, self.values[record.value])
+            known.value = self.values[record.value]
+            known.held += tuple(self.mapped(record.held))
+            known.pending = tuple(self.ops + op for op in record.pending)
+            if record.value not in sources and id(tensor) in sources.values():
+                for member, overlaps in table.sharing(known, tensor):
+                    other = member()
+                    if overlaps and other is not None and self.job.tensors.find(other) is None:
+                        member.pending += (self.ops + makers[record.value],)
