@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from itertools import count
 from threading import get_ident
 from types import FrameType
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from lens.capture.module_calls import MODULE_CALL_CODE
 from lens.capture.patches import Entries, hidden
@@ -24,10 +25,12 @@ from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
 from lens.capture.sites import Locator
 from lens.capture.splicing import JobRecorder, splice
-from lens.ir.tape import Site
 
 #: How a backend records into a recorder in the thread that asks.
 Record: TypeAlias = Callable[[Recorder], AbstractContextManager[None]]
+
+
+_NOT_ENDED = "work in another thread had not ended when the trace did"
 
 
 class Jobs:
@@ -41,12 +44,15 @@ class Jobs:
     def __init__(self, recorder: Recorder, record: Record) -> None:
         self._recorder = recorder
         self._record = record
-        self._running: dict[int, tuple[JobRecorder, Site]] = {}
-        self._ended: deque[JobRecorder] = deque()
-        self._closed = False
+        self._numbers = count()
+        #: By number: the jobs that may still write, and those that wait to be spliced.
+        self._running: dict[int, JobRecorder] = {}
+        self._ended: dict[int, JobRecorder] = {}
+        #: The thread or future that stands for a job -> its number.
+        self._owners: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
-    def new(self, work: Callable[..., Any], frame: FrameType | None) -> Callable[..., Any]:
-        """The work as a job: the same function, recorded wherever it is called."""
+    def new(self, work: Callable[..., Any], frame: FrameType | None) -> tuple[int, Callable[..., Any]]:
+        """The work as a job: its number, and the same function, recorded wherever it is called."""
         recorder = self._recorder
         job = JobRecorder(
             recorder.addresses,
@@ -55,39 +61,52 @@ class Jobs:
             recorder.keep_fast_paths,
         )
         job.call_site = recorder.site(frame)
-        self._running[id(job)] = (job, job.call_site)
-        return functools.partial(_run_job, self, job, work)
+        number = next(self._numbers)
+        self._running[number] = job
+        return number, functools.partial(_run_job, self, number, work)
 
-    def run(self, job: JobRecorder, body: Callable[[], Any]) -> Any:
+    def own(self, owner: Any, number: int) -> None:
+        """Say which thread or future stands for a job."""
+        self._owners[owner] = number
+
+    def run(self, number: int, body: Callable[[], Any]) -> Any:
         """Run a job in the thread that it was handed to."""
-        if self._closed:
+        job = self._running.get(number)
+        if job is None:
             return body()
         try:
             with self._record(job):
                 return body()
         finally:
-            if self._running.pop(id(job), None) is not None:
-                self._ended.append(job)
+            if self._running.pop(number, None) is not None:
+                self._ended[number] = job
 
-    def collect(self) -> bool:
-        """Put what has ended onto the trace's tape; say whether there was anything."""
-        found = bool(self._ended)
-        while self._ended:
-            splice(self._recorder, self._ended.popleft())
-        return found
+    def collect(self, owner: Any = None) -> bool:
+        """Put what has ended onto the trace's tape, in the order in which it was handed out.
+
+        Args:
+            owner: A thread or future: only its job, so that the order of the graph does not depend on who is fast.
+
+        Says whether there was anything.
+        """
+        numbers = sorted(self._ended) if owner is None else [self._owners.get(owner, -1)]
+        ended = [job for number in numbers if (job := self._ended.pop(number, None)) is not None]
+        for job in ended:
+            splice(self._recorder, job)
+        return bool(ended)
 
     def close(self) -> None:
         """The trace ends: what still runs is not waited for, but disclosed."""
-        self._closed = True
-        self.collect()
-        for job, site in list(self._running.values()):
-            if self._running.pop(id(job), None) is not None:
-                self._recorder.tape.unseen.append(("work in another thread had not ended when the trace did", site))
+        for number in list(self._running):
+            job = self._running.pop(number, None)
+            if job is not None:
+                self._recorder.tape.unseen.append((_NOT_ENDED, job.call_site))
                 job.__class__ = _ClosedRecorder
+        self.collect()
 
 
-def _run_job(jobs: Jobs, job: JobRecorder, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return jobs.run(job, lambda: work(*args, **kwargs))
+def _run_job(jobs: Jobs, number: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return jobs.run(number, lambda: work(*args, **kwargs))
 
 
 class _ClosedRecorder(JobRecorder):
@@ -112,7 +131,7 @@ def watch_threads(sight: Sight, stack: ExitStack, record: Record) -> None:
     stack.callback(jobs.close)
     sight.patch(stack, threading.Thread, "start", _wrap_start)
     sight.patch(stack, ThreadPoolExecutor, "submit", _wrap_submit)
-    for owner, name in ((threading.Thread, "join"), (Future, "result")):
+    for owner, name in ((threading.Thread, "join"), (Future, "result"), (ThreadPoolExecutor, "shutdown")):
         sight.patch(stack, owner, name, _wrap_wait)
 
 
@@ -125,7 +144,8 @@ def _wrap_start(original: Callable[..., Any], entries: Entries) -> Callable[...,
     def start(self: threading.Thread) -> None:
         here = _jobs(entries)
         if here is not None and self.ident is None:
-            job = here[1].new(self.run, sys._getframe(1))
+            number, job = here[1].new(self.run, sys._getframe(1))
+            here[1].own(self, number)
 
             def run() -> None:
                 del self.run  # type: ignore[method-assign]  # the class's own again
@@ -142,20 +162,22 @@ def _wrap_submit(original: Callable[..., Any], entries: Entries) -> Callable[...
         here = _jobs(entries)
         if here is None:
             return original(self, fn, *args, **kwargs)
-        job = here[1].new(fn, sys._getframe(1))
+        number, job = here[1].new(fn, sys._getframe(1))
         with hidden(here[0].patches):  # the pool's own threads are no jobs
-            return original(self, job, *args, **kwargs)
+            future = original(self, job, *args, **kwargs)
+        here[1].own(future, number)
+        return future
 
     return submit
 
 
 def _wrap_wait(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
-    def wait(*args: Any, **kwargs: Any) -> Any:
+    def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(*args, **kwargs)
+            return original(self, *args, **kwargs)
         finally:
             here = _jobs(entries)
             if here is not None:
-                here[1].collect()
+                here[1].collect(None if isinstance(self, ThreadPoolExecutor) else self)
 
     return wait
