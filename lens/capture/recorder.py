@@ -339,7 +339,9 @@ class Recorder:
 
     def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
         """Note that values left the tensor world; ``result`` is what the caller got."""
-        site = None if frame is None else (frame.f_code, frame.f_lasti)
+        # Elsewhere than in the user's code only where the value leaves for another library.
+        outside = frame is None or kind in ("numpy", "dlpack")
+        site = self.site(frame) if outside else (frame.f_code, frame.f_lasti)
         shown = shorten(result)
         for arg in args:
             if isinstance(arg, torch.Tensor):
