@@ -256,7 +256,7 @@ def _name(function: Any) -> tuple[str, str]:
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return split_function_name(f"torch.ops.{function}")
     if isinstance(function, torch._ops.HigherOrderOperator):
-        return "torch.ops.higher_order", function.name()
+        return "torch.ops.higher_order", function.name()  # type: ignore[no-untyped-call]
     name = getattr(function, "__name__", type(function).__name__)
     if name in ("__get__", "__set__"):
         return "torch.Tensor", f"{getattr(function.__self__, '__name__', '?')}.{name}"
@@ -290,7 +290,9 @@ _PLAIN_HIGHER_ORDER = frozenset({"cond", "while_loop", "scan", "map_impl", "asso
 
 def dense_kernel(function: Any) -> Callable[..., Any] | None:
     """The Python function that a higher-order operator runs on ordinary tensors; None for everything else."""
-    if not isinstance(function, torch._ops.HigherOrderOperator) or function.name() not in _PLAIN_HIGHER_ORDER:
+    if not isinstance(function, torch._ops.HigherOrderOperator):
+        return None
+    if function.name() not in _PLAIN_HIGHER_ORDER:  # type: ignore[no-untyped-call]
         return None
     # private: without the table of kernels the operator is one operation
     kernels = getattr(function, "py_kernels", {})

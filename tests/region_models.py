@@ -138,7 +138,7 @@ def weight_norm():
     return torch.nn.utils.parametrizations.weight_norm(linear())
 
 
-@model("flatten mv vector_dot div linear")
+@model("flatten mv vdot div linear")
 def spectral_norm():
     return torch.nn.utils.parametrizations.spectral_norm(linear()).eval()
 
@@ -307,7 +307,7 @@ def exported_program():
     return Model(lambda s, x: s.part(x) + 1, part=part)
 
 
-@model("__getitem__ __getitem__ pack lstm _pad_packed_sequence")
+@model("__getitem__ _pack_padded_sequence lstm _pad_packed_sequence")
 def packed_sequences():
     def forward(s, x):
         packed = rnn.pack_padded_sequence(x[None], torch.tensor([2]), batch_first=True)
@@ -334,7 +334,9 @@ def jagged():
 
 @model("to_sparse _sparse_mm to_sparse_csr matmul add")
 def sparse():
-    return Model(lambda s, x: torch.sparse.mm(x.to_sparse(), s.fc.weight) + x.to_sparse_csr() @ s.fc.weight, fc=linear())
+    return Model(
+        lambda s, x: torch.sparse.mm(x.to_sparse(), s.fc.weight) + x.to_sparse_csr() @ s.fc.weight, fc=linear()
+    )
 
 
 @model("quantize_per_tensor relu dequantize")
@@ -363,7 +365,9 @@ class Marked(torch.Tensor):
 
 @model("as_subclass mul linear as_subclass add as_subclass")
 def subclass_made_inside():
-    return Model(lambda s, x: (x.as_subclass(Marked) * 2 + s.fc(x).as_subclass(Marked)).as_subclass(torch.Tensor), fc=linear())
+    return Model(
+        lambda s, x: (x.as_subclass(Marked) * 2 + s.fc(x).as_subclass(Marked)).as_subclass(torch.Tensor), fc=linear()
+    )
 
 
 @model("linear relu", inputs=(X.clone().as_subclass(Marked),))
@@ -384,7 +388,8 @@ class Boxed(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         args = [arg.inner if isinstance(arg, Boxed) else arg for arg in args]
-        return Boxed(func(*args, **(kwargs or {})))
+        result = func(*args, **(kwargs or {}))
+        return Boxed(result) if isinstance(result, torch.Tensor) else result
 
 
 @model("mul wrap relu mul unwrap add", "opaque opaque")

@@ -65,9 +65,12 @@ def has_in_order(names, expected):
 def test_regions(name):
     factory, expected, gaps, inputs = MODELS[name]
     torch.manual_seed(5)
-    plain = factory()(*inputs)
-    state = torch.get_rng_state()
     model = factory()
+    torch.manual_seed(5)
+    twin = factory()
+    torch.manual_seed(5)
+    plain = twin(*inputs)
+    state = torch.get_rng_state()
     marks = torch_marks()
     torch.manual_seed(5)
     history, output = traced(model, inputs)
@@ -80,8 +83,7 @@ def test_regions(name):
     assert parse(print_graph(history.graph)) == history.graph
     assert check(history).failed == ()
     names = [op.function.name for op in history.graph.ops]
-    skipped = {"pack", "vector_dot"}
-    assert has_in_order(names, [name for name in expected if name not in skipped]), names
+    assert has_in_order(names, expected), names
     assert [gap.kind for gap in history.gaps] == gaps
     assert all(gap.location for gap in history.gaps) or isinstance(model, torch.jit.ScriptModule)
 
@@ -139,7 +141,7 @@ def test_autograd_functions_are_scopes():
     history = lens.trace(region_models.autograd_function(), (X,))
     scope = history.graph.scopes[1]
     assert (scope.cls, scope.address, scope.stop - scope.start) == ("Scaled", "<Scaled>", 2)
-    assert history["mul_1"].containing_module_origin_nested[-1] == "<Scaled>:1"
+    assert history["mul_1"].containing_module_origin_nested[-1] == "<Scaled>"
 
 
 @pytest.mark.parametrize("name", [
@@ -154,7 +156,8 @@ def test_gradients_are_the_plain_ones(name):
         torch.manual_seed(5)
         output = traced(model, (x,))[1] if trace else model(x)
         output.sum().backward()
-        grads.append([x.grad, *(p.grad for p in model.parameters())])
+        # torch.cond gives zeros to what only the other branch uses; run eagerly, that has no gradient
+        grads.append([torch.zeros_like(p) if p.grad is None else p.grad for p in (x, *model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
@@ -170,7 +173,7 @@ def test_recomputation_in_backward_is_not_recorded():
 class TestCompiled:
     @pytest.mark.parametrize("how", ["torch.compile", "module.compile", "function", "fullgraph"])
     def test_it_runs_eagerly_and_is_seen(self, how):
-        part = nn.Sequential(linear(), nn.ReLU())
+        part = Model(lambda s, x: torch.relu(s.fc(x)), fc=linear())
         plain = part(X) + 1
         compiled = 0
 
@@ -375,7 +378,10 @@ def faulty_models():
     encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     return [
         (Model(busy, w=weight(), b=block(), script=script), X),
-        (nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Dropout()), torch.ones(2, 3, 5)),
+        (
+            nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Dropout()),
+            torch.ones(2, 3, 5),
+        ),
         (encoder, torch.ones(1, 3, 4)),
     ]
 
@@ -406,7 +412,7 @@ def test_a_fault_anywhere_leaves_nothing_behind(which, where, monkeypatch):
     lens.trace(model, x, passes="")
     calls = count
     assert calls
-    for fail_at in range(1, calls + 1):
+    for fail_at in range(1, calls + 1):  # noqa: B007  # read by ``failing``
         count = 0
         with pytest.raises((Injected, IndexError)):
             lens.trace(model, x, passes="")

@@ -40,14 +40,14 @@ def _run_eagerly(sight: Sight, stack: ExitStack) -> None:
 def _wrap_compile(stack: ExitStack, original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
     """``torch.compile`` in a process that has not loaded the compiler yet."""
 
-    def compile(*args: Any, **kwargs: Any) -> Any:
+    def compile_eagerly(*args: Any, **kwargs: Any) -> Any:
         compiled = original(*args, **kwargs)
         sights = entries.get(get_ident())
         if sights and "torch._dynamo.eval_frame" in sys.modules:
             _run_eagerly(sights[-1], stack)
         return compiled
 
-    return functools.wraps(original)(compile)
+    return functools.wraps(original)(compile_eagerly)
 
 
 def _wrap_stance(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
@@ -71,7 +71,7 @@ def _wrap_module_call(original: Callable[..., Any], entries: Entries) -> Callabl
 
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self._compiled_call_impl is not None and entries.get(get_ident()):
-            return self._call_impl(*args, **kwargs)
+            return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         return original(self, *args, **kwargs)
 
     return __call__

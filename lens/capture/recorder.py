@@ -340,8 +340,7 @@ class Recorder:
     def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
         """Note that values left the tensor world; ``result`` is what the caller got."""
         # Elsewhere than in the user's code only where the value leaves for another library.
-        outside = frame is None or kind in ("numpy", "dlpack")
-        site = self.site(frame) if outside else (frame.f_code, frame.f_lasti)
+        site = self.site(frame) if frame is None or kind in ("numpy", "dlpack") else (frame.f_code, frame.f_lasti)
         shown = shorten(result)
         for arg in args:
             if isinstance(arg, torch.Tensor):

@@ -184,8 +184,9 @@ class _Region:
         """Run the body; keep the generator's state from before if it drew numbers."""
         before = torch.default_generator.get_state()
         result = body()
-        if not torch.equal(before, torch.default_generator.get_state()):
-            self.states = {"cpu": before}
+        with torch._C.DisableTorchFunction():
+            drew = not torch.equal(before, torch.default_generator.get_state())
+        self.states = {"cpu": before} if drew else None
         return result
 
     def finish(self, call: Call, result: Any, duration: float) -> None:

@@ -49,8 +49,9 @@ def _wrapper(kind: str) -> Callable[..., Any]:
 
 def _tensors(owner: Any) -> Iterator[torch.Tensor]:
     """The parameters and buffers of a scripted module and its children."""
-    for table in (torch._C.ParameterDict, torch._C.BufferDict):  # type: ignore[attr-defined]
+    tables: Any = torch._C
+    for table in (tables.ParameterDict, tables.BufferDict):
         for _, tensor in table(owner).items():
             yield tensor
-    for _, child in torch._C.ModuleDict(owner).items():  # type: ignore[attr-defined]
+    for _, child in tables.ModuleDict(owner).items():
         yield from _tensors(child)

@@ -9,6 +9,7 @@ import torch
 from attrs import evolve
 
 from lens.capture.recorder import Recorder
+from lens.capture.sites import Locator
 from lens.ir.tape import RawTemplate, ScopeRow, Site, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 
@@ -16,8 +17,9 @@ from lens.ir.templates import Node, Opaque, Template, map_nodes
 class JobRecorder(Recorder):
     """Records in another thread than the trace's, onto a tape of its own; remembers the tensors behind its leaves."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, main: Recorder, locator: Locator) -> None:
+        super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths)
+        self.main = main
         self.sources: list[tuple[int, torch.Tensor]] = []
 
     def leaf(self, tensor: torch.Tensor, kind: Any, addresses: tuple[str, ...], site: Site = None) -> int:
@@ -25,6 +27,11 @@ class JobRecorder(Recorder):
         value = super().leaf(tensor, kind, addresses, site)
         self.sources.append((value, tensor))
         return value
+
+    def protect(self, written: Sequence[torch.Tensor]) -> None:
+        """Copy the held values that a write is about to destroy, here and in the trace."""
+        super().protect(written)
+        self.main.protect(written)
 
 
 def splice(main: Recorder, job: JobRecorder) -> None:
@@ -44,10 +51,12 @@ class _Splicing:
 
     def run(self) -> None:
         main, job = self.main, self.job
-        for value, (*facts, alias, grad) in enumerate(job.tape.values):
+        for value, row in enumerate(job.tape.values):
             if value not in self.values:
+                shape, dtype, device, layout, alias, grad = row
                 self.values[value] = len(main.tape.values)
-                main.tape.values.append((*facts, None if alias is None else self.values[alias], grad))
+                source = None if alias is None else self.values[alias]
+                main.tape.values.append((shape, dtype, device, layout, source, grad))
         main.encoder.objects.extend(job.encoder.objects)
         self.scope_rows()
         main.tape.ops.extend(self.op_row(*row) for row in job.tape.ops)
@@ -57,7 +66,9 @@ class _Splicing:
             )
             for read in job.tape.reads
         )
-        main.tape.effects.extend((self.ops + op, *self.mapped(pair)) for op, *pair in job.tape.effects)
+        main.tape.effects.extend(
+            (self.ops + op, self.values[old], self.values[new]) for op, old, new in job.tape.effects
+        )
         main.tape.unseen.extend(job.tape.unseen)
         main.keeper.take_over(job.keeper, self.values, self.ops)
         self.tensors()
@@ -127,7 +138,10 @@ class _Splicing:
             known.held += tuple(self.mapped(record.held))
             known.pending = tuple(self.ops + op for op in record.pending)
             if record.value not in sources and id(tensor) in sources.values():
+                self.main.keeper.refresh(known)  # it shares a count of writes with other jobs' tensors
                 for member, overlaps in table.sharing(known, tensor):
                     other = member()
-                    if overlaps and other is not None and self.job.tensors.find(other) is None:
+                    if not overlaps:
+                        self.main.keeper.refresh(member)
+                    elif other is not None and self.job.tensors.find(other) is None:
                         member.pending += (self.ops + makers[record.value],)

@@ -54,12 +54,7 @@ class Jobs:
     def new(self, work: Callable[..., Any], frame: FrameType | None) -> tuple[int, Callable[..., Any]]:
         """The work as a job: its number, and the same function, recorded wherever it is called."""
         recorder = self._recorder
-        job = JobRecorder(
-            recorder.addresses,
-            recorder.keeper.selection,
-            Locator((MODULE_CALL_CODE, _run_job.__code__)),
-            recorder.keep_fast_paths,
-        )
+        job = JobRecorder(recorder, Locator((MODULE_CALL_CODE, _run_job.__code__)))
         job.call_site = recorder.site(frame)
         number = next(self._numbers)
         self._running[number] = job
@@ -148,7 +143,7 @@ def _wrap_start(original: Callable[..., Any], entries: Entries) -> Callable[...,
             here[1].own(self, number)
 
             def run() -> None:
-                del self.run  # type: ignore[method-assign]  # the class's own again
+                del self.run  # the class's own again
                 job()
 
             self.run = run  # type: ignore[method-assign]

@@ -64,6 +64,9 @@ class PayloadStore:
     rng_states: dict[OpId, dict[str, Any]] = field(factory=dict)
     objects: dict[int, Any] = field(factory=dict)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PayloadStore, (self.values, self.rng_states)  # functions and the like cannot be pickled in general
+
     def __contains__(self, value: ValueId) -> bool:
         return value in self.values
 

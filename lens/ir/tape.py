@@ -212,7 +212,8 @@ class _Sealing:
         if found is None:
             shape, *names = key
             dtype, device, layout = (str(name).removeprefix("torch.") for name in names)
-            found = self.types[key] = TensorType(dtype, tuple(shape), device, layout)
+            extents = tuple(n if isinstance(n, int) else -1 for n in shape)  # ragged ones are symbols
+            found = self.types[key] = TensorType(dtype, extents, device, layout)
         return found
 
     def scope(self, number: int, row: ScopeRow) -> Scope:
