@@ -109,8 +109,10 @@ _UPDATES_STATISTICS: dict[str, tuple[Place, tuple[Place, ...]]] = {
     **dict.fromkeys(("_batch_norm_impl_index", "cudnn_batch_norm", "miopen_batch_norm"), _BATCH_STATISTICS),
     "instance_norm": ((5, "use_input_stats"), ((3, "running_mean"), (4, "running_var"))),
 }
-#: Functions that draw random numbers without the tag in their schema (a dropout argument inside).
-_HIDDEN_RANDOM = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_"})
+#: Functions that draw random numbers without the tag in their schema: a dropout argument inside, or no schema.
+_HIDDEN_RANDOM = frozenset(
+    ["lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_", "kaiming_uniform_"]
+)
 _GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
 
 

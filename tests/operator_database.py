@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -115,8 +116,32 @@ def calls_of(entry: Any, dtype: torch.dtype, samples: int = 5) -> Iterator[Call]
             yield Call("out", name_of(dtype), entry.op, (sample.input, *sample.args), dict(sample.kwargs))
 
 
+def module_calls(entry: Any, training: bool, samples: int = 5) -> Iterator[Call]:
+    """The calls of an entry of the module database: its first samples in float32 (or what it supports instead)."""
+    supported = entry.supported_dtypes("cpu")
+    dtype = torch.float32 if torch.float32 in supported else min(supported, key=str)
+    torch.manual_seed(SEED)
+    given = entry.module_inputs_func(entry, device="cpu", dtype=dtype, requires_grad=False, training=training)
+    for sample in islice(given, samples):
+        module = entry.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs)
+        module = module.to(dtype).train(training)
+        forward = sample.forward_input
+        yield Call("train" if training else "eval", name_of(dtype), module, forward.args, forward.kwargs)
+
+
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def no_uninitialised_memory() -> Iterator[None]:
+    """Have torch fill new memory, so that what it makes of it is the same twice."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def possible(call: Call) -> Call | None:
@@ -200,12 +225,12 @@ def contents(tensor: torch.Tensor) -> tuple[Any, ...]:
         head: tuple[Any, ...] = (tensor.dtype, tensor.layout)
         if tensor.is_nested:
             return (*head, *(contents(part) for part in tensor.unbind()))
-        head += (tuple(tensor.shape),)
+        head += (tuple(tensor.size()),)
         if tensor.is_quantized:
             return (*head, tensor.qscheme(), contents(tensor.int_repr()))
         if tensor.layout is torch.strided:
             # A copy, because numpy() forbids torch to resize the memory from then on.
-            plain = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+            plain = torch.empty(tensor.size(), dtype=tensor.dtype).copy_(tensor.detach())
             return (*head, plain.flatten().view(torch.uint8).numpy().tobytes())
         if tensor.layout is torch.sparse_coo:
             return (*head, contents(tensor._indices()), contents(tensor._values()))
@@ -281,8 +306,8 @@ class Program(nn.Module):
         self.steps = nn.ModuleList([Step(call) for call in calls])
 
     def forward(self, inputs: Any) -> Any:
-        """The results and, so that what was written to them is read, the arguments afterwards."""
-        return [step(*given) for step, given in zip(self.steps, inputs, strict=True)], inputs
+        """The results and, so that what was written to them is read, arguments and module state afterwards."""
+        return [step(*given) for step, given in zip(self.steps, inputs, strict=True)], inputs, list(self.buffers())
 
 
 def examine(calls: Sequence[Call], backend: str = "torch_function") -> list[Finding]:
@@ -366,7 +391,8 @@ class _Comparison:
             yield from self.writes(op, seen)
 
     def operands(self, op: Op, seen: Seen) -> Iterator[tuple[str, str]]:
-        saved = [self.payloads.read(v) for v in op.operands]
+        unshaped = nn.UninitializedParameter()  # of a lazy module: not saved
+        saved = [self.payloads.read(v) if v in self.payloads else unshaped for v in op.operands]
         args = [build(arg, saved, self.payloads.objects) for arg in op.args]
         kwargs = {name: build(arg, saved, self.payloads.objects) for name, arg in op.kwargs}
         if not alike((args, kwargs), (list(seen.args), seen.kwargs)):
@@ -375,7 +401,9 @@ class _Comparison:
         given = tensors_in((seen.args, seen.kwargs))
         expected = [self.current.get(id(t)) for t in given]
         for place, (value, known) in enumerate(zip(op.operands, expected, strict=True)):
-            if value != known and not (known is None and self.values[value].leaf is not None):
+            if known is None and self.values[value].leaf is not None:  # of the module
+                self.current[id(given[place])] = value
+            elif value != known:
                 yield "operands", f"{op.function}: operand {place} is %{value}, not %{known}"
         if tuple(map(contents, saved)) != seen.before:
             yield "operands", f"{op.function}: saved operands differ from those that it got"
