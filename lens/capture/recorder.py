@@ -420,8 +420,8 @@ def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, obj
 
     Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
     """
-    if is_lazy(tensor):
-        return (0,), tensor.dtype, tensor.device, "strided"
+    if is_lazy(tensor):  # it has no attribute ``shape``
+        return tuple(tensor.size()), tensor.dtype, tensor.device, "strided"
     if not tensor.is_nested:
         return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
     parts = [tuple(part.shape) for part in tensor.unbind()]

@@ -83,6 +83,8 @@ class TensorTable:
 
     def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, bool]]:
         """The other live records on the same memory, each with: does it overlap with this tensor."""
+        if record.storage is None:  # perhaps of a lazy module, and shaped since
+            self.move(record, tensor)
         if record.storage is None:
             return
         members = self._by_storage[record.storage]

@@ -39,7 +39,7 @@ class Interpreter:
             ReplayError: if the function or an argument is not there.
         """
         function = describe(resolve(op.function))
-        safe = _detached_copies(operands) if op.function.mutates else list(operands)
+        safe = _detached_copies(operands) if _may_write(op) else list(operands)
         args = [build(arg, safe, self.objects) for arg in op.args]
         kwargs = {name: build(arg, safe, self.objects) for name, arg in op.kwargs}
         written = function.written(args, kwargs)
@@ -66,6 +66,11 @@ class Interpreter:
         finally:
             for device, (_, setter) in before.items():
                 setter(current[device])
+
+
+def _may_write(op: Op) -> bool:
+    """Whether a call may write to its operands; a closed composite may, in its interior."""
+    return op.function.mutates or op.function.composite or any(name == "out" for name, _ in op.kwargs)
 
 
 def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], object]]:
