@@ -35,6 +35,7 @@ READS = {
     "__bool__": "bool",
     "is_nonzero": "bool",
     "item": "item",
+    "_local_scalar_dense": "item",  # what bool(t), t.item(), float(t) and their like come to below autograd
     "tolist": "tolist",
     "__int__": "int",
     "__float__": "float",
@@ -100,7 +101,9 @@ _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__c
 _NOT_IN_PLACE = frozenset({"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"})
 #: Functions with running statistics: position of the flag that says "update them", and their positions. Their
 #: schemas do not declare these writes.
-_UPDATES_STATISTICS = {"batch_norm": (5, (3, 4)), "instance_norm": (5, (3, 4))}
+_UPDATES_STATISTICS = dict.fromkeys(
+    ("batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), (5, (3, 4))
+)
 #: Functions that draw random numbers without the tag in their schema (a dropout argument inside).
 _HIDDEN_RANDOM = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_"})
 _GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
@@ -143,7 +146,7 @@ class Function:
             flag = self.statistics[0]
             if len(args) > flag and not args[flag]:
                 return []
-        targets: list[Any] = [kwargs.get("out")]
+        targets: list[Any] = [] if "out" in self.writes else [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):
                 named = next(iter(kwargs.values()), None) if place == 0 else None
@@ -154,15 +157,16 @@ class Function:
             flag, places = self.statistics
             if len(args) > flag and args[flag]:
                 targets += [args[place] for place in places]
-        return list(_tensors(targets))
+        return list(tensors_in(targets))
 
 
-def _tensors(targets: Sequence[Any]) -> Iterator[torch.Tensor]:
+def tensors_in(targets: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors in a sequence, and in the lists and tuples within it."""
     for target in targets:
         if isinstance(target, torch.Tensor):
             yield target
         elif isinstance(target, (list, tuple)):
-            yield from _tensors(target)
+            yield from tensors_in(target)
 
 
 @lru_cache(maxsize=8192)

@@ -8,7 +8,7 @@ can wait is left to sealing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -46,6 +46,11 @@ def site_of(call: Call) -> Site:
     return call[5]
 
 
+def written_by(call: Call) -> Sequence[torch.Tensor]:
+    """What a call writes to."""
+    return call[6]
+
+
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 
 
@@ -77,6 +82,8 @@ class Recorder:
         self.composite_site: Site = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
+        #: Set by a backend that can tell the value of a tensor which comes as an object never met.
+        self.recognise: Callable[[torch.Tensor], int | None] = _unknown
         self._addresses = addresses
         self._locator = locator
         # Looked up once: these are read for every operation.
@@ -301,6 +308,9 @@ class Recorder:
         named = self._addresses.tensor(tensor)
         if named is not None:
             return self.leaf(tensor, named[1], named[2])
+        value = self.recognise(tensor)
+        if value is not None:
+            return value
         site = self._locator.find(_caller(), self.call_site)
         return self.leaf(tensor, "external", (), site)
 
@@ -317,6 +327,10 @@ class Recorder:
         if (self.keeper.everything or self.keeper.leaves) and not is_lazy(tensor):
             self.keeper.hold(record, value, tensor)
         return value
+
+    def site(self, frame: FrameType | None) -> Site:
+        """The user's line that led to a frame."""
+        return self._locator.find(frame, self.call_site)
 
     # Reads
 
@@ -422,6 +436,10 @@ def shorten(result: Any) -> RawTemplate:
         flat = all(isinstance(x, (bool, int, float, complex)) for x in result)
         return tuple(result) if flat and len(result) <= _MOST_READ_ELEMENTS else f"list of {len(result)}"
     return type(result).__name__
+
+
+def _unknown(tensor: torch.Tensor) -> int | None:
+    return None
 
 
 def _caller() -> FrameType | None:
