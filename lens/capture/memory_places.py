@@ -44,7 +44,7 @@ def _part(tensor: torch.Tensor) -> _Part | None:
     if tensor.layout is not torch.strided or tensor.is_nested:
         return None
     conj, neg = tensor.is_conj(), tensor.is_neg()
-    return _Part(tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), conj, neg)
+    return _Part(tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), conj, neg)
 
 
 class MemoryPlaces:
@@ -71,7 +71,8 @@ class MemoryPlaces:
         if known is None:
             if len(self._memories) >= self._sweep_at:
                 self._sweep()
-            known = self._memories[record.storage] = (StorageWeakRef(tensor.untyped_storage()), {})
+            memory: Any = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            known = self._memories[record.storage] = (memory, {})
         parts = known[1]
         parts.pop(part, None)
         parts[part] = record

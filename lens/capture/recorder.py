@@ -83,7 +83,7 @@ class Recorder:
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
         #: Set by a backend that can tell the value of a tensor which comes as an object never met.
-        self.recognise: Callable[[torch.Tensor], int | None] = _unknown
+        self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
         self._addresses = addresses
         self._locator = locator
         # Looked up once: these are read for every operation.
@@ -436,10 +436,6 @@ def shorten(result: Any) -> RawTemplate:
         flat = all(isinstance(x, (bool, int, float, complex)) for x in result)
         return tuple(result) if flat and len(result) <= _MOST_READ_ELEMENTS else f"list of {len(result)}"
     return type(result).__name__
-
-
-def _unknown(tensor: torch.Tensor) -> int | None:
-    return None
 
 
 def _caller() -> FrameType | None:

@@ -52,17 +52,27 @@ class TorchDispatchBackend:
             if not emit.keep_fast_paths:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
-            stack.callback(mode.settle)
+            stack.callback(mode.end)
             stack.enter_context(mode)
             yield
 
 
-class _DispatchMode(TorchDispatchMode):
+#: Where the frames are that torch puts around the handler of a dispatch mode, so that its compiler lets it be.
+_WRAPPERS = frozenset({"torch._compile", "torch._dynamo.eval_frame"})
+
+
+def _caller(frame: FrameType) -> FrameType:
+    while frame.f_globals.get("__name__") in _WRAPPERS and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     #: Operators that take functions (``torch.cond``) come here too, instead of refusing to run.
     supports_higher_order_operators = True
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
         self.tensors = recorder.tensors
         self.places = MemoryPlaces(recorder.tensors, recorder.value_of)
@@ -72,11 +82,6 @@ class _DispatchMode(TorchDispatchMode):
         #: The Python instruction that led to the last call.
         self.instruction: tuple[CodeType, int] | None = None
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """private: keeps torch from importing its compiler for the sake of this mode; other versions do not ask."""
-        return False
-
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
@@ -85,7 +90,7 @@ class _DispatchMode(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        frame = sys._getframe(1)
+        frame = _caller(sys._getframe(1))
         function = self.functions.get(func)
         if function is None:
             function = self.functions[func] = describe(func)
@@ -102,6 +107,8 @@ class _DispatchMode(TorchDispatchMode):
             if record is not None and self.is_latest(record):
                 return self.wrap(func(*args), args[0])
         self.instruction = instruction
+        if name.startswith("set_.source_Storage"):
+            return self.move(func(*args, **kwargs), frame)
         return self.record(function, args, kwargs, frame)
 
     def record(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
@@ -137,7 +144,7 @@ class _DispatchMode(TorchDispatchMode):
     def lift(self, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
         """A tensor made of Python data comes into sight: a constant, or memory that belongs to another library."""
         if self.tensors.find(tensor) is None and self.places.find(tensor) is None:
-            own = tensor.untyped_storage().resizable()
+            own = storage_of(tensor) is not None and tensor.untyped_storage().resizable()
             self.recorder.leaf(tensor, "constant" if own else "external", (), self.recorder.site(frame))
         return tensor
 
@@ -157,17 +164,33 @@ class _DispatchMode(TorchDispatchMode):
         for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
             record = self.tensors.find(tensor)
             if record is not None and record.storage != storage_of(tensor) and not self.is_latest(record):
-                value = self.places.find(tensor)
-                if value is None:
-                    self.recorder.leaf(tensor, "external", (), self.recorder.site(frame))
+                self.recorder.keeper.spoil(record)
+                self.move(tensor, frame)
+
+    def move(self, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
+        """A tensor was given other memory: it stands for the value that is there."""
+        if self.places.find(tensor) is None:
+            self.recorder.leaf(tensor, "external", (), self.recorder.site(frame))
+        self.latest.append(self.tensors.by_id[id(tensor)])
+        return tensor
 
     def is_latest(self, record: TensorRecord) -> bool:
         """Whether the last call returned or wrote to this tensor (``in`` would compare the tensors themselves)."""
         return any(latest is record for latest in self.latest)
 
     def settle(self) -> None:
-        """Take the version counters of the last results again: autograd sets them after this mode has run."""
-        refresh = self.recorder.keeper.refresh
+        """See what autograd did to the last results after this mode had run: version counters, ``grad_fn``."""
+        values = self.recorder.tape.values
         for record in self.latest:
             if record.held:
-                refresh(record)
+                self.recorder.keeper.refresh(record)
+            tensor = record()
+            if tensor is not None and tensor.requires_grad and tensor.grad_fn is not None:
+                *row, _ = values[record.value]
+                values[record.value] = (*row, type(tensor.grad_fn).__name__)  # type: ignore[assignment]
+
+    def end(self) -> None:
+        """Notice what happened after the last call."""
+        self.settle()
+        alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
+        self.look_at(alive, {}, sys._getframe(0))
