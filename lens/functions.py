@@ -35,6 +35,7 @@ READS = {
     "__bool__": "bool",
     "is_nonzero": "bool",
     "item": "item",
+    "_local_scalar_dense": "item",  # what bool(t), t.item(), float(t) and their like come to below autograd
     "tolist": "tolist",
     "__int__": "int",
     "__float__": "float",
@@ -149,7 +150,7 @@ class Function:
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors among these arguments that a call writes to."""
-        targets: list[Any] = [kwargs.get("out")]
+        targets: list[Any] = [] if "out" in self.writes else [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):
                 named = next(iter(kwargs.values()), None) if place == 0 else None
@@ -160,7 +161,7 @@ class Function:
             flag, places = self.statistics
             if _argument(flag, args, kwargs):
                 targets += [_argument(place, args, kwargs) for place in places]
-        return list(_tensors(targets))
+        return list(tensors_in(targets))
 
 
 def _argument(place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -168,12 +169,13 @@ def _argument(place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     return args[position] if position < len(args) else kwargs.get(name)
 
 
-def _tensors(targets: Sequence[Any]) -> Iterator[torch.Tensor]:
+def tensors_in(targets: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors in a sequence, and in the lists and tuples within it."""
     for target in targets:
         if isinstance(target, torch.Tensor):
             yield target
         elif isinstance(target, (list, tuple)):
-            yield from _tensors(target)
+            yield from tensors_in(target)
 
 
 @lru_cache(maxsize=8192)

@@ -2,12 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-import lens
-from lens.capture.keeping import Keeper
 from lens.capture.recorder import Recorder
-from lens.functions import Function
 
 pytest.importorskip("expecttest", reason="torch's own test material needs it; it is in the extra 'test'")
 

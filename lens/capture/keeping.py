@@ -14,6 +14,9 @@ from lens.ir.naming import layer_type
 from lens.ir.payloads import Held, PayloadStore
 from lens.ir.tape import ModuleNames
 
+#: A version that no tensor has.
+_NEVER = -1
+
 
 class Keeper:
     """The payloads of a running trace.
@@ -77,6 +80,12 @@ class Keeper:
         if tensor is not None:
             for value in record.held:
                 self._held[value] = (tensor, version_of(tensor))
+
+    def spoil(self, record: TensorRecord) -> None:
+        """Note that what is held of a tensor is lost: it was given other memory unseen."""
+        for value in record.held:
+            self._held[value] = (self._held[value][0], _NEVER)
+        record.held = ()
 
     # Random number generators
 

@@ -8,7 +8,7 @@ can wait is left to sealing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -50,6 +50,12 @@ def site_of(call: Call) -> Site:
 #: What comes back to ``exit``: number of the scope, the scope and the call site around it.
 Entered: TypeAlias = "tuple[int, int | None, Site]"
 
+
+def written_by(call: Call) -> Sequence[torch.Tensor]:
+    """What a call writes to."""
+    return call[6]
+
+
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 
 
@@ -84,6 +90,8 @@ class Recorder:
         self.composite_site: Site = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
+        #: Set by a backend that can tell the value of a tensor which comes as an object never met.
+        self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
         self._addresses = addresses
         self._locator = locator
         # Looked up once: these are read for every operation.
@@ -328,6 +336,9 @@ class Recorder:
             named = self._addresses.tensor(tensor)
             if named is not None:
                 return self.leaf(tensor, named[1], named[2])
+            known = self.recognise(tensor)
+            if known is not None:
+                return known
             return self.leaf(tensor, "external", (), self._locator.find(_caller(), self.call_site))
         if record.pending:
             self._settle(record, tensor)
@@ -347,6 +358,10 @@ class Recorder:
         if self._hold_leaves and not is_lazy(tensor):
             self.keeper.hold(record, value, tensor)
         return value
+
+    def site(self, frame: FrameType | None) -> Site:
+        """The user's line that led to a frame."""
+        return self._locator.find(frame, self.call_site)
 
     # Reads
 

@@ -74,6 +74,12 @@ class TensorTable:
         others = [m.value for m in self._by_storage[record.storage] if m is not record]
         return next((v for v in others if v in preferred), others[-1])
 
+    def members(self, storage: int | None) -> list[TensorRecord]:
+        """The records of live tensors on a memory, oldest first."""
+        if storage is None:
+            return []
+        return [m for m in self._by_storage.get(storage, ()) if m() is not None and m.storage == storage]
+
     def move(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Note that a tensor may have been given other memory (``set_``, ``.data = ...``)."""
         storage = storage_of(tensor)

@@ -27,8 +27,8 @@ class Gap:
     """Something that the backend could not see.
 
     Args:
-        kind: ``external`` (a tensor of unknown origin), ``read`` (a value that left the tensor world), or
-            ``fast_paths`` (the run differed from the plain one on purpose).
+        kind: ``external`` (a tensor of unknown origin), ``read`` (a value that left the tensor world), ``reads`` (the
+            backend does not see all of these), or ``fast_paths`` (the run differed from the plain one on purpose).
         what: What happened.
         advice: What it means, and what to do.
         location: Where.
@@ -53,6 +53,9 @@ def find_gaps(graph: Graph) -> tuple[Gap, ...]:
     reads = Counter((read.kind, read.location) for read in graph.reads if read.kind in _ESCAPES)
     for (kind, location), times in reads.items():
         gaps.append(Gap("read", f"{kind}() took a value out of the graph", _ESCAPES[kind], location, times))
+    if graph.meta.backend and "reads" not in graph.meta.capabilities:
+        advice = "numbers and arrays made from tensors may be constants of this run; torch_function sees the reads"
+        gaps.append(Gap("reads", f"{graph.meta.backend} does not see every way out of the tensor world", advice))
     if graph.meta.fast_paths == "open":
         advice = "the result may differ from the plain one by rounding, and at padded positions of attention"
         gaps.append(Gap("fast_paths", "torch's fused eval paths were switched off", advice))

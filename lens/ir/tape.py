@@ -252,6 +252,12 @@ def seal_template(raw: RawTemplate) -> Template:
 _TRUTH_TESTS = ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL")
 
 
+def tests_truth(site: tuple[CodeType, int]) -> bool:
+    """Whether the instruction at a site asks for a truth value, as ``if``, ``while``, ``not`` do."""
+    code, offset = site
+    return opname[code.co_code[offset]].startswith(_TRUTH_TESTS)
+
+
 class SiteTable:
     """Turns code objects and instruction offsets into locations; each pair is worked out once."""
 
@@ -280,7 +286,7 @@ class SiteTable:
             return None
         code, offset = site
         bytecode = code.co_code
-        if opname[bytecode[offset]].startswith(_TRUTH_TESTS):
+        if tests_truth(site):
             offset -= 2
             while offset > 0 and opname[bytecode[offset]] == "EXTENDED_ARG":
                 offset -= 2
