@@ -51,7 +51,10 @@ BUILT_IN = Plugin(
         "recurrence": "lens.passes.recurrence:RecurrencePass",
         "labels": "lens.passes.labels:LabelsPass",
     },
-    backends={"torch_function": "lens.capture.torch_function:TorchFunctionBackend"},
+    backends={
+        "torch_function": "lens.capture.torch_function:TorchFunctionBackend",
+        "torch_dispatch": "lens.capture.torch_dispatch:TorchDispatchBackend",
+    },
     renderers={"graphviz": "lens.render.graphviz_text:GraphvizRenderer"},
 )
 

@@ -17,7 +17,7 @@ from lens import registry
 from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend
 from lens.capture.inputs import check_call, named_tensors, positional
-from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off, old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, make_selection
@@ -27,6 +27,7 @@ from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.payloads import PayloadStore
 from lens.ir.tape import SiteTable, seal
+from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
 from lens.passes.protocol import Pass
@@ -141,9 +142,10 @@ class _Run(AbstractContextManager["_Run"]):
         self.addresses = AddressBook(model)
         module_addresses = {info.address for info in self.addresses.module_infos()}
         self.selection = make_selection(save, module_addresses)
-        locator = Locator((MODULE_CALL_CODE, _Run.forward.__code__))
+        locator = Locator((MODULE_CALL_FILE, __file__))
         keep = fast_paths == "keep"
-        self.recorder = Recorder(self.addresses, self.selection, locator, keep_fast_paths=keep)
+        leaf_level = bool(pipeline) and pipeline[0] == GranularityPass("leaf")
+        self.recorder = Recorder(self.addresses, self.selection, locator, keep, composites=not leaf_level)
         self.started = time.time()
         self.forward_seconds = 0.0
         self.history: ModelHistory | None = None

@@ -44,7 +44,5 @@ def _wrap(original: Callable[..., Any], recorders: Entries) -> Callable[..., Any
     return __call__
 
 
-#: The code of the wrapper: where a search for the user's line meets a module call.
-MODULE_CALL_CODE = next(
-    constant for constant in _wrap.__code__.co_consts if getattr(constant, "co_name", None) == "__call__"
-)
+#: Where a search for the user's line meets a module call.
+MODULE_CALL_FILE = _wrap.__code__.co_filename

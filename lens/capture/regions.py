@@ -40,6 +40,8 @@ class Sight:
         self.mode = mode
         #: Everything patched for this trace.
         self.patches: list[Entries] = []
+        #: The work handed to other threads (``threads.Jobs``).
+        self.jobs: Any = None
         #: Where on the tape autocast changed, and to what.
         self.autocast_changes: list[tuple[int, str]] = []
 
@@ -94,8 +96,13 @@ class Observer(TorchFunctionMode):
     def note(self, args: Sequence[Any]) -> None:
         """Note the tensors among these arguments that are known outside the region."""
         for tensor in tensors_in(self.recorder, args):
-            if id(tensor) not in self.values and self.recorder.knows(tensor):
+            if id(tensor) not in self.values and knows(self.recorder, tensor):
                 self.values[id(tensor)] = self.recorder.value_of(tensor)
+
+
+def knows(recorder: Recorder, tensor: torch.Tensor) -> bool:
+    """Whether a trace has met a tensor before, or its model holds it."""
+    return recorder.tensors.find(tensor) is not None or recorder.addresses.tensor(tensor) is not None
 
 
 def tensors_in(recorder: Recorder, obj: Any) -> list[torch.Tensor]:
@@ -171,6 +178,7 @@ class _Region:
 
     def start(self, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None) -> Call:
         call = self.recorder.start(Function(call_opaque, self.ref, Kind.OP), args, kwargs, frame)
+        assert call[2] is not None  # only of composites the operands may be left for later
         inputs = tensors_in(self.recorder, (*args, *kwargs.values()))
         self.observer.values.update((id(t), v) for t, v in zip(inputs, call[2], strict=True))
         self.observer.note(self.closed_over)
@@ -191,6 +199,7 @@ class _Region:
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
         _, begin, operands, args, kwargs, site, _, _ = call
+        assert operands is not None
         closed_over = [value for value in self.observer.values.values() if value not in operands]
         if closed_over:
             slots = tuple(Slot(len(operands) + place) for place in range(len(closed_over)))

@@ -10,7 +10,7 @@ from attrs import evolve
 
 from lens.capture.recorder import Recorder
 from lens.capture.sites import Locator
-from lens.ir.tape import RawTemplate, ScopeRow, Site, seal_template
+from lens.ir.tape import RawTemplate, Site, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 
 
@@ -18,7 +18,7 @@ class JobRecorder(Recorder):
     """Records in another thread than the trace's, onto a tape of its own; remembers the tensors behind its leaves."""
 
     def __init__(self, main: Recorder, locator: Locator) -> None:
-        super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths)
+        super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths, main.composites)
         self.main = main
         self.sources: list[tuple[int, torch.Tensor]] = []
 
@@ -80,22 +80,20 @@ class _Splicing:
         return self.main.scope if number is None else self.scopes + number
 
     def scope_rows(self) -> None:
-        calls = self.main.calls_of(self.job)
-        for row in self.job.tape.scopes:
-            names = (row.address, row.aliases, row.cls)
-            call = row.call + calls.get(row.address, 0)
-            new = ScopeRow(
-                names,
-                call,
-                self.scope(row.parent),
-                row.training,
-                self.ops + row.start,
-                self.mapped(row.inputs),
-                row.site,
-            )
-            new.stop = self.ops + (row.stop if row.stop >= 0 else len(self.job.tape.ops))
-            new.outputs = self.mapped(row.outputs)
-            self.main.tape.scopes.append(new)
+        tape, job = self.main.tape, self.job
+        before = {}
+        for key, (names, calls, module) in job.modules.items():
+            known = self.main.modules.setdefault(key, [names, 0, module])
+            before[names] = known[1]
+            known[1] += calls
+        for names, call, parent, training, start, inputs, site in job.tape.scopes:
+            place = self.ops + start
+            row = (names, before[names] + call, self.scope(parent), training, place, self.mapped(inputs), site)
+            tape.scopes.append(row)
+        ends = {number: (stop, outputs) for number, stop, outputs in job.tape.exits}
+        for number in range(len(job.tape.scopes)):
+            stop, outputs = ends.get(number, (len(job.tape.ops), ()))
+            tape.exits.append((self.scopes + number, self.ops + stop, self.mapped(outputs)))
 
     def op_row(self, fn: Any, begin: int, operands: Any, args: Any, kwargs: Any, *rest: Any) -> tuple[Any, ...]:
         results, form, scope, site, duration, yields = rest

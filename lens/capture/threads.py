@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.patches import Entries, hidden
 from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
@@ -54,7 +54,7 @@ class Jobs:
     def new(self, work: Callable[..., Any], frame: FrameType | None) -> tuple[int, Callable[..., Any]]:
         """The work as a job: its number, and the same function, recorded wherever it is called."""
         recorder = self._recorder
-        job = JobRecorder(recorder, Locator((MODULE_CALL_CODE, _run_job.__code__)))
+        job = JobRecorder(recorder, Locator((MODULE_CALL_FILE, __file__)))
         job.call_site = recorder.site(frame)
         number = next(self._numbers)
         self._running[number] = job
@@ -121,8 +121,7 @@ class _ClosedRecorder(JobRecorder):
 
 def watch_threads(sight: Sight, stack: ExitStack, record: Record) -> None:
     """Record the work that this thread hands to others, until the stack unwinds."""
-    jobs = Jobs(sight.recorder, record)
-    sight.recorder.jobs = jobs
+    jobs = sight.jobs = Jobs(sight.recorder, record)
     stack.callback(jobs.close)
     sight.patch(stack, threading.Thread, "start", _wrap_start)
     sight.patch(stack, ThreadPoolExecutor, "submit", _wrap_submit)
@@ -132,7 +131,7 @@ def watch_threads(sight: Sight, stack: ExitStack, record: Record) -> None:
 
 def _jobs(entries: Entries) -> tuple[Sight, Jobs] | None:
     stack = entries.get(get_ident())
-    return (stack[-1], stack[-1].recorder.jobs) if stack else None
+    return (stack[-1], stack[-1].jobs) if stack else None
 
 
 def _wrap_start(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:

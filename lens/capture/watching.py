@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import torch
+
 from lens.capture.autocast import watch_autocast
 from lens.capture.autograd_functions import watch_autograd_functions
 from lens.capture.compiled import watch_compiled
@@ -12,6 +14,7 @@ from lens.capture.regions import Sight
 from lens.capture.scripted import watch_scripts
 from lens.capture.subclasses import watch_subclasses
 from lens.capture.threads import Record, watch_threads
+from lens.capture.wrappers import value_by_wrapping
 
 
 def watch_regions(sight: Sight, stack: ExitStack, record: Record) -> None:
@@ -29,3 +32,11 @@ def watch_regions(sight: Sight, stack: ExitStack, record: Record) -> None:
     watch_autograd_functions(sight, stack)
     watch_subclasses(sight, stack)
     watch_threads(sight, stack, record)
+    recorder = sight.recorder
+
+    def recognise(tensor: torch.Tensor) -> int | None:
+        if sight.jobs.collect():
+            return recorder.value_of(tensor)
+        return value_by_wrapping(recorder, tensor)
+
+    recorder.recognise = recognise

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from lens.capture.recorder import Recorder
+from lens.capture.regions import knows
 from lens.functions import Function, Kind, call_opaque
 from lens.ir.elements import FnRef
-
-if TYPE_CHECKING:
-    from lens.capture.recorder import Recorder
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _WRAP = Function(call_opaque, FnRef("lens", "wrap", opaque=True), Kind.OP)
@@ -28,7 +26,7 @@ def value_by_wrapping(recorder: Recorder, tensor: torch.Tensor) -> int | None:
 
     Linear in the number of live tensors if the trace has met a subclass, else constant.
     """
-    inner = [part for part in _parts(tensor) if recorder.knows(part)]
+    inner = [part for part in _parts(tensor) if knows(recorder, part)]
     if inner:
         return _derive(recorder, _WRAP, inner, tensor)
     if not recorder.encoder.has_met_subclass:

@@ -34,9 +34,10 @@ class Gap:
     """Something that the backend could not see.
 
     Args:
-        kind: ``external`` (a tensor of unknown origin), ``read`` (a value that left the tensor world), ``opaque``
-            (an operation whose interior is out of sight), ``unseen`` (something that the backend knows it missed),
-            or ``fast_paths`` (the run differed from the plain one on purpose).
+        kind: ``external`` (a tensor of unknown origin), ``read`` (a value that left the tensor world), ``reads`` (the
+            backend does not see all of these), ``opaque`` (an operation whose interior is out of sight), ``unseen``
+            (something that the backend knows it missed), or ``fast_paths`` (the run differed from the plain one on
+            purpose).
         what: What happened.
         advice: What it means, and what to do.
         location: Where.
@@ -56,17 +57,20 @@ class Gap:
 
 
 def find_gaps(graph: Graph) -> tuple[Gap, ...]:
-    """All gaps of a graph: external tensors, reads and opaque calls by place, things unseen, settings. Linear."""
+    """All gaps of a graph: external tensors, then reads by place, then settings. Linear."""
     gaps = [_external(graph, leaf) for leaf in graph.leaves if leaf.kind == "external"]
     reads = Counter((read.kind, read.location) for read in graph.reads if read.kind in _ESCAPES)
     for (kind, location), times in reads.items():
         gaps.append(Gap("read", f"{kind}() took a value out of the graph", _ESCAPES[kind], location, times))
     opaque = Counter((str(op.function), op.location) for op in graph.ops if op.function.opaque)
     for (name, location), times in opaque.items():
-        advice = next((text for prefix, text in _OPAQUE.items() if name.startswith(prefix)), _OPAQUE[""])
+        advice = next(text for prefix, text in _OPAQUE.items() if name.startswith(prefix))
         gaps.append(Gap("opaque", f"{name} ran as one operation", advice, location, times))
     for unseen in graph.meta.unseen:
         gaps.append(Gap("unseen", unseen.what, "wait for it in the forward to see it", unseen.location))
+    if graph.meta.backend and "reads" not in graph.meta.capabilities:
+        advice = "numbers and arrays made from tensors may be constants of this run; torch_function sees the reads"
+        gaps.append(Gap("reads", f"{graph.meta.backend} does not see every way out of the tensor world", advice))
     if graph.meta.fast_paths == "open":
         advice = "the result may differ from the plain one by rounding, and at padded positions of attention"
         gaps.append(Gap("fast_paths", "torch's fused eval paths were switched off", advice))

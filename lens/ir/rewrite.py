@@ -17,10 +17,12 @@ class GraphMap:
     Args:
         ops: Per old op its new id, or None.
         values: Old value to new value; pruned ones are missing.
+        absorbed: Old op of the interior of a composite that was closed -> that composite's new id.
     """
 
     ops: tuple[OpId | None, ...]
     values: Mapping[ValueId, ValueId] = field(factory=dict)
+    absorbed: Mapping[OpId, OpId] = field(factory=dict)
 
     @property
     def surviving_ops(self) -> list[OpId]:
@@ -107,7 +109,15 @@ class _Renumbering:
             target = self.values.get(self._resolve(old))
             if target is not None:
                 self.values[old] = target
-        return Restructured(new_graph, GraphMap(tuple(self.op_ids), self.values))
+        return Restructured(new_graph, GraphMap(tuple(self.op_ids), self.values, self._absorbed()))
+
+    def _absorbed(self) -> dict[OpId, OpId]:
+        absorbed = {}
+        for new, op in enumerate(self.kept):
+            interior = self.graph.ops[op.id].interior
+            if interior and not op.interior:
+                absorbed.update({OpId(old): OpId(new) for old in range(op.id - interior, op.id)})
+        return absorbed
 
     def _new_positions(self) -> list[int]:
         """Per old op position, how many kept ops stand before it."""

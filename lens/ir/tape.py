@@ -76,42 +76,12 @@ class ReadRow(NamedTuple):
     site: Site
 
 
-class ScopeRow:
-    """A module call; completed at its exit. Written out by hand because a row is made for every module call."""
-
-    __slots__ = (
-        "address",
-        "aliases",
-        "call",
-        "cls",
-        "inputs",
-        "outputs",
-        "parent",
-        "site",
-        "start",
-        "stop",
-        "training",
-    )
-
-    def __init__(
-        self,
-        names: tuple[str, tuple[str, ...], str],
-        call: int,
-        parent: int | None,
-        training: bool,
-        start: int,
-        inputs: Sequence[int],
-        site: Site,
-    ) -> None:
-        self.address, self.aliases, self.cls = names
-        self.call = call
-        self.parent = parent
-        self.training = training
-        self.start = start
-        self.inputs = inputs
-        self.site = site
-        self.stop = -1
-        self.outputs: Sequence[int] = ()
+#: Address, further addresses and class name of a module.
+ModuleNames: TypeAlias = tuple[str, tuple[str, ...], str]
+#: A module call that begins: names, call number, parent, training, op rows before it, inputs, site.
+ScopeRow: TypeAlias = "tuple[ModuleNames, int, int | None, bool, int, Sequence[int], Site]"
+#: A module call that ends: number of its scope, op rows before that, outputs.
+ExitRow: TypeAlias = tuple[int, int, Sequence[int]]
 
 
 @define
@@ -122,6 +92,7 @@ class Tape:
     values: list[ValueRow] = field(factory=list)
     leaves: list[LeafRow] = field(factory=list)
     scopes: list[ScopeRow] = field(factory=list)
+    exits: list[ExitRow] = field(factory=list)
     reads: list[ReadRow] = field(factory=list)
     #: (op position, old value, new value): writes of an op to memory that other tensors share.
     effects: list[tuple[int, int, int]] = field(factory=list)
@@ -148,7 +119,7 @@ class _Sealing:
         return Graph(
             ops=ops,
             values=self.values(ops),
-            scopes=tuple(self.scope(i, row) for i, row in enumerate(tape.scopes)),
+            scopes=self.scopes(),
             leaves=tuple(self.leaf(i, row) for i, row in enumerate(tape.leaves)),
             reads=tuple(self.read(row) for row in tape.reads),
             inputs=_bundle(*tape.inputs),
@@ -216,21 +187,30 @@ class _Sealing:
             found = self.types[key] = TensorType(dtype, extents, device, layout)
         return found
 
-    def scope(self, number: int, row: ScopeRow) -> Scope:
-        return Scope(
-            ScopeId(number),
-            row.address,
-            row.cls,
-            row.call,
-            None if row.parent is None else ScopeId(row.parent),
-            row.aliases,
-            row.training,
-            row.start,
-            row.stop if row.stop >= 0 else len(self.tape.ops),
-            tuple(ValueId(v) for v in row.inputs),
-            tuple(ValueId(v) for v in row.outputs),
-            self.sites.locate(row.site),
-        )
+    def scopes(self) -> tuple[Scope, ...]:
+        exits = {number: (stop, outputs) for number, stop, outputs in self.tape.exits}
+        unfinished: tuple[int, Sequence[int]] = (len(self.tape.ops), ())
+        locate = self.sites.locate
+        scopes = []
+        for i, (names, call, parent, training, start, inputs, site) in enumerate(self.tape.scopes):
+            stop, outputs = exits.get(i, unfinished)
+            scopes.append(
+                Scope(
+                    ScopeId(i),
+                    names[0],
+                    names[2],
+                    call,
+                    None if parent is None else ScopeId(parent),
+                    names[1],
+                    training,
+                    start,
+                    stop,
+                    tuple([ValueId(v) for v in inputs]),
+                    tuple([ValueId(v) for v in outputs]),
+                    locate(site),
+                )
+            )
+        return tuple(scopes)
 
     def leaf(self, number: int, row: LeafRow) -> Leaf:
         kind, value, addresses, trainable, site = row
@@ -275,6 +255,12 @@ def seal_template(raw: RawTemplate) -> Template:
 _TRUTH_TESTS = ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL")
 
 
+def tests_truth(site: tuple[CodeType, int]) -> bool:
+    """Whether the instruction at a site asks for a truth value, as ``if``, ``while``, ``not`` do."""
+    code, offset = site
+    return opname[code.co_code[offset]].startswith(_TRUTH_TESTS)
+
+
 class SiteTable:
     """Turns code objects and instruction offsets into locations; each pair is worked out once."""
 
@@ -303,7 +289,7 @@ class SiteTable:
             return None
         code, offset = site
         bytecode = code.co_code
-        if opname[bytecode[offset]].startswith(_TRUTH_TESTS):
+        if tests_truth(site):
             offset -= 2
             while offset > 0 and opname[bytecode[offset]] == "EXTENDED_ARG":
                 offset -= 2

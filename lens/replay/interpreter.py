@@ -39,7 +39,7 @@ class Interpreter:
             ReplayError: if the function or an argument is not there.
         """
         function = describe(resolve(op.function))
-        safe = _detached_copies(operands) if op.function.mutates else list(operands)
+        safe = _detached_copies(operands) if _may_write(op) else list(operands)
         args = [build(arg, safe, self.objects) for arg in op.args]
         kwargs = {name: build(arg, safe, self.objects) for name, arg in op.kwargs}
         autocast = kwargs.pop("autocast", "")
@@ -67,6 +67,11 @@ class Interpreter:
         finally:
             for device, (_, setter) in before.items():
                 setter(current[device])
+
+
+def _may_write(op: Op) -> bool:
+    """Whether a call may write to its operands; a closed composite may, in its interior."""
+    return op.function.mutates or op.function.composite or any(name == "out" for name, _ in op.kwargs)
 
 
 @contextmanager
@@ -103,6 +108,8 @@ def _detached_copies(operands: list[torch.Tensor]) -> list[torch.Tensor]:
 def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Iterator[tuple[ValueId, torch.Tensor]]:
     """Pair the slots of a form with the tensors that stand there in what was returned."""
     if isinstance(form, Slot):
+        if returned is None:  # what only a derivative needs, which nobody asks for here
+            return
         if not isinstance(returned, torch.Tensor):
             raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
         yield results[form.index], returned
