@@ -283,12 +283,13 @@ class Counting(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = linear()
+        self.norm = nn.BatchNorm1d(4)
         self.register_buffer("calls", torch.zeros(4))
 
     def forward(self, x):
         self.calls += 1
         x.mul_(2)
-        return self.fc(x) + self.calls
+        return self.norm(self.fc(x)) + self.calls
 
 
 @model("mul script_method add add", "opaque")
@@ -296,7 +297,7 @@ def scripted_module_that_writes():
     def forward(s, x):
         y = x * 1
         z = s.part(y)
-        return y + z + s.part.calls
+        return y + z + s.part.calls + s.part.norm.running_mean
 
     return Model(forward, part=torch.jit.script(Counting()))
 
@@ -501,6 +502,16 @@ def deep_copies():
 @model("kaiming_uniform_ uniform_ linear")
 def module_made_inside():
     return Model(lambda s, x: nn.Linear(4, 4)(x))
+
+
+@model("detach requires_grad_ linear mul sum grad.__get__ mul")
+def backward_inside():
+    def forward(s, x):
+        x = x.detach().requires_grad_()
+        scaled(s.fc(x), s.w).sum().backward()
+        return x.grad * 2
+
+    return Model(forward, fc=linear(), w=weight())
 
 
 @model("linear sum grad matmul")

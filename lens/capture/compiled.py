@@ -47,7 +47,7 @@ def _wrap_compile(stack: ExitStack, original: Callable[..., Any], entries: Entri
             _run_eagerly(sights[-1], stack)
         return compiled
 
-    return functools.wraps(original)(compile_eagerly)
+    return compile_eagerly
 
 
 def _wrap_stance(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:

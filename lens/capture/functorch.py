@@ -31,12 +31,18 @@ _MAKERS = ("jacrev", "jacfwd", "hessian", "functionalize")
 
 def watch_transforms(sight: Sight, stack: ExitStack) -> None:
     """Record transforms of ``torch.func`` as opaque operations, until the stack unwinds."""
-    for module, attribute, name in _CALLS:
-        sight.patch(stack, import_module(module), attribute, _call_wrapper(name))
-    for module in ("torch.func", "torch._functorch.eager_transforms"):
-        for name in _MAKERS:
-            sight.patch(stack, import_module(module), name, _maker_wrapper(name))
-        sight.patch(stack, import_module(module), "linearize", _call_wrapper("linearize"))
+    for owner, attribute, wrap in _patches():
+        sight.patch(stack, owner, attribute, wrap)
+
+
+@functools.cache
+def _patches() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
+    """Module, attribute and wrapper of everything to be patched."""
+    patches = [(import_module(module), attribute, _call_wrapper(name)) for module, attribute, name in _CALLS]
+    for module in map(import_module, ("torch.func", "torch._functorch.eager_transforms")):
+        patches += [(module, name, _maker_wrapper(name)) for name in _MAKERS]
+        patches.append((module, "linearize", _call_wrapper("linearize")))
+    return tuple(patches)
 
 
 def _call_wrapper(name: str) -> Callable[..., Any]:
@@ -49,7 +55,7 @@ def _call_wrapper(name: str) -> Callable[..., Any]:
                 return _with_pullback(result, entries, name, (args, kwargs))
             return result
 
-        return functools.wraps(original)(call)
+        return call
 
     return wrap
 
@@ -86,6 +92,6 @@ def _maker_wrapper(name: str) -> Callable[..., Any]:
 
             return call
 
-        return functools.wraps(original)(make)
+        return make
 
     return wrap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
 
 #: Per thread, what its traces have put in, innermost last.
@@ -13,38 +13,41 @@ Entries: TypeAlias = dict[int, list[Any]]
 _LOCK = threading.Lock()
 
 
-@contextmanager
-def patched(
-    owner: Any,
-    name: str,
-    wrap: Callable[[Callable[..., Any], Entries], Callable[..., Any]],
-    entry: Any,
-) -> Iterator[Entries]:
+class patched(AbstractContextManager[Entries]):  # noqa: N801  # used as a function is
     """Have ``owner.name`` know ``entry`` in this thread, until the block ends, however it ends.
 
     The first trace replaces the attribute by ``wrap(original, entries)``, the last one puts the original back; in
     between the wrapper looks up the entries of its thread. Threads that trace nothing get the original behaviour.
-    Gives the entries, for ``hidden``.
+    Gives the entries, for ``hidden``. A class, because a trace enters some thirty of them.
     """
-    thread = threading.get_ident()
-    with _LOCK:
-        current = getattr(owner, name)
-        entries = getattr(current, "lens_entries", None)
-        if entries is None:
-            entries = {}
-            wrapper: Any = wrap(current, entries)
-            wrapper.lens_entries = entries
-            wrapper.lens_original = current
-            wrapper.lens_inherited = isinstance(owner, type) and name not in vars(owner)
-            setattr(owner, name, wrapper)
-        entries.setdefault(thread, []).append(entry)
-    try:
-        yield entries
-    finally:
+
+    def __init__(
+        self, owner: Any, name: str, wrap: Callable[[Callable[..., Any], Entries], Callable[..., Any]], entry: Any
+    ) -> None:
+        self.owner, self.name, self.wrap, self.entry = owner, name, wrap, entry
+
+    def __enter__(self) -> Entries:
         with _LOCK:
-            entries[thread].pop()
-            if not entries[thread]:
-                del entries[thread]
+            current = getattr(self.owner, self.name)
+            entries: Entries | None = getattr(current, "lens_entries", None)
+            if entries is None:
+                entries = {}
+                wrapper: Any = self.wrap(current, entries)
+                wrapper.lens_entries = entries
+                wrapper.lens_original = current
+                wrapper.lens_inherited = isinstance(self.owner, type) and self.name not in vars(self.owner)
+                setattr(self.owner, self.name, wrapper)
+            self.entries = entries
+            self.thread = threading.get_ident()
+            entries.setdefault(self.thread, []).append(self.entry)
+            return entries
+
+    def __exit__(self, *_: object) -> None:
+        entries, owner, name = self.entries, self.owner, self.name
+        with _LOCK:
+            entries[self.thread].pop()
+            if not entries[self.thread]:
+                del entries[self.thread]
             current = getattr(owner, name)
             if not entries and getattr(current, "lens_entries", None) is entries:
                 if current.lens_inherited:

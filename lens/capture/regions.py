@@ -174,6 +174,8 @@ class _Region:
         self.may_write = may_write
         self.observer = Observer(recorder)
         self.versions: list[tuple[torch.Tensor, int | None]] = []
+        #: Copies of the buffers: batch norm does not count up the version of its statistics.
+        self.buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.states: dict[str, torch.Tensor] | None = None
 
     def start(self, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None) -> Call:
@@ -186,6 +188,8 @@ class _Region:
         self.versions = [(tensor, version_of(tensor)) for tensor in given]
         if self.may_write:
             self.recorder.protect(given)
+            buffers = [tensor for tensor in self.closed_over if not tensor.requires_grad]
+            self.buffers = [(tensor, tensor.detach().clone()) for tensor in buffers]
         return call
 
     def observed(self, body: Callable[[], Any]) -> Any:
@@ -206,6 +210,7 @@ class _Region:
             kwargs = {**(kwargs or {}), "closed_over": slots}
             operands += closed_over
         written = [tensor for tensor, version in self.versions if version_of(tensor) != version]
+        written += [t for t, copy in self.buffers if not torch.equal(t, copy) and all(t is not w for w in written)]
         ref = evolve(self.ref, random=self.states is not None, mutates=bool(written))
         function = Function(call_opaque, ref, Kind.OP)
         self.recorder.finish((function, begin, operands, args, kwargs, site, written, self.states), result, duration)

@@ -152,6 +152,8 @@ def _not_to_run(op: Op) -> str:
     """Why an operation cannot be run on its own, if it cannot."""
     if op.function.namespace == "torch.autograd":
         return "walks the autograd graph of the run, which is gone"
+    if op.function.name == "grad.__get__":
+        return "a gradient stands beside its tensor; it is not computed from it"
     if op.function.name in _FORWARD_MODE:
         return "belongs to a level of forward-mode differentiation that is gone"
     if op.function.opaque and not isinstance(op.args[0], Opaque):
