@@ -26,7 +26,7 @@ from lens.errors import BackendError, InputError, LensError
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.payloads import PayloadStore
-from lens.ir.tape import SiteTable, seal
+from lens.ir.tape import SiteTable, number_values, seal
 from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
@@ -186,8 +186,9 @@ class _Run(AbstractContextManager["_Run"]):
 
     def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
         with collector_off():
-            graph = seal(self.recorder.tape, self._meta(error, traceback))
-            payloads = self.recorder.keeper.store(self.recorder.encoder.objects)
+            ids = number_values(self.recorder.tape)
+            graph = seal(self.recorder.tape, self._meta(error, traceback), ids)
+            payloads = self.recorder.keeper.store(self.recorder.encoder.objects, ids)
             result = PassManager(self.pipeline, registry.providers()).run(graph, payloads)
         durations = sum(op.duration for op in result.graph.ops)
         seconds = max(0.0, time.perf_counter() - self.begun - durations)

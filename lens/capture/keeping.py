@@ -101,9 +101,9 @@ class Keeper:
         self._held.update((values[value], held) for value, held in other._held.items())
         self._states.update((ops + position, states) for position, states in other._states.items())
 
-    def store(self, objects: Sequence[Any]) -> PayloadStore:
-        """Everything that was kept."""
-        values = {ValueId(v): Held(tensor, version) for v, (tensor, version) in self._held.items()}
+    def store(self, objects: Sequence[Any], ids: Sequence[int]) -> PayloadStore:
+        """Everything that was kept; ``ids`` are the ids of the values in the graph."""
+        values = {ValueId(ids[v]): Held(tensor, version) for v, (tensor, version) in self._held.items()}
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
         return PayloadStore(dict(values), states, kept)

@@ -58,6 +58,22 @@ def keep_ops(
     return _Renumbering(graph, kept, substitute or {}, drop_scope).run()
 
 
+def has_unread_leaves(graph: Graph) -> bool:
+    """Whether there are leaves, inputs excepted, that nothing reads; ``keep_ops`` prunes them. Linear."""
+    read = _read_values(graph, graph.ops)
+    return any(leaf.kind != "input" and leaf.value not in read for leaf in graph.leaves)
+
+
+def _read_values(graph: Graph, ops: Sequence[Op]) -> set[ValueId]:
+    read = {*graph.outputs.values, *graph.inputs.values}
+    for op in ops:
+        read.update(op.operands)
+        for old, _ in op.effects:
+            read.add(old)
+    read.update([r.value for r in graph.reads])
+    return read
+
+
 class _Renumbering:
     def __init__(
         self,
@@ -135,9 +151,7 @@ class _Renumbering:
         return self.values[self._resolve(value)]
 
     def _kept_leaves(self) -> list[LeafId]:
-        read = {self._resolve(v) for op in self.kept for v in op.reads}
-        read |= {self._resolve(v) for v in (*self.graph.outputs.values, *self.graph.inputs.values)}
-        read |= {self._resolve(r.value) for r in self.graph.reads}
+        read = {self._resolve(v) for v in _read_values(self.graph, self.kept)}
         return [leaf.id for leaf in self.graph.leaves if leaf.kind == "input" or leaf.value in read]
 
     def _values(self, old_values: list[ValueId], leaf_ids: dict[LeafId, LeafId]) -> tuple[Value, ...]:

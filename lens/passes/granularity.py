@@ -9,7 +9,7 @@ from attrs import evolve, field, frozen, validators
 from lens.ir.elements import Op, OpId, ValueId
 from lens.ir.facets import Facet, Granularity
 from lens.ir.graph import Graph
-from lens.ir.rewrite import keep_ops
+from lens.ir.rewrite import has_unread_leaves, keep_ops
 from lens.passes.protocol import PassContext, PassResult
 
 
@@ -32,6 +32,9 @@ class GranularityPass:
     level: str = field(default="leaf", validator=validators.in_(("leaf", "api")))
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
+        if not any(op.interior for op in graph.ops):
+            changed = keep_ops(graph, graph.ops) if has_unread_leaves(graph) else None
+            return PassResult((Granularity(self.level),), changed)
         dissolved, closed = self._sort_composites(graph)
         inside = _interiors(closed)
         kept, substitute = [], {}
