@@ -22,7 +22,7 @@ from lens.capture.quiet_gc import collector_off, old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
-from lens.errors import BackendError, InputError, LensError
+from lens.errors import InputError, LensError
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.payloads import PayloadStore
@@ -77,7 +77,7 @@ def trace(
     if fast_paths not in ("keep", "open"):
         raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
     pipeline = _passes(passes)
-    chosen = _backend(backend)
+    chosen = registry.backend(backend)
     if seed is not None:
         torch.manual_seed(seed)
     run = _Run(model, chosen, save, pipeline, seed, fast_paths)
@@ -101,24 +101,6 @@ def _passes(passes: Passes) -> tuple[Pass, ...]:
     if isinstance(passes, str):
         return parse_pipeline(passes, registry.pass_classes())
     return tuple(passes)
-
-
-def _backend(name: str) -> CaptureBackend:
-    if name not in registry.names("backends"):
-        raise BackendError(
-            f"there is no capture backend {name!r}",
-            where=f"backend={name!r}",
-            hint=f"known backends: {', '.join(sorted(registry.names('backends')))}",
-        )
-    backend: CaptureBackend = registry.find("backends", name)()
-    reason = backend.unavailable()
-    if reason is not None:
-        raise BackendError(
-            f"the backend {name!r} cannot be used here: {reason}",
-            where=f"torch {torch.__version__}",
-            hint="choose another backend",
-        )
-    return backend
 
 
 class _Run(AbstractContextManager["_Run"]):

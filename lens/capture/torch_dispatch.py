@@ -8,7 +8,7 @@ copy memory out (``tolist``, ``numpy``), and no Python-level function as a whole
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from types import CodeType, FrameType
@@ -22,6 +22,8 @@ from lens.capture.recorder import Recorder, written_by
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.functions import Function, Kind, describe, tensors_in
 from lens.ir.tape import tests_truth
+
+__all__ = ["TorchDispatchBackend", "TorchDispatchMode", "call_below", "calling_frame"]
 
 if TYPE_CHECKING:
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,10 +63,23 @@ class TorchDispatchBackend:
 _WRAPPERS = frozenset({"torch._compile", "torch._dynamo.eval_frame"})
 
 
-def _caller(frame: FrameType) -> FrameType:
+def calling_frame(frame: FrameType) -> FrameType:
+    """From the frame that called the handler of a dispatch mode, the one whose instruction led to it."""
     while frame.f_globals.get("__name__") in _WRAPPERS and frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+def call_below(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call what the handler of a dispatch mode was given, as it would have run without the mode.
+
+    Above the mode everything has happened already; but an operator called from Python starts there again, with the
+    ``__torch_function__`` of modes and subclasses.
+    """
+    if not isinstance(func, torch._ops.OpOverload):
+        return func(*args, **kwargs)  # takes functions, whose Python code runs as usual
+    with torch._C.DisableTorchFunction():
+        return func(*args, **kwargs)
 
 
 class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -90,7 +105,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        frame = _caller(sys._getframe(1))
+        frame = calling_frame(sys._getframe(1))
         function = self.functions.get(func)
         if function is None:
             function = self.functions[func] = describe(func)
@@ -100,15 +115,15 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.ask(function, args, kwargs, frame)
         name = function.ref.name
         if name == "lift_fresh.default":
-            return self.lift(func(*args), frame)
+            return self.lift(call_below(func, args, kwargs), frame)
         instruction = frame.f_code, frame.f_lasti
         if name == "detach.default" and instruction == self.instruction:
             record = self.tensors.find(args[0])
             if record is not None and self.is_latest(record):
-                return self.wrap(func(*args), args[0])
+                return self.wrap(call_below(func, args, kwargs), args[0])
         self.instruction = instruction
         if name.startswith("set_.source_Storage"):
-            return self.move(func(*args, **kwargs), frame)
+            return self.move(call_below(func, args, kwargs), frame)
         return self.record(function, args, kwargs, frame)
 
     def record(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
@@ -116,7 +131,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorder, find = self.recorder, self.tensors.find
         call = recorder.start(function, args, kwargs, frame)
         begin = perf_counter()
-        result = function.callable(*args, **kwargs)
+        result = call_below(function.callable, args, kwargs)
         recorder.finish(call, result, perf_counter() - begin)
         self.latest = latest = []
         for tensor in tensors_in((result,)):
@@ -133,7 +148,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def ask(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run a call that makes no tensor; note it if it is a read."""
-        result = function.callable(*args, **kwargs)
+        result = call_below(function.callable, args, kwargs)
         if function.kind is Kind.READ:
             kind = function.read
             if kind == "item" and isinstance(result, bool) and tests_truth((frame.f_code, frame.f_lasti)):
