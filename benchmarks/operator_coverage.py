@@ -24,8 +24,8 @@ HEAD = """\
 # Operator coverage
 
 PyTorch ships databases of its operators and modules with sample inputs. This table says, for every entry, whether
-lens records it as it happens. `benchmarks/operator_coverage.py` writes it; `tests/test_operator_database.py` checks
-the same in CI.
+lens records it as it happens. `make operators` writes it; `tests/test_operator_database.py` checks the same in CI, with
+the first two samples of each.
 
 Every entry is called with its first {samples} samples in float32, complex64, int64 and bool where it supports them (in
 another dtype if it supports none of these), as a function, method, operator, in place, and with `out=`, where it has

@@ -15,6 +15,7 @@ import torch
 from attrs import frozen
 from torch.testing._internal import common_methods_invocations as operators
 from torch.testing._internal.common_modules import module_db
+from torch.testing._internal.common_utils import set_rng_seed
 from torch.utils._pytree import tree_map
 from witness import SEED, Call, Finding, examine
 
@@ -168,8 +169,9 @@ class _Variants:
             "in-place operator": entry.inplace_operator_variant,
             "out": entry.op if entry.supports_out else None,
         }
-        torch.manual_seed(SEED)
-        for sample in islice(entry.sample_inputs("cpu", self.dtype, requires_grad=False), samples):
+        set_rng_seed(SEED)
+        # Not entry.sample_inputs, which looks through the source files of its callers.
+        for sample in islice(entry.sample_inputs_func(entry, "cpu", self.dtype, False), samples):
             for variant, function in variants.items():
                 if function is not None:
                     yield Call(variant, dtype, function, (sample.input, *sample.args), dict(sample.kwargs))
@@ -189,7 +191,7 @@ class _ModuleCalls:
     def __call__(self, samples: int) -> Iterator[Call]:
         supported = self.entry.supported_dtypes("cpu")
         dtype = torch.float32 if torch.float32 in supported else min(supported, key=str)
-        torch.manual_seed(SEED)
+        set_rng_seed(SEED)
         given = self.entry.module_inputs_func(
             self.entry, device="cpu", dtype=dtype, requires_grad=False, training=self.training
         )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from attrs import define, field
 
-from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.recorder import Call, Recorder
 from lens.capture.torch_dispatch import TorchDispatchMode, call_below, calling_frame
 from lens.functions import Function, describe
@@ -157,7 +157,7 @@ class CensusRecorder(Recorder):
         functions: set[str] = set()
         askers: list[FrameType] = []
         frame: FrameType | None = start
-        while frame is not None and frame.f_code is not MODULE_CALL_CODE:
+        while frame is not None and frame.f_code.co_filename != MODULE_CALL_FILE:
             if self._is_backend(frame):
                 askers.append(frame)
             elif not frame.f_code.co_filename.startswith(_TORCH):

@@ -16,7 +16,7 @@ from torch import nn
 from lens import registry
 from lens.capture.addresses import AddressBook
 from lens.capture.inputs import check_call, named_tensors, positional
-from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.selection import make_selection
 from lens.capture.sites import Locator
 from lens.ir.elements import Location
@@ -104,7 +104,7 @@ def audit(
     positional_args, named_args = positional(args), dict(kwargs or {})
     check_call(model, positional_args, named_args)
     watched = registry.backend(backend)
-    locator = Locator((MODULE_CALL_CODE, audit.__code__))
+    locator = Locator((MODULE_CALL_FILE, __file__))
     recorder = CensusRecorder(AddressBook(model), make_selection("none", set()), locator)
     recorder.begin_census(type(watched).__module__.rpartition(".")[0])
     for name, tensor in named_tensors(model, positional_args, named_args):
