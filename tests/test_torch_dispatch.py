@@ -254,3 +254,38 @@ def test_a_trace_without_payloads_keeps_no_tensor_alive():
     finally:
         gc.enable()
     assert len(history.payloads) == 0
+
+
+def test_function_overrides_run_as_often_as_without_the_trace():
+    """An operator called from Python would start again with ``__torch_function__``."""
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    class Tagged(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    @torch.jit.script
+    def scripted(x):
+        return torch.relu(x) * 2
+
+    def forward(x):
+        with Mode():
+            y = scripted(x) + 1
+        return y + (y.as_subclass(Tagged) * 2).sum().item()
+
+    def calls(run):
+        seen.clear()
+        run()
+        return list(seen)
+
+    model, x = Body(forward), torch.randn(2, 4)
+    plain = calls(lambda: model(x))
+    assert len(plain) > 1
+    assert calls(lambda: record(model, x, save="none")) == plain

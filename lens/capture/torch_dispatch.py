@@ -8,7 +8,7 @@ copy memory out (``tolist``, ``numpy``), and no Python-level function as a whole
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from types import CodeType, FrameType
@@ -23,7 +23,7 @@ from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.functions import Function, Kind, describe, tensors_in
 from lens.ir.tape import tests_truth
 
-__all__ = ["TorchDispatchBackend", "TorchDispatchMode", "call_below", "calling_frame"]
+__all__ = ["TorchDispatchBackend", "TorchDispatchMode", "calling_frame"]
 
 if TYPE_CHECKING:
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -70,18 +70,6 @@ def calling_frame(frame: FrameType) -> FrameType:
     return frame
 
 
-def call_below(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call what the handler of a dispatch mode was given, as it would have run without the mode.
-
-    Above the mode everything has happened already; but an operator called from Python starts there again, with the
-    ``__torch_function__`` of modes and subclasses.
-    """
-    if not isinstance(func, torch._ops.OpOverload):
-        return func(*args, **kwargs)  # takes functions, whose Python code runs as usual
-    with torch._C.DisableTorchFunction():
-        return func(*args, **kwargs)
-
-
 class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     #: Operators that take functions (``torch.cond``) come here too, instead of refusing to run.
     supports_higher_order_operators = True
@@ -94,6 +82,8 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.functions: dict[Callable[..., Any], Function] = {}
         #: What the last call returned or wrote to.
         self.latest: list[TensorRecord] = []
+        #: What shares memory with what the last call wrote to.
+        self.bumped: list[TensorRecord] = []
         #: The Python instruction that led to the last call.
         self.instruction: tuple[CodeType, int] | None = None
 
@@ -104,8 +94,16 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
         frame = calling_frame(sys._getframe(1))
+        if not isinstance(func, torch._ops.OpOverload):
+            return self.handle(func, args, kwargs or {}, frame)  # takes functions, whose Python code runs as usual
+        # Above this mode everything has happened; but what is called from Python would start there again, with the
+        # ``__torch_function__`` of the user's modes and tensor subclasses.
+        with torch._C.DisableTorchFunction():
+            return self.handle(func, args, kwargs or {}, frame)
+
+    def handle(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
+        """Run a call, and record what it is."""
         function = self.functions.get(func)
         if function is None:
             function = self.functions[func] = describe(func)
@@ -115,15 +113,15 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.ask(function, args, kwargs, frame)
         name = function.ref.name
         if name == "lift_fresh.default":
-            return self.lift(call_below(func, args, kwargs), frame)
+            return self.lift(func(*args, **kwargs), frame)
         instruction = frame.f_code, frame.f_lasti
         if name == "detach.default" and instruction == self.instruction:
             record = self.tensors.find(args[0])
             if record is not None and self.is_latest(record):
-                return self.wrap(call_below(func, args, kwargs), args[0])
+                return self.wrap(func(*args, **kwargs), args[0])
         self.instruction = instruction
         if name.startswith("set_.source_Storage"):
-            return self.move(call_below(func, args, kwargs), frame)
+            return self.move(func(*args, **kwargs), frame)
         return self.record(function, args, kwargs, frame)
 
     def record(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
@@ -131,7 +129,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorder, find = self.recorder, self.tensors.find
         call = recorder.start(function, args, kwargs, frame)
         begin = perf_counter()
-        result = call_below(function.callable, args, kwargs)
+        result = function.callable(*args, **kwargs)
         recorder.finish(call, result, perf_counter() - begin)
         self.latest = latest = []
         for tensor in tensors_in((result,)):
@@ -143,12 +141,13 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             record = find(tensor)
             if record is not None:
                 self.places.written(tensor, len(recorder.tape.ops) - 1)
-                latest += (record, *(member for member, _ in self.tensors.sharing(record, tensor)))
+                latest.append(record)
+                self.bumped += [member for member in self.tensors.members(record.storage) if member.held]
         return result
 
     def ask(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run a call that makes no tensor; note it if it is a read."""
-        result = call_below(function.callable, args, kwargs)
+        result = function.callable(*args, **kwargs)
         if function.kind is Kind.READ:
             kind = function.read
             if kind == "item" and isinstance(result, bool) and tests_truth((frame.f_code, frame.f_lasti)):
@@ -196,9 +195,11 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def settle(self) -> None:
         """See what autograd did to the last results after this mode had run: version counters, ``grad_fn``."""
         values = self.recorder.tape.values
-        for record in self.latest:
+        for record in (*self.latest, *self.bumped) if self.bumped else self.latest:
             if record.held:
                 self.recorder.keeper.refresh(record)
+        self.bumped = []
+        for record in self.latest:
             tensor = record()
             if tensor is not None and tensor.requires_grad and tensor.grad_fn is not None:
                 *row, _ = values[record.value]
@@ -206,6 +207,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
         """Notice what happened after the last call."""
-        self.settle()
-        alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
-        self.look_at(alive, {}, sys._getframe(0))
+        with torch._C.DisableTorchFunction():
+            self.settle()
+            alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
+            self.look_at(alive, {}, sys._getframe(0))
