@@ -252,13 +252,21 @@ def _name(function: Any) -> tuple[str, str]:
     if name in ("__get__", "__set__"):
         return "torch.Tensor", f"{getattr(function.__self__, '__name__', '?')}.{name}"
     for namespace in _NAMESPACES:
-        if getattr(_owner(namespace), name, None) is function:
+        if unpatched(getattr(_owner(namespace), name, None)) is function:
             return namespace, name
+    for attribute, value in vars(torch.Tensor).items():  # __pow__, whose own name says TensorBase.pow
+        if unpatched(value) is function:
+            return "torch.Tensor", attribute
     module = getattr(function, "__module__", None) or "builtins"
     qualified = getattr(function, "__qualname__", name)
     if "<locals>" in qualified:
         qualified = name
     return split_function_name(f"{module}.{qualified}")
+
+
+def unpatched(function: Any) -> Any:
+    """What a function is when no trace has replaced it (``lens.capture.patches``)."""
+    return getattr(function, "lens_original", function)
 
 
 def is_openable(function: Any) -> bool:

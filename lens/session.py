@@ -15,14 +15,14 @@ from torch import nn
 import lens
 from lens import registry
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import CaptureBackend
+from lens.capture.backend import CaptureBackend, find_backend
 from lens.capture.inputs import check_call, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_CODE
 from lens.capture.quiet_gc import collector_off, old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
-from lens.errors import BackendError, InputError, LensError
+from lens.errors import InputError, LensError
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, ValueId
 from lens.ir.payloads import PayloadStore
@@ -43,7 +43,7 @@ def trace(
     kwargs: dict[str, Any] | None = None,
     *,
     save: Save = "all",
-    backend: str = "torch_function",
+    backend: str | CaptureBackend = "torch_function",
     passes: Passes = DEFAULT_PIPELINE,
     seed: int | None = None,
     fast_paths: Literal["keep", "open"] = "keep",
@@ -57,7 +57,7 @@ def trace(
         save: Which tensors to keep: ``"all"``, ``"none"``, labels, module addresses, ordinals, or a function of the
             running operation (``lambda op: op.type == "relu"``). Addresses and functions are decided while the model
             runs, so nothing else is held in memory.
-        backend: The capture backend.
+        backend: The capture backend: its name (``lens.capture.backends()`` tells what there is), or one of your own.
         passes: The analysis: a pipeline as text, or passes.
         seed: Set before the run with ``torch.manual_seed``; by default the generators are left as they are.
         fast_paths: ``"keep"`` leaves torch's fused attention in eval mode on, so the result is the plain one bit for
@@ -76,7 +76,7 @@ def trace(
     if fast_paths not in ("keep", "open"):
         raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
     pipeline = _passes(passes)
-    chosen = _backend(backend)
+    chosen = find_backend(backend) if isinstance(backend, str) else backend
     if seed is not None:
         torch.manual_seed(seed)
     run = _Run(model, chosen, save, pipeline, seed, fast_paths)
@@ -100,24 +100,6 @@ def _passes(passes: Passes) -> tuple[Pass, ...]:
     if isinstance(passes, str):
         return parse_pipeline(passes, registry.pass_classes())
     return tuple(passes)
-
-
-def _backend(name: str) -> CaptureBackend:
-    if name not in registry.names("backends"):
-        raise BackendError(
-            f"there is no capture backend {name!r}",
-            where=f"backend={name!r}",
-            hint=f"known backends: {', '.join(sorted(registry.names('backends')))}",
-        )
-    backend: CaptureBackend = registry.find("backends", name)()
-    reason = backend.unavailable()
-    if reason is not None:
-        raise BackendError(
-            f"the backend {name!r} cannot be used here: {reason}",
-            where=f"torch {torch.__version__}",
-            hint="choose another backend",
-        )
-    return backend
 
 
 class _Run(AbstractContextManager["_Run"]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -25,10 +26,10 @@ from lens.functions import Function, Kind, describe
 
 
 class TorchFunctionBackend:
-    """Records through a ``TorchFunctionMode``; opens composites; patches no torch function."""
+    """Records through a ``TorchFunctionMode``; opens composites; patches no torch function but ``Tensor.set_``."""
 
     name = "torch_function"
-    capabilities = frozenset({"composites", "reads", "scopes", "sites"})
+    capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites"})
 
     def unavailable(self) -> str | None:
         """None: every torch that lens supports has the mode."""
@@ -42,6 +43,7 @@ class TorchFunctionBackend:
             mode = _RecordingMode(emit)
             if emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+            stack.enter_context(patched(torch.Tensor, "set_", _wrap_set, mode))
             stack.enter_context(mode)
             yield
 
@@ -102,6 +104,19 @@ class _RecordingMode(TorchFunctionMode):
         finally:
             self.opened.discard(function)
             recorder.composite_site = outer_site
+
+
+def _wrap_set(original: Callable[..., Any], modes: Entries) -> Callable[..., Any]:
+    """``Tensor.set_``, the one method that writes to its tensor and that no mode is told of (torch 2.13)."""
+
+    def set_(*args: Any, **kwargs: Any) -> Any:
+        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        if mode is None or mode not in modes.get(get_ident(), ()):
+            return original(*args, **kwargs)
+        with overrides._pop_mode_temporarily():
+            return mode.__torch_function__(original, (torch.Tensor,), args, kwargs)
+
+    return set_
 
 
 def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
