@@ -175,7 +175,7 @@ def describe(function: Callable[..., Any]) -> Function:
         kind = Kind.OP if short in _TENSOR_PROPERTIES else Kind.METADATA
         return Function(function, FnRef(namespace, name, view=True), kind)
     if accessor == "__set__":
-        kind = Kind.OP if short == "data" else Kind.METADATA
+        kind = Kind.OP if short in ("data", "real", "imag") else Kind.METADATA
         return Function(function, FnRef(namespace, name, mutates=True), kind, writes=(0,))
     if short in READS:
         return Function(function, FnRef(namespace, name), Kind.READ, READS[short])
@@ -265,8 +265,13 @@ def _name(function: Any) -> tuple[str, str]:
 
 
 def unpatched(function: Any) -> Any:
-    """What a function is when no trace has replaced it (``lens.capture.patches``)."""
-    return getattr(function, "lens_original", function)
+    """What a function is when no trace has replaced it (``lens.capture.patches``, ``lens.capture.swapping``)."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, property):  # the getter or setter of a property that stands in for one of C
+        return getattr(unpatched(owner), function.__name__)
+    while hasattr(function, "lens_original"):
+        function = function.lens_original
+    return function
 
 
 def is_openable(function: Any) -> bool:

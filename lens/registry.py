@@ -51,7 +51,10 @@ BUILT_IN = Plugin(
         "recurrence": "lens.passes.recurrence:RecurrencePass",
         "labels": "lens.passes.labels:LabelsPass",
     },
-    backends={"torch_function": "lens.capture.torch_function:TorchFunctionBackend"},
+    backends={
+        "torch_function": "lens.capture.torch_function:TorchFunctionBackend",
+        "decoration": "lens.capture.decoration:DecorationBackend",
+    },
     renderers={"graphviz": "lens.render.graphviz_text:GraphvizRenderer"},
 )
 

@@ -13,6 +13,12 @@ Entries: TypeAlias = dict[int, list[Any]]
 _LOCK = threading.Lock()
 
 
+class Property(property):
+    """A property that stands in for one of C; a plain one takes no attributes, and here the original is kept in one."""
+
+    lens_original: Any
+
+
 @contextmanager
 def patched(
     owner: Any,

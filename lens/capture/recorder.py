@@ -8,7 +8,7 @@ can wait is left to sealing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -331,6 +331,10 @@ class Recorder:
                 self.tape.reads.append(ReadRow(value, kind, shown, position, self.scope, site))
 
     # Modules
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules of the model, each once."""
+        return self._addresses.modules()
 
     def enter(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None

@@ -118,6 +118,7 @@ def _identities(x: Tensor) -> Tensor:
 def _properties(x: Tensor) -> Tensor:
     z = torch.complex(x, x.T.mT)
     z.real.mul_(2)
+    z.imag = x
     return z.H.abs() + z.imag.T
 
 

@@ -78,11 +78,12 @@ class Trial:
             yield "reads"
 
     def _problems(self, backend: CaptureBackend, expected: str) -> Iterator[str]:
+        plain = _observe(self.case, _plainly(self.case))
         before = _state_of_torch()
         graph, traced = record(self.case, backend, self.granularity)
         if _state_of_torch() != before:
             yield "torch is not what it was before the trace"
-        if not _same(traced, _observe(self.case, _plainly(self.case))):
+        if not _same(traced, plain):
             yield "the result, the model or the random numbers differ from those of a plain forward"
         actual = expected_texts.normal_text(graph)
         if actual != expected:
@@ -195,4 +196,8 @@ def _state_of_torch() -> list[object]:
     """What a trace could leave behind on torch; compared by identity."""
     owners = (torch, torch.nn.functional, Tensor, nn.Module, torch.overrides)
     modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return [torch.is_grad_enabled(), modes, *(id(value) for owner in owners for value in vars(owner).values())]
+    return [
+        torch.is_grad_enabled(),
+        modes,
+        *(id(value) for owner in owners for name, value in sorted(vars(owner).items()) if not name.startswith("__w")),
+    ]
