@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial, update_wrapper
 from threading import Lock, get_ident
 from time import perf_counter
-from types import FrameType, FunctionType
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from lens.capture.module_calls import watch_modules
 from lens.capture.patches import Entries, patched
 from lens.capture.recorder import Recorder, site_of
-from lens.capture.swapping import SwapTable, perform
+from lens.capture.swapping import Place, Swap, SwapTable
 from lens.functions import Function, Kind, describe, unpatched
 
 #: Tensor types whose functions nobody overrides.
@@ -57,7 +57,7 @@ class _Decorations:
         self.recordings: dict[int, list[_Recording]] = {}
         self._lock = Lock()
         self._table = SwapTable(self.wrap)
-        self._restore: list[partial[Any]] = []
+        self._put: tuple[list[Swap], list[Place]] = [], []
 
     @contextmanager
     def known_to(self, recording: _Recording, modules: Iterable[nn.Module]) -> Iterator[None]:
@@ -68,10 +68,9 @@ class _Decorations:
         thread = get_ident()
         try:
             with self._lock:
-                swaps = self._table.swaps(modules)
-                self._restore += [restore for _, restore in swaps]
                 self.recordings.setdefault(thread, []).append(recording)
-                perform(put for put, _ in swaps)
+                swaps, places = self._table.put(modules)
+                self._put = swaps, [*self._put[1], *places]
             yield
         finally:
             with self._lock:
@@ -79,40 +78,64 @@ class _Decorations:
                 if not self.recordings[thread]:
                     del self.recordings[thread]
                 if not self.recordings:
-                    restore, self._restore = self._restore, []
-                    perform(restore)
+                    self._table.restore(*self._put)
+                    self._put = [], []
 
-    def wrap(self, original: Callable[..., Any], reported: Any) -> Callable[..., Any]:
+    def wrap(self, original: Callable[..., Any], reported: Any) -> Replacement:
         """The replacement of a function; ``reported`` is None for the call method of an operator object."""
-        function = None if reported is None else describe(reported)
-        asks = isinstance(original, FunctionType)
-        recordings = self.recordings
+        return Replacement(original, None if reported is None else describe(reported), self.recordings)
 
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            stack = recordings.get(get_ident())
-            if not stack:
-                if not overrides.has_torch_function((*args, *kwargs.values()) if kwargs else args):
-                    return original(*args, **kwargs)
-                with _Reporter(None, stack, original):
-                    return original(*args, **kwargs)
-            recording = stack.pop()
-            try:
-                if overrides._len_torch_function_stack() > recording.modes:  # type: ignore[attr-defined]
-                    return recording.through_mode(replacement, original, stack, args, kwargs)
-                if function is None:
-                    called = describe(args[0])
-                    run = partial(replacement, args[0])
-                    return recording.record(called, (), run, stack, args[1:], kwargs, sys._getframe(1))
-                if asks:
-                    with _Reporter(recording, stack, replacement):
-                        return original(*args, **kwargs)
-                return recording.record(function, (), replacement, stack, args, kwargs, sys._getframe(1))
-            finally:
-                stack.append(recording)
+    def known_as(self, function: Any) -> Any:
+        """What the program finds in the place of a function of torch's while the replacements are in."""
+        return self._table.replacement(function)
 
-        update_wrapper(replacement, original)
-        replacement.lens_original = original  # type: ignore[attr-defined]
-        return replacement
+
+class Replacement:
+    """Stands in for a function of torch, and equals it: dispatch tables of the program know both as one."""
+
+    def __init__(
+        self, original: Callable[..., Any], function: Function | None, recordings: dict[int, list[_Recording]]
+    ) -> None:
+        update_wrapper(self, original)
+        self.lens_original = original
+        self._function, self._recordings = function, recordings
+        self._asks = isinstance(original, FunctionType)
+        self._binds = hasattr(original, "__get__")
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the function; where a trace of this thread is on, tell it."""
+        stack = self._recordings.get(get_ident())
+        original = self.lens_original
+        if not stack:
+            if not overrides.has_torch_function((*args, *kwargs.values()) if kwargs else args):
+                return original(*args, **kwargs)
+            with _Reporter(None, None, self):
+                return original(*args, **kwargs)
+        recording = stack.pop()
+        try:
+            if overrides._len_torch_function_stack() > recording.modes:  # type: ignore[attr-defined]
+                return recording.through_mode(self, stack, args, kwargs)
+            if self._function is None:
+                run = partial(self, args[0])
+                return recording.record(describe(args[0]), (), run, stack, args[1:], kwargs, sys._getframe(1))
+            if self._asks:
+                with _Reporter(recording, stack, self):
+                    return original(*args, **kwargs)
+            return recording.record(self._function, (), self, stack, args, kwargs, sys._getframe(1))
+        finally:
+            stack.append(recording)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return MethodType(self, instance) if instance is not None and self._binds else self
+
+    def __eq__(self, other: object) -> bool:
+        return bool(unpatched(other) == self.lens_original)
+
+    def __hash__(self) -> int:
+        return hash(self.lens_original)
+
+    def __reduce__(self) -> Any:
+        return unpatched, (self.lens_original,)
 
 
 @cache
@@ -150,10 +173,7 @@ class _Recording:
         opened = function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types)
         call = recorder.start(function, args, kwargs, frame, opened)
         begin = perf_counter()
-        if opened:
-            result = self.run_opened(function, site_of(call), stack, args, kwargs)
-        else:
-            result = run(*args, **kwargs)
+        result = self.run_opened(function, site_of(call), stack, args, kwargs) if opened else run(*args, **kwargs)
         duration = perf_counter() - begin
         recorder.finish(call, result, duration)
         return result
@@ -174,24 +194,38 @@ class _Recording:
             recorder.composite_site = outer_site
 
     def through_mode(
-        self,
-        replacement: Callable[..., Any],
-        original: Callable[..., Any],
-        stack: list[_Recording],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
+        self, replacement: Callable[..., Any], stack: list[_Recording], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
-        """Let a mode that the model has entered have the call first; what it calls then is recorded."""
+        """Let the modes that the model has entered have the call first; what they call then is recorded."""
         types = tuple({type(arg) for arg in args if isinstance(arg, torch.Tensor)})
-        with overrides._pop_mode_temporarily() as mode, _Reporter(self, stack, replacement):
-            return mode.__torch_function__(original, types, args, kwargs)
+        count = overrides._len_torch_function_stack() - self.modes  # type: ignore[attr-defined]
+        first, *others = [overrides._pop_mode() for _ in range(count)]  # type: ignore[no-untyped-call]
+        try:
+            with ExitStack() as beneath:
+                beneath.enter_context(_Reporter(self, stack, replacement))
+                for mode in reversed(others):
+                    beneath.enter_context(_switched_on(mode))
+                return first.__torch_function__(replacement, types, args, kwargs)
+        finally:
+            for mode in (*reversed(others), first):
+                overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _switched_on(mode: TorchFunctionMode) -> Iterator[None]:
+    """A mode on the stack, without the effects of entering it."""
+    overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        overrides._pop_mode()  # type: ignore[no-untyped-call]
 
 
 class _Reporter(TorchFunctionMode):
-    """On for one call: is told what torch reports of it, and hands on the original instead of its replacement.
+    """On for one call: is told what torch reports of it.
 
-    So a Python-level function is recorded with the name and the arguments by which torch knows it, and tensor
-    subclasses and modes of the user's, which compare functions by identity, meet the functions that they know.
+    So a Python-level function is recorded with the name and the arguments by which torch knows it; and what torch
+    hands to tensor subclasses and to modes of the program's is always the function that the program finds.
     """
 
     def __init__(
@@ -212,13 +246,16 @@ class _Reporter(TorchFunctionMode):
 
 def _natively(function: Callable[..., Any], types: Sequence[type], *args: Any, **kwargs: Any) -> Any:
     """What torch does with a call after the innermost mode: the next mode, then the types that override it."""
+    known = _decorations().known_as(function)
     if overrides._len_torch_function_stack():  # type: ignore[attr-defined]
-        with overrides._pop_mode_temporarily() as mode:
-            with nullcontext() if isinstance(mode, _Reporter) else _Reporter(None, None, function):
-                return mode.__torch_function__(function, types, args, kwargs)
+        with (
+            overrides._pop_mode_temporarily() as mode,
+            nullcontext() if isinstance(mode, _Reporter) else _Reporter(None, None, function),
+        ):
+            return mode.__torch_function__(known, types, args, kwargs)
     for kind in types:
         if kind not in _PLAIN_TYPES:
-            result = kind.__torch_function__(function, types, args, kwargs)  # type: ignore[attr-defined]
+            result = kind.__torch_function__(known, types, args, kwargs)  # type: ignore[attr-defined]
             if result is not NotImplemented:
                 return result
     return function(*args, **kwargs)

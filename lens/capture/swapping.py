@@ -27,6 +27,8 @@ from lens.functions import Kind, describe, is_openable, unpatched
 
 #: What puts a replacement in, and what puts the original back.
 Swap: TypeAlias = "tuple[partial[Any], partial[Any]]"
+#: A name in a module or an object that stands for a function of torch.
+Place: TypeAlias = tuple[dict[str, Any], str]
 #: Makes the replacement of a function, given as what torch reports it (``Tensor.add`` for ``Tensor.__add__``).
 Wrap: TypeAlias = Callable[[Any, Any], Callable[..., Any]]
 
@@ -52,25 +54,41 @@ class SwapTable:
             if id(function) not in self._replacements:
                 self._replacements[id(function)] = function, wrap(function, reported)
         self._of_classes = [*self._in_tensor(), *self._in_cells(), *self._in_operators(), *self._in_namespace()]
-        self._of_modules: list[Swap] = []
+        self._of_modules: list[Place] = []
         self._modules_seen = 0
 
-    def swaps(self, model: Iterable[nn.Module]) -> list[Swap]:
-        """All swaps for a trace of a model with these modules."""
+    def put(self, model: Iterable[nn.Module]) -> tuple[list[Swap], list[Place]]:
+        """Put all replacements in for a trace of a model with these modules; give what ``restore`` is to undo.
+
+        Modules of Python are searched once, and again when others have been loaded; those of the model's classes
+        and the main one, whose names come and go, every time.
+        """
         if self._modules_seen != len(sys.modules):
             self._modules_seen = len(sys.modules)
-            self._of_modules = [s for m in list(sys.modules.values()) for s in self._in_names(_names(m))]
+            self._of_modules = [place for m in list(sys.modules.values()) for place in self._in_names(_names(m))]
         modules = list(model)
-        own = {name: sys.modules.get(name) for name in {type(m).__module__ for m in modules}}
-        names = [*map(_names, own.values()), *map(_names, modules)]
-        return [*self._of_classes, *self._of_modules, *(s for n in names for s in self._in_names(n))]
+        own = [sys.modules.get(name) for name in {"__main__", *(type(m).__module__ for m in modules)}]
+        places = [*self._of_modules, *(place for owner in (*own, *modules) for place in self._in_names(_names(owner)))]
+        perform(put for put, _ in self._of_classes)
+        perform([partial(names.__setitem__, name, self.replacement(names.get(name))) for names, name in places])
+        return self._of_classes, places
 
-    def _in_names(self, names: dict[str, Any]) -> Iterator[Swap]:
-        known = self._replacements
+    def restore(self, swaps: Iterable[Swap], places: Iterable[Place]) -> None:
+        """Put the originals back, except under names that the program has given something else meanwhile."""
+        mine = ((names, name, names.get(name)) for names, name in places)
+        found = [(names, name, unpatched(value)) for names, name, value in mine if value is not None]
+        actions = [partial(names.__setitem__, name, old) for names, name, old in found if id(old) in self._replacements]
+        perform([*actions, *(restore for _, restore in swaps)])
+
+    def replacement(self, function: Any) -> Any:
+        """What stands in for a function; itself if nothing does."""
+        known = self._replacements.get(id(function))
+        return known[1] if known is not None and known[0] is function else function
+
+    def _in_names(self, names: dict[str, Any]) -> Iterator[Place]:
         for name, value in list(names.items()):
-            found = known.get(id(value))
-            if found is not None and found[0] is value:
-                yield partial(names.__setitem__, name, found[1]), partial(names.__setitem__, name, value)
+            if id(value) in self._replacements:
+                yield names, name
 
     def _in_tensor(self) -> Iterator[Swap]:
         for name in {**vars(_BASE), **vars(Tensor)}:
@@ -88,7 +106,7 @@ class SwapTable:
             yield _attribute(Tensor, name, wrapped)
 
     def _in_cells(self) -> Iterator[Swap]:
-        """Functions of C that a function of torch's keeps in its closure: ``Tensor.__pow__`` keeps ``TensorBase.pow``."""
+        """Functions of C that one of Python keeps in its closure: ``Tensor.__pow__`` keeps ``TensorBase.pow``."""
         for function, _ in list(self._replacements.values()):
             for cell in getattr(function, "__closure__", None) or ():
                 content = cell.cell_contents
@@ -102,12 +120,12 @@ class SwapTable:
                 yield _attribute(kind, "__call__", self._wrap(kind.__call__, None))
 
     def _in_namespace(self) -> Iterator[Swap]:
-        """``torch._C._VariableFunctions`` takes no new attributes, so it is replaced as a whole where Python finds it."""
+        """``torch._C._VariableFunctions``: it takes no attributes, so it is replaced where Python finds it."""
         original = torch._C._VariableFunctions
         members = {name: getattr(original, name) for name in dir(original) if not name.startswith("__")}
         stand_in = SimpleNamespace(**members)
-        for put, _ in self._in_names(vars(stand_in)):
-            put()
+        for names, name in self._in_names(vars(stand_in)):
+            names[name] = self.replacement(names[name])
         yield _attribute(torch._C, "_VariableFunctions", stand_in)
         if getattr(torch._VF, "vf", None) is original:  # private: without it, torch._VF is found like any module
             yield _attribute(torch._VF, "vf", stand_in)

@@ -27,7 +27,7 @@ from lens.functions import Function, Kind, describe, unpatched
 
 
 class TorchFunctionBackend:
-    """Records through a ``TorchFunctionMode``; opens composites; patches no torch function but those of ``_UNTOLD_WRITERS``."""
+    """Records through a ``TorchFunctionMode``; opens composites; replaces ``_UNTOLD_WRITERS`` and no other function."""
 
     name = "torch_function"
     capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites"})
