@@ -93,6 +93,9 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show = commands.add_parser("show", help="print a saved trace")
     show.add_argument("file", metavar="FILE", help="what `lens trace --save-to` or history.save wrote")
     show.add_argument("--graph", action="store_true", help="print the graph as text instead of the table")
+    show.add_argument(
+        "--renderer", metavar="NAME", help="print what this renderer, of lens or of a plugin, makes of it"
+    )
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
     show.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
     show.add_argument("--pipeline", metavar="TEXT", help='run these passes first, such as "orphans,recurrence,labels"')
@@ -122,6 +125,7 @@ def _trace(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     from lens.ir.printer import print_graph
+    from lens.registry import find
 
     history = lens.load(arguments.file)
     if arguments.pipeline is not None:
@@ -129,6 +133,8 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.layer is not None:
         key = arguments.layer
         print(repr(history[int(key) if key.lstrip("-").isdigit() else key]))
+    elif arguments.renderer is not None:
+        print(find("renderers", arguments.renderer)().render(history.graph), end="")
     elif arguments.graph:
         print(print_graph(history.graph), end="")
     elif not arguments.output:

@@ -1,5 +1,6 @@
 """The decoration backend: equal graphs, and torch as it was afterwards."""
 
+import ctypes
 import functools
 import sys
 import threading
@@ -232,6 +233,21 @@ def test_a_mode_that_the_model_enters_sees_each_call_first():
     assert torch.equal(one["output_1"].tensor_contents, torch.full((2,), 2.0))
     plain = {"times": False, "meta": False}
     assert print_graph(one.graph, **plain) == print_graph(other.graph, **plain)
+
+
+def test_tensors_are_no_sequences_to_c():
+    class Own(torch.Tensor):
+        pass
+
+    def is_sequence(tensor):
+        return ctypes.pythonapi.PySequence_Check(ctypes.py_object(tensor))
+
+    tensors = [torch.ones(2), nn.Parameter(torch.ones(2)), torch.ones(2).as_subclass(Own)]
+    inside = []
+    history = trace(lambda x: inside.extend(map(is_sequence, tensors)) or torch.tensor([x.sum(), x[0]]), torch.ones(2))
+    assert history["output_1"].tensor_contents.tolist() == [2.0, 1.0]
+    assert inside == [0, 0, 0]
+    assert list(map(is_sequence, tensors)) == [0, 0, 0]
 
 
 def test_printing_a_tensor_is_no_operation():

@@ -19,6 +19,7 @@ import torch
 from torch import nn, overrides
 from torch.overrides import TorchFunctionMode
 
+from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import watch_modules
 from lens.capture.patches import Entries, patched
 from lens.capture.recorder import Recorder, site_of
@@ -33,11 +34,11 @@ class DecorationBackend:
     """Records through replaced functions of torch; opens composites."""
 
     name = "decoration"
-    capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites"})
+    capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites", "fast_paths", "untold_writes"})
 
     def unavailable(self) -> str | None:
-        """None: functions can always be replaced."""
-        return None
+        """Why indexing cannot be replaced without a trace in this Python; None if it can."""
+        return unknown_layout()
 
     @contextmanager
     def record(self, emit: Recorder) -> Iterator[None]:

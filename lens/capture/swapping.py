@@ -22,6 +22,7 @@ from torch import Tensor, nn, overrides
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
+from lens.capture.item_slots import emptying
 from lens.capture.patches import Property
 from lens.functions import Kind, describe, is_openable, unpatched
 
@@ -69,7 +70,7 @@ class SwapTable:
         modules = list(model)
         own = [sys.modules.get(name) for name in {"__main__", *(type(m).__module__ for m in modules)}]
         places = [*self._of_modules, *(place for owner in (*own, *modules) for place in self._in_names(_names(owner)))]
-        perform(put for put, _ in self._of_classes)
+        perform([*(put for put, _ in self._of_classes), *emptying()])
         perform([partial(names.__setitem__, name, self.replacement(names.get(name))) for names, name in places])
         return self._of_classes, places
 
@@ -78,7 +79,7 @@ class SwapTable:
         mine = ((names, name, names.get(name)) for names, name in places)
         found = [(names, name, unpatched(value)) for names, name, value in mine if value is not None]
         actions = [partial(names.__setitem__, name, old) for names, name, old in found if id(old) in self._replacements]
-        perform([*actions, *(restore for _, restore in swaps)])
+        perform([*actions, *(restore for _, restore in swaps), *emptying()])
 
     def replacement(self, function: Any) -> Any:
         """What stands in for a function; itself if nothing does."""

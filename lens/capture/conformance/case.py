@@ -19,6 +19,7 @@ class Case:
         model: Makes the model; called anew for every run, after seeding.
         args: Makes the positional arguments.
         kwargs: Keyword arguments.
+        needs: Capabilities without which a backend need not try; those for reads and scopes go without saying.
         errors: The exceptions that its forward ends with; empty if it returns.
     """
 
@@ -26,6 +27,7 @@ class Case:
     model: Callable[[], nn.Module]
     args: Callable[[], tuple[Any, ...]]
     kwargs: Mapping[str, Any] = field(factory=dict)
+    needs: tuple[str, ...] = ()
     errors: tuple[type[Exception], ...] = ()
 
 

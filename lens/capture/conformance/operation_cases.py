@@ -67,6 +67,10 @@ def _constructors(x: Tensor) -> Tensor:
     return y + x.new_ones(2) + torch.empty_like(x).fill_(1) + torch.eye(2)[0] + torch.as_tensor(x)
 
 
+def _numbers_in_lists(x: Tensor) -> Tensor:
+    return torch.tensor([x.sum(), x.max()]) + torch.as_tensor([x[0], 2.0])
+
+
 def _random(x: Tensor) -> Tensor:
     source = torch.Generator().manual_seed(1)
     y = torch.rand(2) + torch.randn_like(x) + torch.randn(2, generator=source)
@@ -153,6 +157,7 @@ CASES = (
     of(_iterate, (2, 3)),
     of(_generator, (2,)),
     of(_constructors, (2,)),
+    of(_numbers_in_lists, (2,)),
     of(_random, (2,)),
     of(_external, (4,)),
     of(_einsum, (2, 2), (2, 2)),
@@ -166,6 +171,6 @@ CASES = (
     of(_complex, (3,)),
     of(_sparse, (2, 2)),
     Case("attention_module", _attention_module, ramps((1, 3, 4), (1, 3, 4), (1, 3, 4))),
-    Case("attention_fast_path", _fast_attention, ramps((1, 3, 4))),
+    Case("attention_fast_path", _fast_attention, ramps((1, 3, 4)), needs=("fast_paths",)),
     Case("function_attribute", lambda: Body(torch.tanh), ramps((2,))),
 )

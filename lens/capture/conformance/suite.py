@@ -72,6 +72,7 @@ class Trial:
 
     def _needs(self, expected: str | None) -> Iterator[str]:
         yield from expected_texts.GRANULARITIES[self.granularity]
+        yield from self.case.needs
         if expected and "\n  scope " in expected:
             yield "scopes"
         if expected and any(line.lstrip().startswith("read ") for line in expected.splitlines()):
