@@ -1,4 +1,4 @@
-"""The command line: ``lens trace``, ``lens show`` and ``lens passes``."""
+"""The command line: ``lens trace``, ``lens show``, ``lens passes``, ``lens backends`` and ``lens conform``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ examples:
   lens show convnext.lens --graph
   lens show convnext.lens --pipeline "orphans,recurrence,labels" --time --dump-after steps/
   lens passes
+  lens backends
+  lens conform torch_function
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give the exit code: 0, or 2 on an error of the user."""
+    """Run the command line and give the exit code: 0, 1 if a check failed, 2 on an error of the user."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return int(arguments.run(arguments) or 0)
     except LensError as error:
         if arguments.debug:
             raise
@@ -56,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(commands)
     passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")
     passes.set_defaults(run=_passes)
+    known = commands.add_parser("backends", help="list the capture backends and what each sees")
+    known.set_defaults(run=_backends)
+    conform = commands.add_parser("conform", help="run a capture backend through the conformance suite")
+    conform.add_argument("backend", metavar="NAME", help="a backend that `lens backends` lists")
+    conform.add_argument("--update", action="store_true", help="first rewrite the expected texts from this backend")
+    conform.set_defaults(run=_conform)
     return parser
 
 
@@ -73,6 +81,7 @@ def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SHAPE",
         help="1x3x224x224, or 1x16:int64; once per argument; by default what the model's library expects",
     )
+    trace.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
     trace.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
     trace.add_argument("--save-to", metavar="FILE", help="write the trace, which `lens show` reads")
     trace.add_argument("--summary", action="store_true", help="print the table of layers")
@@ -84,6 +93,9 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show = commands.add_parser("show", help="print a saved trace")
     show.add_argument("file", metavar="FILE", help="what `lens trace --save-to` or history.save wrote")
     show.add_argument("--graph", action="store_true", help="print the graph as text instead of the table")
+    show.add_argument(
+        "--renderer", metavar="NAME", help="print what this renderer, of lens or of a plugin, makes of it"
+    )
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
     show.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
     show.add_argument("--pipeline", metavar="TEXT", help='run these passes first, such as "orphans,recurrence,labels"')
@@ -102,7 +114,7 @@ def _trace(arguments: argparse.Namespace) -> None:
         torch.manual_seed(arguments.seed)
     call = load_spec(arguments.spec, arguments.input)
     save = "all" if arguments.save_to else "none"
-    history = lens.trace(call.model, call.args, call.kwargs, save=save)
+    history = lens.trace(call.model, call.args, call.kwargs, save=save, backend=arguments.backend)
     if arguments.summary or not (arguments.output or arguments.save_to):
         print(history)
     if arguments.output:
@@ -113,6 +125,7 @@ def _trace(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     from lens.ir.printer import print_graph
+    from lens.registry import find
 
     history = lens.load(arguments.file)
     if arguments.pipeline is not None:
@@ -120,6 +133,8 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.layer is not None:
         key = arguments.layer
         print(repr(history[int(key) if key.lstrip("-").isdigit() else key]))
+    elif arguments.renderer is not None:
+        print(find("renderers", arguments.renderer)().render(history.graph), end="")
     elif arguments.graph:
         print(print_graph(history.graph), end="")
     elif not arguments.output:
@@ -162,6 +177,26 @@ def _passes(arguments: argparse.Namespace) -> None:
             kinds = ", ".join(kind.name for kind in getattr(cls, title))
             if kinds:
                 print(f"    {title:9} {kinds}")
+
+
+def _backends(arguments: argparse.Namespace) -> None:
+    from lens.capture.backend import backends
+
+    for info in backends():
+        print(info.name if info.reason is None else f"{info.name} (unavailable: {info.reason})")
+        if info.capabilities:
+            print(f"    sees {', '.join(sorted(info.capabilities))}")
+
+
+def _conform(arguments: argparse.Namespace) -> int:
+    from lens.capture import conformance
+
+    if arguments.update:
+        for path in conformance.update(arguments.backend):
+            print(f"rewritten, to be read before it is committed: {path}")
+    report = conformance.run(arguments.backend)
+    print(report)
+    return 0 if report.passed else 1
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def describe(function: Callable[..., Any]) -> Function:
         kind = Kind.OP if short in _TENSOR_PROPERTIES else Kind.METADATA
         return Function(function, FnRef(namespace, name, view=True), kind)
     if accessor == "__set__":
-        kind = Kind.OP if short == "data" else Kind.METADATA
+        kind = Kind.OP if short in ("data", "real", "imag") else Kind.METADATA
         return Function(function, FnRef(namespace, name, mutates=True), kind, writes=(0,))
     if short in READS:
         return Function(function, FnRef(namespace, name), Kind.READ, READS[short])
@@ -274,8 +274,11 @@ def _name(function: Any) -> tuple[str, str]:
     if name in ("__get__", "__set__"):
         return "torch.Tensor", f"{getattr(function.__self__, '__name__', '?')}.{name}"
     for namespace in _NAMESPACES:
-        if getattr(_owner(namespace), name, None) is function:
+        if unpatched(getattr(_owner(namespace), name, None)) is function:
             return namespace, name
+    for attribute, value in vars(torch.Tensor).items():  # __pow__, whose own name says TensorBase.pow
+        if unpatched(value) is function:
+            return "torch.Tensor", attribute
     module = getattr(function, "__module__", None) or "builtins"
     if module == "torch._tensor":  # __pow__ is a wrapper that goes by the name of what it wraps
         for attribute, member in vars(torch.Tensor).items():
@@ -285,6 +288,16 @@ def _name(function: Any) -> tuple[str, str]:
     if "<locals>" in qualified:
         qualified = name
     return split_function_name(f"{module}.{qualified}")
+
+
+def unpatched(function: Any) -> Any:
+    """What a function is when no trace has replaced it (``lens.capture.patches``, ``lens.capture.swapping``)."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, property):  # the getter or setter of a property that stands in for one of C
+        return getattr(unpatched(owner), function.__name__)
+    while hasattr(function, "lens_original"):
+        function = function.lens_original
+    return function
 
 
 def is_openable(function: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 import lens
 from lens import registry
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import CaptureBackend
+from lens.capture.backend import CaptureBackend, find_backend
 from lens.capture.inputs import check_call, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off, old_objects_set_aside
@@ -44,7 +44,7 @@ def trace(
     kwargs: dict[str, Any] | None = None,
     *,
     save: Save = "all",
-    backend: str = "torch_function",
+    backend: str | CaptureBackend = "torch_function",
     passes: Passes = DEFAULT_PIPELINE,
     seed: int | None = None,
     fast_paths: Literal["keep", "open"] = "keep",
@@ -58,7 +58,7 @@ def trace(
         save: Which tensors to keep: ``"all"``, ``"none"``, labels, module addresses, ordinals, or a function of the
             running operation (``lambda op: op.type == "relu"``). Addresses and functions are decided while the model
             runs, so nothing else is held in memory.
-        backend: The capture backend.
+        backend: The capture backend: its name (``lens.capture.backends()`` tells what there is), or one of your own.
         passes: The analysis: a pipeline as text, or passes.
         seed: Set before the run with ``torch.manual_seed``; by default the generators are left as they are.
         fast_paths: ``"keep"`` leaves torch's fused attention in eval mode on, so the result is the plain one bit for
@@ -77,7 +77,7 @@ def trace(
     if fast_paths not in ("keep", "open"):
         raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
     pipeline = _passes(passes)
-    chosen = registry.backend(backend)
+    chosen = find_backend(backend) if isinstance(backend, str) else backend
     if seed is not None:
         torch.manual_seed(seed)
     run = _Run(model, chosen, save, pipeline, seed, fast_paths)

@@ -34,6 +34,10 @@ class AddressBook:
         found = self._modules.get(id(module))
         return found[1] if found is not None else ()
 
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules of the model, each once."""
+        return (module for module, _ in self._modules.values())
+
     def tensor(self, tensor: torch.Tensor) -> Named | None:
         """What is known of a tensor; None if the model does not hold it."""
         found = self._tensors.get(id(tensor))

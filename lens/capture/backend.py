@@ -5,7 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
+import torch
+from attrs import frozen
+
+from lens import registry
 from lens.capture.recorder import Recorder
+from lens.errors import BackendError, PluginError
 
 
 @runtime_checkable
@@ -32,10 +37,65 @@ class CaptureBackend(Protocol):
 #: What a backend may claim to see.
 CAPABILITIES = frozenset(
     {
+        "functions",  # operations as the functions that Python code calls
         "composites",  # Python-level functions, with the operations inside
+        "aten",  # operations as the aten operators that PyTorch dispatches
         "reads",  # bool(t), t.item(), ...
         "scopes",  # module calls
         "sites",  # file and line of each operation
         "scripted",  # operations inside TorchScript
+        "fast_paths",  # the fused eval paths of attention, which an active mode would switch off
+        "untold_writes",  # Tensor.set_ and assignments to .real and .imag, of which torch tells no mode
     }
 )
+
+
+@frozen
+class BackendInfo:
+    """A backend that is known here.
+
+    Args:
+        name: What users write in ``backend=``.
+        capabilities: What it claims to see; empty if it could not be loaded.
+        reason: Why it cannot be used here; None if it can.
+    """
+
+    name: str
+    capabilities: frozenset[str] = frozenset()
+    reason: str | None = None
+
+
+def backends() -> tuple[BackendInfo, ...]:
+    """Every backend of lens and of the installed plugins, those that cannot be used here included."""
+    return tuple(map(_info, registry.names("backends")))
+
+
+def _info(name: str) -> BackendInfo:
+    try:
+        backend: CaptureBackend = registry.find("backends", name)()
+    except PluginError as error:
+        return BackendInfo(name, reason=error.what)
+    return BackendInfo(name, backend.capabilities, backend.unavailable())
+
+
+def find_backend(name: str) -> CaptureBackend:
+    """The backend of a name.
+
+    Raises:
+        BackendError: there is none, or it cannot be used here.
+    """
+    known = registry.names("backends")
+    if name not in known:
+        raise BackendError(
+            f"there is no capture backend {name!r}",
+            where=f"backend={name!r}",
+            hint=f"known backends: {', '.join(sorted(known))}",
+        )
+    info = _info(name)
+    if info.reason is not None:
+        raise BackendError(
+            f"the backend {name!r} cannot be used here: {info.reason}",
+            where=f"torch {torch.__version__}",
+            hint="choose another backend; `lens backends` lists them",
+        )
+    return registry.find("backends", name)()  # type: ignore[no-any-return]

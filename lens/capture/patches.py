@@ -13,6 +13,12 @@ Entries: TypeAlias = dict[int, list[Any]]
 _LOCK = threading.Lock()
 
 
+class Property(property):
+    """A property that stands in for one of C; a plain one takes no attributes, and here the original is kept in one."""
+
+    lens_original: Any
+
+
 class patched(AbstractContextManager[Entries]):  # noqa: N801  # used as a function is
     """Have ``owner.name`` know ``entry`` in this thread, until the block ends, however it ends.
 
@@ -35,7 +41,7 @@ class patched(AbstractContextManager[Entries]):  # noqa: N801  # used as a funct
                 wrapper: Any = self.wrap(current, entries)
                 wrapper.lens_entries = entries
                 wrapper.lens_original = current
-                wrapper.lens_inherited = isinstance(self.owner, type) and self.name not in vars(self.owner)
+                wrapper.lens_inherited = self.name not in vars(self.owner)
                 setattr(self.owner, self.name, wrapper)
             self.entries = entries
             self.thread = threading.get_ident()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import isgetsetdescriptor
+from threading import get_ident
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -19,18 +21,18 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.module_calls import watch_modules
 from lens.capture.opening import Opener
-from lens.capture.patches import Entries, patched
+from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight
 from lens.capture.watching import watch_regions
-from lens.functions import Function, Kind, describe
+from lens.functions import Function, Kind, describe, unpatched
 
 
 class TorchFunctionBackend:
-    """Records through a ``TorchFunctionMode``; opens composites; patches no torch function."""
+    """Records through a ``TorchFunctionMode``; opens composites; replaces ``_UNTOLD_WRITERS`` and no other function."""
 
     name = "torch_function"
-    capabilities = frozenset({"composites", "reads", "scopes", "sites"})
+    capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites", "fast_paths", "untold_writes"})
 
     def unavailable(self) -> str | None:
         """None: every torch that lens supports has the mode."""
@@ -45,6 +47,8 @@ class TorchFunctionBackend:
             sight.patches.append(stack.enter_context(watch_modules(emit)))
             if emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+            for name in _UNTOLD_WRITERS:
+                sight.patches.append(stack.enter_context(patched(torch.Tensor, name, _tell, mode)))
             watch_regions(sight, stack, self.record)
             stack.enter_context(mode)
             yield
@@ -72,7 +76,7 @@ class _RecordingMode(TorchFunctionMode):
     ) -> Any:
         function = self.functions.get(func)
         if function is None:
-            function = self.functions[func] = describe(func)
+            function = self.functions[func] = describe(unpatched(func))
         if not function.recorded:
             if function.kind is Kind.METADATA:
                 return func(*args, **kwargs) if kwargs else func(*args)
@@ -106,6 +110,25 @@ class _RecordingMode(TorchFunctionMode):
         finally:
             self.opened.discard(function)
             recorder.composite_site = outer_site
+
+
+#: What writes to its tensor and tells no mode of it (torch 2.13; found through the other backends).
+_UNTOLD_WRITERS = ("set_", "real", "imag")
+
+
+def _tell(original: Any, modes: Entries) -> Any:
+    """A method, or the setter of a property, that tells the mode of its thread."""
+    if isgetsetdescriptor(original) or isinstance(original, property):
+        return Property(original.__get__, _tell(original.__set__, modes), original.__delete__)
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        if mode is None or mode not in modes.get(get_ident(), ()):
+            return original(*args, **kwargs)
+        with overrides._pop_mode_temporarily():
+            return mode.__torch_function__(original, (torch.Tensor,), args, kwargs)
+
+    return told
 
 
 def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:

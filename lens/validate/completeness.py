@@ -13,8 +13,8 @@ from typing import Any
 from attrs import frozen
 from torch import nn
 
-from lens import registry
 from lens.capture.addresses import AddressBook
+from lens.capture.backend import find_backend
 from lens.capture.inputs import check_call, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.selection import make_selection
@@ -103,7 +103,7 @@ def audit(
     """
     positional_args, named_args = positional(args), dict(kwargs or {})
     check_call(model, positional_args, named_args)
-    watched = registry.backend(backend)
+    watched = find_backend(backend)
     locator = Locator((MODULE_CALL_FILE, __file__))
     recorder = CensusRecorder(AddressBook(model), make_selection("none", set()), locator)
     recorder.begin_census(type(watched).__module__.rpartition(".")[0])

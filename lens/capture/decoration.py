@@ -1,0 +1,271 @@
+"""The ``decoration`` backend, the way of the paper: torch's functions are replaced by ones that record.
+
+The replacements are in place while a trace runs and know it in its own thread only. Inside a call they stand aside,
+except inside a Python-level function, whose interior they record by themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache, partial, update_wrapper
+from threading import Lock, get_ident
+from time import perf_counter
+from types import FrameType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import nn, overrides
+from torch.overrides import TorchFunctionMode
+
+from lens.capture.item_slots import unknown_layout
+from lens.capture.module_calls import watch_modules
+from lens.capture.patches import Entries, patched
+from lens.capture.recorder import Recorder, site_of
+from lens.capture.swapping import Place, Swap, SwapTable
+from lens.functions import Function, Kind, describe, unpatched
+
+#: Tensor types whose functions nobody overrides.
+_PLAIN_TYPES = frozenset({torch.Tensor, nn.Parameter})
+
+
+class DecorationBackend:
+    """Records through replaced functions of torch; opens composites."""
+
+    name = "decoration"
+    capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites", "fast_paths", "untold_writes"})
+
+    def unavailable(self) -> str | None:
+        """Why indexing cannot be replaced without a trace in this Python; None if it can."""
+        return unknown_layout()
+
+    @contextmanager
+    def record(self, emit: Recorder) -> Iterator[None]:
+        """Watch this thread while the block lasts."""
+        with ExitStack() as stack:
+            stack.enter_context(watch_modules(emit))
+            if not emit.keep_fast_paths:
+                stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, None))
+            stack.enter_context(_decorations().known_to(_Recording(emit), emit.addresses.modules()))
+            yield
+
+
+class _Decorations:
+    """The replacements, and the recordings that they tell, by thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.recordings: dict[int, list[_Recording]] = {}
+        self._lock = Lock()
+        self._table = SwapTable(self.wrap)
+        self._put: tuple[list[Swap], list[Place]] = [], []
+
+    @contextmanager
+    def known_to(self, recording: _Recording, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Have the replacements in place and a recording of this thread told, while the block lasts.
+
+        The last trace that ends puts all originals back.
+        """
+        thread = get_ident()
+        try:
+            with self._lock:
+                self.recordings.setdefault(thread, []).append(recording)
+                swaps, places = self._table.put(modules)
+                self._put = swaps, [*self._put[1], *places]
+            yield
+        finally:
+            with self._lock:
+                self.recordings[thread].remove(recording)
+                if not self.recordings[thread]:
+                    del self.recordings[thread]
+                if not self.recordings:
+                    self._table.restore(*self._put)
+                    self._put = [], []
+
+    def wrap(self, original: Callable[..., Any], reported: Any) -> Replacement:
+        """The replacement of a function; ``reported`` is None for the call method of an operator object."""
+        return Replacement(original, None if reported is None else describe(reported), self.recordings)
+
+    def known_as(self, function: Any) -> Any:
+        """What the program finds in the place of a function of torch's while the replacements are in."""
+        return self._table.replacement(function)
+
+
+class Replacement:
+    """Stands in for a function of torch, and equals it: dispatch tables of the program know both as one."""
+
+    def __init__(
+        self, original: Callable[..., Any], function: Function | None, recordings: dict[int, list[_Recording]]
+    ) -> None:
+        update_wrapper(self, original)
+        self.lens_original = original
+        self._function, self._recordings = function, recordings
+        self._asks = isinstance(original, FunctionType)
+        self._binds = hasattr(original, "__get__")
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the function; where a trace of this thread is on, tell it."""
+        stack = self._recordings.get(get_ident())
+        original = self.lens_original
+        if not stack:
+            if not overrides.has_torch_function((*args, *kwargs.values()) if kwargs else args):
+                return original(*args, **kwargs)
+            with _Reporter(None, None, self):
+                return original(*args, **kwargs)
+        recording = stack.pop()
+        try:
+            if overrides._len_torch_function_stack() > recording.modes:  # type: ignore[attr-defined]
+                return recording.through_mode(self, stack, args, kwargs)
+            if self._function is None:
+                run = partial(self, args[0])
+                return recording.record(describe(args[0]), (), run, stack, args[1:], kwargs, sys._getframe(1))
+            if self._asks:
+                with _Reporter(recording, stack, self):
+                    return original(*args, **kwargs)
+            return recording.record(self._function, (), self, stack, args, kwargs, sys._getframe(1))
+        finally:
+            stack.append(recording)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return MethodType(self, instance) if instance is not None and self._binds else self
+
+    def __eq__(self, other: object) -> bool:
+        return bool(unpatched(other) == self.lens_original)
+
+    def __hash__(self) -> int:
+        return hash(self.lens_original)
+
+    def __reduce__(self) -> Any:
+        return unpatched, (self.lens_original,)
+
+
+@cache
+def _decorations() -> _Decorations:
+    return _Decorations()
+
+
+class _Recording:
+    """One trace. While it handles a call it is off the stack of its thread, as a torch function mode would be."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        #: How many modes were on before the trace; one that the model has entered sees a call before we do.
+        self.modes: int = overrides._len_torch_function_stack()  # type: ignore[attr-defined]
+        #: Composites that are running: if one comes back from inside itself, it runs as it is.
+        self.opened: set[Function] = set()
+
+    def record(
+        self,
+        function: Function,
+        types: Sequence[type],
+        run: Callable[..., Any],
+        stack: list[_Recording],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        frame: FrameType,
+    ) -> Any:
+        """Run a call and tell the recorder of it."""
+        recorder = self.recorder
+        if not function.recorded:
+            result = run(*args, **kwargs)
+            if function.kind is Kind.READ:
+                recorder.read(function.read, (*args, *kwargs.values()), result, frame)
+            return result
+        opened = function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types)
+        call = recorder.start(function, args, kwargs, frame, opened)
+        begin = perf_counter()
+        result = self.run_opened(function, site_of(call), stack, args, kwargs) if opened else run(*args, **kwargs)
+        duration = perf_counter() - begin
+        recorder.finish(call, result, duration)
+        return result
+
+    def run_opened(
+        self, function: Function, site: Any, stack: list[_Recording], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a composite with the trace on, so that its interior is recorded."""
+        recorder = self.recorder
+        outer_site, recorder.composite_site = recorder.composite_site, site
+        self.opened.add(function)
+        stack.append(self)
+        try:
+            return function.callable(*args, **kwargs)
+        finally:
+            stack.remove(self)
+            self.opened.discard(function)
+            recorder.composite_site = outer_site
+
+    def through_mode(
+        self, replacement: Callable[..., Any], stack: list[_Recording], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Let the modes that the model has entered have the call first; what they call then is recorded."""
+        types = tuple({type(arg) for arg in args if isinstance(arg, torch.Tensor)})
+        count = overrides._len_torch_function_stack() - self.modes  # type: ignore[attr-defined]
+        first, *others = [overrides._pop_mode() for _ in range(count)]  # type: ignore[no-untyped-call]
+        try:
+            with ExitStack() as beneath:
+                beneath.enter_context(_Reporter(self, stack, replacement))
+                for mode in reversed(others):
+                    beneath.enter_context(_switched_on(mode))
+                return first.__torch_function__(replacement, types, args, kwargs)
+        finally:
+            for mode in (*reversed(others), first):
+                overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _switched_on(mode: TorchFunctionMode) -> Iterator[None]:
+    """A mode on the stack, without the effects of entering it."""
+    overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        overrides._pop_mode()  # type: ignore[no-untyped-call]
+
+
+class _Reporter(TorchFunctionMode):
+    """On for one call: is told what torch reports of it.
+
+    So a Python-level function is recorded with the name and the arguments by which torch knows it; and what torch
+    hands to tensor subclasses and to modes of the program's is always the function that the program finds.
+    """
+
+    def __init__(
+        self, recording: _Recording | None, stack: list[_Recording] | None, replacement: Callable[..., Any]
+    ) -> None:
+        super().__init__()
+        self.recording, self.stack, self.replacement = recording, stack, replacement
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        function = describe(unpatched(func))
+        run = self.replacement if self.stack else partial(_natively, function.callable, types)
+        if self.recording is None or self.stack is None:
+            return run(*args, **(kwargs or {}))
+        return self.recording.record(function, types, run, self.stack, args, kwargs or {}, sys._getframe(1))
+
+
+def _natively(function: Callable[..., Any], types: Sequence[type], *args: Any, **kwargs: Any) -> Any:
+    """What torch does with a call after the innermost mode: the next mode, then the types that override it."""
+    known = _decorations().known_as(function)
+    if overrides._len_torch_function_stack():  # type: ignore[attr-defined]
+        with (
+            overrides._pop_mode_temporarily() as mode,
+            nullcontext() if isinstance(mode, _Reporter) else _Reporter(None, None, function),
+        ):
+            return mode.__torch_function__(known, types, args, kwargs)
+    for kind in types:
+        if kind not in _PLAIN_TYPES:
+            result = kind.__torch_function__(known, types, args, kwargs)  # type: ignore[attr-defined]
+            if result is not NotImplemented:
+                return result
+    return function(*args, **kwargs)
+
+
+def _wrap_guard(original: Callable[..., bool], threads: Entries) -> Callable[..., bool]:
+    """``has_torch_function`` as attention asks it: a yes keeps it off its fused eval path."""
+
+    def has_torch_function(relevant_args: Sequence[Any]) -> bool:
+        return get_ident() in threads or original(relevant_args)
+
+    return has_torch_function

@@ -1,0 +1,272 @@
+"""The decoration backend: equal graphs, and torch as it was afterwards."""
+
+import ctypes
+import functools
+import sys
+import threading
+import time
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import (
+    Body,
+    Conditional,
+    Containers,
+    InPlaceReLU,
+    InPlaceThroughView,
+    LSTMLoop,
+    Raises,
+    SetItem,
+    TwoBranches,
+)
+from real_models import REAL_MODELS
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import lens
+from lens.capture.backend import backends
+from lens.ir.printer import print_graph
+
+SMALL_MODELS = {
+    "two_branches": lambda: (TwoBranches(), (torch.ones(2, 4),), {}),
+    "conditional": lambda: (Conditional(), (torch.zeros(2),), {}),
+    "in_place_through_view": lambda: (InPlaceThroughView(), (torch.ones(2, 4),), {}),
+    "set_item": lambda: (SetItem(), (torch.zeros(2, 2),), {}),
+    "in_place_relu": lambda: (InPlaceReLU(), (torch.randn(1, 3, 8, 8),), {}),
+    "containers": lambda: (Containers(), ({"image": torch.ones(2, 2)},), {"scale": 2.0}),
+    "lstm_loop": lambda: (LSTMLoop(), (torch.randn(3, 2, 4),), {}),
+    "attention": lambda: (nn.MultiheadAttention(8, 2), tuple(torch.randn(3, 2, 5, 8)), {}),
+}
+ALL_MODELS = {**SMALL_MODELS, **REAL_MODELS}
+
+
+def text(make, backend, train, **options):
+    torch.manual_seed(0)
+    model, args, kwargs = make()
+    with torch.set_grad_enabled(train):
+        history = lens.trace(model.train(train), args, kwargs, backend=backend, save="none", seed=1, **options)
+    return print_graph(history.graph, times=False, meta=False)
+
+
+def state_of_torch():
+    owners = (torch, F, torch.Tensor, torch._C, torch._C._nn, torch._VF, torch.overrides, torch._ops.OpOverload)
+    return {
+        (owner.__name__, name): value
+        for owner in owners
+        for name, value in vars(owner).items()
+        if name != "__warningregistry__"
+    }
+
+
+def assert_untouched(before):
+    after = state_of_torch()
+    assert [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)] == []
+
+
+def trace(function, *args, backend="decoration", **options):
+    return lens.trace(Body(function), args, backend=backend, **options)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_graphs_equal_those_of_torch_function(name, train):
+    make = ALL_MODELS[name]
+    assert text(make, "decoration", train) == text(make, "torch_function", train)
+
+
+@pytest.mark.parametrize("name", ["attention", "masked_encoder", "bert"])
+def test_graphs_are_equal_at_api_level_and_with_fast_paths_off(name):
+    for options in ({"passes": "granularity{level=api},labels"}, {"fast_paths": "open"}):
+        one, other = (text(ALL_MODELS[name], b, False, **options) for b in ("decoration", "torch_function"))
+        assert one == other
+
+
+@pytest.mark.parametrize("error", [None, ValueError("inside"), KeyboardInterrupt()])
+def test_torch_is_left_as_it_was(error):
+    before = state_of_torch()
+    relu, add = torch.relu, torch.Tensor.__add__
+    model = TwoBranches() if error is None else Raises(error)
+    attributes = dict(vars(model))
+    try:
+        lens.trace(model, torch.ones(2, 4), backend="decoration")
+    except (ValueError, KeyboardInterrupt):
+        assert error.lens_history.layer_list == ["input_1", "linear_1_1", "relu_1_2"]
+    assert_untouched(before)
+    assert torch.relu is relu
+    assert torch.Tensor.__add__ is add
+    assert vars(model) == attributes
+    assert (torch.ones(2) + torch.ones(2))[0].item() == 2.0
+
+
+def test_functions_bound_early_are_seen_in_modules_and_on_modules():
+    module = sys.modules["bound_early"] = ModuleType("bound_early")
+    exec("from torch import relu, tanh as squash\ndef forward(x):\n    return squash(relu(x))", vars(module))
+    model = Body(module.forward)
+    model.register_module("inner", Body(torch.sigmoid))
+    model.forward = lambda x: model.inner(model.function(x))
+    try:
+        history = lens.trace(model, torch.ones(2), backend="decoration")
+    finally:
+        del sys.modules["bound_early"]
+    assert history.layer_list == ["input_1", "relu_1_1", "tanh_1_2", "sigmoid_1_3", "output_1"]
+    assert model.inner.function is torch.sigmoid
+    assert module.relu is torch.relu
+
+
+def test_a_function_out_of_sight_is_disclosed():
+    hidden = functools.partial(torch.add, other=1)
+    history = trace(lambda x: torch.relu(hidden(x)), torch.ones(2))
+    assert [entry.layer_type for entry in history if entry.layer_type == "add"] == []
+    assert [gap.kind for gap in history.gaps] == ["external"]
+    # The mode sees it: here the two backends differ (docs/adr/006-decoration.md).
+    assert trace(lambda x: torch.relu(hidden(x)), torch.ones(2), backend="torch_function").gaps == ()
+
+
+def test_names_that_the_program_rebinds_stay_rebound():
+    module = sys.modules["rebinding"] = ModuleType("rebinding")
+    module.act = torch.relu
+
+    def forward(x):
+        y = module.act(x)
+        module.act = torch.tanh
+        return y
+
+    try:
+        trace(forward, torch.ones(2))
+        rebound = module.act
+        module.act = torch.sin
+        assert trace(forward, torch.ones(2)).layer_list[1] == "sin_1_1"
+    finally:
+        del sys.modules["rebinding"]
+    assert rebound is torch.tanh
+
+
+def test_two_threads_at_once_and_a_third_that_traces_nothing():
+    before = state_of_torch()
+    found, problems = {}, []
+    stop = threading.Event()
+
+    def tracing(name, layers, backend):
+        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
+        for _ in range(5):
+            found[name] = len(lens.trace(model, torch.ones(1, 4), backend=backend).graph.ops)
+
+    def plain():
+        while not stop.is_set():
+            with torch.device("meta"):
+                if torch.zeros(2).device.type != "meta":
+                    problems.append("a factory function was not the one that the device mode knows")
+
+    bystander = threading.Thread(target=plain)
+    tracers = [
+        threading.Thread(target=tracing, args=(i, 3 + i, b))
+        for i, b in enumerate(["decoration"] * 2 + ["torch_function"])
+    ]
+    for thread in (bystander, *tracers):
+        thread.start()
+    for thread in tracers:
+        thread.join()
+    stop.set()
+    bystander.join()
+    assert problems == []
+    assert found == {0: 3, 1: 4, 2: 5}
+    assert_untouched(before)
+
+
+@pytest.mark.parametrize("outer", ["decoration", "torch_function"])
+@pytest.mark.parametrize("inner", ["decoration", "torch_function"])
+def test_a_trace_inside_a_traced_forward(outer, inner):
+    before = state_of_torch()
+    inside = []
+
+    def forward(x):
+        y = F.relu(x)
+        inside.append(lens.trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), y, backend=inner))
+        return y + 1
+
+    history = trace(forward, torch.ones(1, 4), backend=outer)
+    assert inside[0].layer_list == ["input_1", "linear_1_1", "relu_1_2", "output_1"]
+    assert history["add_1"].parent_layers == ["relu_1_1"]
+    assert_untouched(before)
+
+
+class Tagged(torch.Tensor):
+    """Knows a function by identity, as dispatch tables do."""
+
+    seen = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_tensor_subclasses_meet_the_functions_that_they_know():
+    x = torch.ones(2).as_subclass(Tagged)
+
+    def forward(x):
+        return F.relu(torch.cat([x.add(1), x * 2]))
+
+    Tagged.seen.clear()
+    forward(x)
+    plain = list(Tagged.seen)
+    Tagged.seen.clear()
+    history = trace(forward, x, save="none")
+    assert {torch.Tensor.add, torch.Tensor.mul, torch.cat, F.relu} <= set(Tagged.seen)
+    assert [f for f in Tagged.seen if f in plain] == plain
+    other = trace(forward, x, backend="torch_function", save="none")
+    assert history.layer_list == other.layer_list
+
+
+def test_a_mode_that_the_model_enters_sees_each_call_first():
+    class Doubling(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {})) * 2 if func is torch.relu else func(*args, **(kwargs or {}))
+
+    def forward(x):
+        with Doubling(), torch.device("cpu"):
+            return torch.relu(x) + torch.zeros(2)
+
+    one, other = (trace(forward, torch.ones(2), backend=b) for b in ("decoration", "torch_function"))
+    assert torch.equal(one["output_1"].tensor_contents, torch.full((2,), 2.0))
+    plain = {"times": False, "meta": False}
+    assert print_graph(one.graph, **plain) == print_graph(other.graph, **plain)
+
+
+def test_tensors_are_no_sequences_to_c():
+    class Own(torch.Tensor):
+        pass
+
+    def is_sequence(tensor):
+        return ctypes.pythonapi.PySequence_Check(ctypes.py_object(tensor))
+
+    tensors = [torch.ones(2), nn.Parameter(torch.ones(2)), torch.ones(2).as_subclass(Own)]
+    inside = []
+    history = trace(lambda x: inside.extend(map(is_sequence, tensors)) or torch.tensor([x.sum(), x[0]]), torch.ones(2))
+    assert history["output_1"].tensor_contents.tolist() == [2.0, 1.0]
+    assert inside == [0, 0, 0]
+    assert list(map(is_sequence, tensors)) == [0, 0, 0]
+
+
+def test_printing_a_tensor_is_no_operation():
+    history = trace(lambda x: x + len(str(x)) + len(f"{x.sum()}"), torch.ones(2))
+    assert {entry.layer_type for entry in history} <= {"input", "add", "sum", "output"}
+
+
+def test_the_backend_is_listed():
+    info = {info.name: info for info in backends()}["decoration"]
+    assert info.reason is None
+    assert "composites" in info.capabilities
+
+
+def test_putting_the_replacements_in_takes_milliseconds():
+    model, x = nn.ReLU(), torch.ones(2)
+    lens.trace(model, x, backend="decoration")
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        lens.trace(model, x, backend="decoration")
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.05
