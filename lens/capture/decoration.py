@@ -23,7 +23,9 @@ from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import watch_modules
 from lens.capture.patches import Entries, patched
 from lens.capture.recorder import Recorder, site_of
+from lens.capture.regions import Sight
 from lens.capture.swapping import Place, Swap, SwapTable
+from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, describe, unpatched
 
 #: Tensor types whose functions nobody overrides.
@@ -44,10 +46,13 @@ class DecorationBackend:
     def record(self, emit: Recorder) -> Iterator[None]:
         """Watch this thread while the block lasts."""
         with ExitStack() as stack:
-            stack.enter_context(watch_modules(emit))
+            recording, decorations = _Recording(emit), _decorations()
+            sight = Sight(emit, None, lambda: recording in decorations.recordings.get(get_ident(), ()))
+            sight.patches += (stack.enter_context(watch_modules(emit)), decorations.recordings)
             if not emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, None))
-            stack.enter_context(_decorations().known_to(_Recording(emit), emit.addresses.modules()))
+            watch_regions(sight, stack, self.record)
+            stack.enter_context(decorations.known_to(recording, emit.addresses.modules()))
             yield
 
 
