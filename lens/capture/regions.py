@@ -33,15 +33,11 @@ class Sight:
     Args:
         recorder: Where the region's operation goes.
         mode: The function mode by which the backend sees operations; None if it uses none.
-        looking: Without a mode: whether the backend records what this thread calls at the moment.
     """
 
-    def __init__(
-        self, recorder: Recorder, mode: TorchFunctionMode | None, looking: Callable[[], bool] = lambda: True
-    ) -> None:
+    def __init__(self, recorder: Recorder, mode: TorchFunctionMode | None) -> None:
         self.recorder = recorder
         self.mode = mode
-        self.looking = looking
         #: Everything patched for this trace.
         self.patches: list[Entries] = []
         #: The work handed to other threads (``threads.Jobs``).
@@ -71,9 +67,7 @@ class Sight:
     @property
     def open(self) -> bool:
         """Whether the backend is looking; it is not inside an operation that runs as it is."""
-        if self.mode is None:
-            return self.looking()
-        return self.mode in overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        return self.mode is None or self.mode in overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
 
 
 def _exchange(old: TorchFunctionMode, new: TorchFunctionMode) -> None:

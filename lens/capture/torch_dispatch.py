@@ -38,7 +38,7 @@ class TorchDispatchBackend:
     """Records the operators of ATen and of libraries, through a ``TorchDispatchMode``."""
 
     name = "torch_dispatch"
-    capabilities = frozenset({"scopes", "sites", "scripted"})
+    capabilities = frozenset({"aten", "scopes", "sites", "scripted", "fast_paths", "untold_writes"})
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here; None if it can."""
