@@ -93,11 +93,15 @@ _METADATA = frozenset(
     ]
 )
 #: Properties that are tensors; every other property is metadata.
-_TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "imag", "_base"})
+_TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 #: Python methods that must run as they are: their bodies handle the tensor object itself, not its values.
 _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__cuda_array_interface__"})
 #: Names that end in an underscore and change no values.
 _NOT_IN_PLACE = frozenset({"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"})
+#: Functions that show another part of the memory than that of the tensors given to them.
+_REACH = frozenset({"as_strided", "as_strided_", "set_", "resize_", "resize_as_"})
+#: Functions that change where in memory a tensor lies, and no memory.
+_MOVE = _REACH - {"as_strided"} | {"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "data"}
 #: Functions with running statistics: position of the flag that says "update them", and their positions. Their
 #: schemas do not declare these writes.
 _UPDATES_STATISTICS = {"batch_norm": (5, (3, 4)), "instance_norm": (5, (3, 4))}
@@ -114,6 +118,8 @@ class Function:
         callable: The callable itself.
         ref: Its name and flags.
         kind: How a call of it is recorded.
+        moves: What it writes to stays in memory as it is; the tensor lies elsewhere afterwards.
+        reaches: It may show memory that none of its arguments shows.
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
         statistics: Flag position and the positions written if the flag is true, or None.
@@ -130,12 +136,17 @@ class Function:
     recorded: bool = field(init=False)
     composite: bool = field(init=False)
     random: bool = field(init=False)
+    moves: bool = field(init=False)
+    reaches: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
         object.__setattr__(self, "recorded", self.kind in (Kind.OP, Kind.COMPOSITE))
         object.__setattr__(self, "random", self.ref.random)
         object.__setattr__(self, "composite", self.kind is Kind.COMPOSITE)
+        short = self.ref.name.partition(".")[0]
+        object.__setattr__(self, "moves", self.may_write and short in _MOVE)
+        object.__setattr__(self, "reaches", short in _REACH)
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors among these arguments that a call writes to."""

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from lens.capture.selection import RunningOp, Selection
-from lens.capture.tensor_table import TensorRecord
+from lens.capture.tensor_table import EXPOSED, TensorRecord, version_of
 from lens.ir.elements import FnRef, OpId, ValueId
+from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
-from lens.ir.payloads import Held, PayloadStore
+from lens.ir.payloads import Held, Payload, PayloadStore, Stale
 from lens.ir.tape import ScopeRow
 
 
@@ -31,6 +32,9 @@ class Keeper:
         self.selective = not self.everything and not self.nothing
         self._held: dict[int, tuple[torch.Tensor, int | None]] = {}
         self._states: dict[int, dict[str, torch.Tensor]] = {}
+        self._lost: dict[int, str] = {}
+        #: Where values lie that share memory with one that is written.
+        self.layouts: dict[int, Layout] = {}
 
     # Values
 
@@ -58,9 +62,14 @@ class Keeper:
         return bool(wanted) and any(a in wanted for a in (scope.address, *scope.aliases))
 
     def hold(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
-        """Keep a value by reference."""
-        self._held[value] = (tensor, version_of(tensor))
-        record.held += (value,)
+        """Keep a value by reference, or a copy of it where others than torch can write to its memory."""
+        version = record.version
+        if version == EXPOSED:
+            tensor = tensor.detach().clone()
+            version = version_of(tensor)
+        else:
+            record.held += (value,)
+        self._held[value] = (tensor, version)
 
     def copy(self, record: TensorRecord) -> None:
         """Replace what is held of a tensor by a copy, because its memory is about to be written to."""
@@ -69,6 +78,12 @@ class Keeper:
             copy = tensor.detach().clone()
             for value in record.held:
                 self._held[value] = (copy, version_of(copy))
+        record.held = ()
+
+    def lose(self, record: TensorRecord) -> None:
+        """Note that what is held of a tensor has been overwritten."""
+        for value in record.held:
+            self._lost[value] = _described(self._held.pop(value)[0])
         record.held = ()
 
     def refresh(self, record: TensorRecord) -> None:
@@ -89,18 +104,18 @@ class Keeper:
 
     def store(self, objects: Sequence[Any]) -> PayloadStore:
         """Everything that was kept."""
-        values = {ValueId(v): Held(tensor, version) for v, (tensor, version) in self._held.items()}
+        values: dict[ValueId, Payload] = {ValueId(v): Stale(what) for v, what in self._lost.items()}
+        for value, (tensor, version) in self._held.items():
+            lost = version is not None and tensor._version != version
+            values[ValueId(value)] = Stale(_described(tensor)) if lost else Held(tensor, version)
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
-        return PayloadStore(dict(values), states, kept)
+        layouts = {ValueId(v): layout for v, layout in self.layouts.items()}
+        return PayloadStore(values, states, kept, layouts)
 
 
-def version_of(tensor: torch.Tensor) -> int | None:
-    """torch's count of writes to a tensor's memory; None for inference tensors, which have none."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return None
+def _described(tensor: torch.Tensor) -> str:
+    return f"a tensor of shape {tuple(tensor.shape)}"
 
 
 def generator_states(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

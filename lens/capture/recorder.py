@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder
 from lens.capture.keeping import Keeper, generator_states
+from lens.capture.memory import Memory, odd_type
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, TensorTable
@@ -46,6 +47,8 @@ def site_of(call: Call) -> Site:
     return call[5]
 
 
+#: Reads whose result shares its memory with the tensor.
+_EXPOSING = frozenset({"numpy", "dlpack"})
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 
 
@@ -77,8 +80,9 @@ class Recorder:
         self.composite_site: Site = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
-        self._addresses = addresses
+        self.addresses = addresses
         self._locator = locator
+        self.memory = Memory(self)
         # Looked up once: these are read for every operation.
         self._by_id = self.tensors.by_id
         self._values = self.tape.values
@@ -111,7 +115,12 @@ class Recorder:
             elif kind in _TENSOR_TYPES:
                 encoded.append(SLOTS[len(operands)])
                 record = by_id.get(id(arg))
-                if record is not None and record() is arg and not record.pending:
+                if (
+                    record is not None
+                    and record() is arg
+                    and not record.pending
+                    and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
+                ):
                     operands.append(record.value)
                 else:
                     operands.append(self.value_of(arg))
@@ -127,7 +136,7 @@ class Recorder:
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = function.written(args, kwargs or {})
-            self._protect(written)
+            self.memory.protect(function, written, operands, bool(kwargs and "out" in kwargs))
         generators = generator_states(args, kwargs) if function.random else None
         self.running = function
         begin = len(self.tape.ops)
@@ -152,7 +161,7 @@ class Recorder:
         if not results and not written:
             return
         if written:
-            self._written(call, position, results, yields)
+            self.memory.written(call, position, results, yields)
         tape.ops.append(
             (
                 function.ref,
@@ -188,10 +197,12 @@ class Recorder:
             yields.append(alias)
             record.value = value
             record.pending = ()
+            record.seen(tensor)
         else:
             record = self.tensors.add(tensor, value)
             if record.shared:
                 alias = self.tensors.alias(record, call[2])
+                self.memory.snap(record, tensor)
             yields.append(None)
         try:
             grad = tensor.grad_fn
@@ -209,82 +220,19 @@ class Recorder:
             values.append((*odd_type(tensor), alias, None))
         if self._hold_all or (self._selective and self._wants(call[0], tensor)):
             self.keeper.hold(record, value, tensor)
+        if alias is not None and call[0].reaches and not call[6]:
+            self.memory.reach(len(self.tape.ops), call[2], record, tensor)
         results.append(value)
         return SLOTS[len(results) - 1]
 
-    # Writes in place
-
-    def _protect(self, written: Sequence[torch.Tensor]) -> None:
-        """Copy the held values that a write is about to destroy."""
-        if self.keeper.nothing:
-            return
-        for tensor in written:
-            record = self.tensors.find(tensor)
-            if record is None:
-                continue
-            if record.held:
-                self.keeper.copy(record)
-            for member, overlaps in self.tensors.sharing(record, tensor):
-                if overlaps and member.held:
-                    self.keeper.copy(member)
-
-    def _written(
-        self,
-        call: Call,
-        position: int,
-        results: list[int],
-        yields: list[int | None],
-    ) -> None:
-        """Give every written tensor a new value, and mark those that share its memory.
-
-        A written tensor that the call returned has its new value already. One that was not returned is a result
-        if the call returned nothing (``__setitem__``), else an effect (running statistics).
-        """
-        returned = bool(results)
-        for tensor in call[6]:
-            record = self.tensors.find(tensor)
-            if record is None:
-                self.value_of(tensor)
-                continue
-            self.tensors.move(record, tensor)
-            if record.value not in results:
-                old = record.value
-                new = self._new_version(record, tensor)
-                if self._hold_all or (self._selective and self._wants(call[0], tensor)):
-                    self.keeper.hold(record, new, tensor)
-                if returned:
-                    self.tape.effects.append((position, old, new))
-                else:
-                    results.append(new)
-                    yields.append(None)
-            for member, overlaps in self.tensors.sharing(record, tensor):
-                if overlaps and member.value not in results:
-                    member.pending += (position,)
-                elif member.held:
-                    self.keeper.refresh(member)
+    def hold_if_wanted(self, function: Function, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Hold the value that a tensor has now, if the selection wants it."""
+        if self._hold_all or (self._selective and self._wants(function, tensor)):
+            self.keeper.hold(record, record.value, tensor)
 
     def _wants(self, function: Function, tensor: torch.Tensor) -> bool:
         scope = None if self.scope is None else self.tape.scopes[self.scope]
         return self.keeper.wants(function.ref, scope, tensor)
-
-    def _new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
-        """A new value for a tensor whose memory was written to."""
-        value = len(self._values)
-        grad = tensor.grad_fn
-        name = None if grad is None else type(grad).__name__
-        self._values.append((*odd_type(tensor), record.value, name))
-        record.value = value
-        return value
-
-    def _settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        """Turn writes through other tensors into values, now that this tensor is looked at."""
-        pending, record.pending = record.pending, ()
-        for position in pending:
-            old = record.value
-            new = self._new_version(record, tensor)
-            self.tape.effects.append((position, old, new))
-        if self._hold_all:  # the last version only: the memory holds no other any more
-            self.keeper.hold(record, record.value, tensor)
 
     # Tensors that come from elsewhere
 
@@ -293,22 +241,28 @@ class Recorder:
         record = self._by_id.get(id(tensor))
         if record is None or record() is not tensor:
             return self._adopt(tensor)
+        if record.version is not None and record.version != tensor._version:
+            self.memory.look(record, tensor)
         if record.pending:
-            self._settle(record, tensor)
+            self.memory.settle(record, tensor)
         return record.value
 
     def _adopt(self, tensor: torch.Tensor) -> int:
-        named = self._addresses.tensor(tensor)
+        named = self.addresses.tensor(tensor)
         if named is not None:
             return self.leaf(tensor, named[1], named[2])
-        site = self._locator.find(_caller(), self.call_site)
-        return self.leaf(tensor, "external", (), site)
+        return self.leaf(tensor, "external", (), self.site())
+
+    def site(self) -> Site:
+        """The user's line that is running."""
+        return self.composite_site or self._locator.find(sys._getframe(1), self.call_site)
 
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
         value = len(self._values)
         record = self.tensors.add(tensor, value)
         alias = self.tensors.alias(record, ()) if record.shared else None
+        self.memory.leaf_storages.add(record.storage)
         try:
             self._values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
         except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
@@ -327,6 +281,8 @@ class Recorder:
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 value = self.value_of(arg)
+                if kind in _EXPOSING:
+                    self.memory.expose(arg)
                 position = len(self.tape.ops)
                 self.tape.reads.append(ReadRow(value, kind, shown, position, self.scope, site))
 
@@ -345,7 +301,7 @@ class Recorder:
         known = self._modules.get(id(module))
         if known is None:
             name = type(module).__name__
-            addresses = self._addresses.module(module) or (f"<{name}>",)
+            addresses = self.addresses.module(module) or (f"<{name}>",)
             known = self._modules[id(module)] = [(addresses[0], addresses[1:], name), 0, module]
         known[1] += 1
         site = self._locator.find(frame, self.call_site)
@@ -393,20 +349,6 @@ class Recorder:
         return form, values
 
 
-def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:
-    """Shape, dtype, device and layout of any tensor.
-
-    Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
-    """
-    if is_lazy(tensor):
-        return (0,), tensor.dtype, tensor.device, "strided"
-    if not tensor.is_nested:
-        return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
-    parts = [tuple(part.shape) for part in tensor.unbind()]
-    ragged = (next(iter(n)) if len(n) == 1 else -1 for n in map(set, zip(*parts, strict=True)))
-    return (len(parts), *ragged), tensor.dtype, tensor.device, "nested"
-
-
 #: A read result longer than this many elements is described instead of kept.
 _MOST_READ_ELEMENTS = 64
 
@@ -422,7 +364,3 @@ def shorten(result: Any) -> RawTemplate:
         flat = all(isinstance(x, (bool, int, float, complex)) for x in result)
         return tuple(result) if flat and len(result) <= _MOST_READ_ELEMENTS else f"list of {len(result)}"
     return type(result).__name__
-
-
-def _caller() -> FrameType | None:
-    return sys._getframe(2)

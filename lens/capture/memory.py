@@ -1,0 +1,260 @@
+"""Memory: who shares it with whom, what a write does to them, and writes that lens did not see.
+
+A write makes a new value of the tensor written. The others that share the memory get theirs when they are looked at
+next, as effects of the writing op; a tensor that is never looked at again costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from lens.capture.tensor_table import EXPOSED, TensorRecord, extent, storage_of, version_of
+from lens.functions import Function
+from lens.ir.layouts import Layout
+
+if TYPE_CHECKING:
+    from lens.capture.recorder import Call, Recorder
+
+
+class Memory:
+    """The writes in place of one run.
+
+    Args:
+        recorder: Whose run it is. It numbers the values and decides what is held.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.tape = recorder.tape
+        self.tensors = recorder.tensors
+        self.keeper = recorder.keeper
+        #: Storages that leaves lie in: other tensors of the model may lie there too, unmet so far.
+        self.leaf_storages: set[int | None] = set()
+        self._model_tensors: dict[int | None, list[torch.Tensor]] | None = None
+        #: Storages that others than torch can write to, and what their tensors last held, by id of the record.
+        self.exposed: set[int | None] = set()
+        self._snapshots: dict[int, torch.Tensor] = {}
+        self._numbers: dict[int | None, int] = {}
+
+    # Before a write
+
+    def protect(self, function: Function, written: Sequence[torch.Tensor], operands: list[int], resizes: bool) -> None:
+        """Copy the held values that a write is about to destroy, and note where in memory it goes.
+
+        ``resizes`` says that the write may go beyond the elements that a tensor has now (``out=``).
+        """
+        for tensor in written:
+            record = self.tensors.find(tensor)
+            if record is None:
+                continue
+            if record.held and not self.keeper.nothing:
+                self.keeper.copy(record)
+            if function.moves:
+                if function.reaches:
+                    self._place(record.value, record, tensor)
+                continue
+            if record.storage in self.leaf_storages:
+                self._meet_model(record)
+            for member, other, overlaps in self.tensors.sharing(record, tensor):
+                self._place(record.value, record, tensor)
+                if not overlaps and not resizes:
+                    continue
+                if member.value in operands:
+                    self._place(member.value, member, other)
+                if member.held:
+                    self.keeper.copy(member)
+
+    def _meet_model(self, record: TensorRecord) -> None:
+        """Meet all tensors of the model that lie in this memory, while it holds what it held at the beginning."""
+        if self._model_tensors is None:
+            self._model_tensors = {}
+            for tensor in self.recorder.addresses.all_tensors():
+                self._model_tensors.setdefault(storage_of(tensor), []).append(tensor)
+        if record.storage is not None:
+            for tensor in self._model_tensors.pop(record.storage, ()):
+                self.recorder.value_of(tensor)
+
+    def _place(self, value: int, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Note where a value lies in memory."""
+        memory = self._numbers.setdefault(record.storage, len(self._numbers))
+        layout = Layout.of(tensor, memory)
+        if layout is not None:
+            self.keeper.layouts[value] = layout
+
+    # After a write
+
+    def written(self, call: Call, position: int, results: list[int], yields: list[int | None]) -> None:
+        """Give every written tensor a new value, and mark those that share its memory.
+
+        A written tensor that the call returned has its new value already. One that was not returned is a result
+        if the call returned nothing (``__setitem__``), else an effect (running statistics).
+        """
+        returned = bool(results)
+        function, operands = call[0], call[2]
+        records = {id(r): (r, tensor) for tensor in call[6] if (r := self.tensors.find(tensor)) is not None}
+        for record, tensor in records.values():
+            moved = self.tensors.move(record, tensor)
+            record.seen(tensor)
+            if record.value not in results:
+                old = record.value
+                new = self.new_version(record, tensor)
+                self.recorder.hold_if_wanted(function, record, tensor)
+                if returned:
+                    self.tape.effects.append((position, old, new))
+                else:
+                    results.append(new)
+                    yields.append(None)
+            if moved:
+                self._mark_moved(record, operands)
+            if function.reaches:
+                self.reach(position, operands, record, tensor)
+        if not function.moves:
+            for record, tensor in records.values():
+                self._spread(position, record, tensor, records)
+
+    def _spread(
+        self,
+        position: int,
+        record: TensorRecord,
+        tensor: torch.Tensor,
+        written: dict[int, tuple[TensorRecord, torch.Tensor]],
+    ) -> None:
+        """Mark the tensors that a write reached through shared memory."""
+        for member, other, overlaps in self.tensors.sharing(record, tensor):
+            member.seen(other)
+            if id(member) in written:
+                continue
+            if overlaps:
+                member.pending += (position,)
+            elif member.held:
+                self.keeper.refresh(member)
+            self.snap(member, other)
+        self.snap(record, tensor)
+
+    def _mark_moved(self, record: TensorRecord, operands: list[int]) -> None:
+        """Say whose memory a tensor has been given."""
+        found = [m.value for m, _ in self.tensors.members(record) if m.value in operands]
+        row = self.tape.values[record.value]
+        self.tape.values[record.value] = (*row[:4], found[0] if found else None, row[5])
+
+    def new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
+        """A new value for a tensor whose memory was written to."""
+        value = len(self.tape.values)
+        self.tape.values.append((*odd_type(tensor), record.value, grad_name(tensor)))
+        record.value = value
+        return value
+
+    def settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Turn writes through other tensors into values, now that this tensor is looked at."""
+        pending, record.pending = record.pending, ()
+        for position in pending:
+            old = record.value
+            self._place(old, record, tensor)
+            self.tape.effects.append((position, old, self.new_version(record, tensor)))
+        if self.keeper.everything:  # the last version only: the memory holds no other any more
+            self.keeper.hold(record, record.value, tensor)
+
+    # Memory that is shown again
+
+    def reach(self, position: int, operands: list[int], record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Make an op that shows memory anew (``as_strided``) depend on a tensor that showed this part of it.
+
+        If none does that is still there, what lies in this memory comes from outside the graph.
+        """
+        if not tensor.numel() or record.storage is None:
+            return
+        self._place(record.value, record, tensor)
+        low, high = extent(tensor)
+        members = self.tensors.members(record)
+        for member, other in members:
+            if member.value in operands:
+                self._place(member.value, member, other)
+        for member, other in sorted(members, key=lambda pair: pair[0].value not in operands):
+            start, stop = extent(other)
+            if start <= low and high <= stop and other.is_contiguous():
+                if member.value not in operands:
+                    self.recorder.value_of(other)
+                    self._join(position, member, other)
+                return
+        flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        size = tensor.element_size()
+        flat.set_(tensor.untyped_storage(), low // size, ((high - low) // size,), (1,))
+        self.recorder.leaf(flat, "external", (), self.recorder.site())
+        found = self.tensors.find(flat)
+        if found is not None:
+            self._join(position, found, flat)
+
+    def _join(self, position: int, member: TensorRecord, other: torch.Tensor) -> None:
+        """Make an op depend on a tensor as if it wrote to it what is there already."""
+        old = member.value
+        self._place(old, member, other)
+        self.tape.effects.append((position, old, self.new_version(member, other)))
+        if self.keeper.everything:
+            self.keeper.hold(member, member.value, other)
+
+    # Writes that lens did not see
+
+    def expose(self, tensor: torch.Tensor) -> None:
+        """Note that others than torch can write to a tensor's memory from now on, without a trace."""
+        record = self.tensors.find(tensor)
+        if record is None or record.storage is None:
+            return
+        self.exposed.add(record.storage)
+        for member, other in [(record, tensor), *self.tensors.members(record)]:
+            if member.held:
+                self.keeper.copy(member)
+            self.snap(member, other)
+
+    def snap(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Remember what is in a tensor whose memory is exposed."""
+        if record.storage in self.exposed:
+            record.version = EXPOSED
+            self._snapshots[id(record)] = tensor.detach().clone()
+
+    def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Give a tensor that was written to out of sight a new value, whose origin is unknown."""
+        if record.version == EXPOSED:
+            if _same_bits(tensor, self._snapshots[id(record)]):
+                return
+            self.snap(record, tensor)
+        else:
+            record.version = version_of(tensor)
+        self.keeper.lose(record)
+        record.pending = ()
+        value = self.new_version(record, tensor)
+        self.tape.leaves.append(("external", value, (), tensor.requires_grad, self.recorder.site()))
+        if self.keeper.everything or self.keeper.leaves:
+            self.keeper.hold(record, value, tensor)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    flat = (t.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(*flat)
+
+
+def grad_name(tensor: torch.Tensor) -> str | None:
+    """The class of a tensor's autograd node, if it has one."""
+    try:
+        grad = tensor.grad_fn
+    except RuntimeError:  # a view made without grad mode whose memory was written to with it
+        return None
+    return None if grad is None else type(grad).__name__
+
+
+def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:
+    """Shape, dtype, device and layout of any tensor.
+
+    Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
+    """
+    if torch.nn.parameter.is_lazy(tensor):
+        return (0,), tensor.dtype, tensor.device, "strided"
+    if not tensor.is_nested:
+        return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
+    parts = [tuple(part.shape) for part in tensor.unbind()]
+    ragged = (next(iter(n)) if len(n) == 1 else -1 for n in map(set, zip(*parts, strict=True)))
+    return (len(parts), *ragged), tensor.dtype, tensor.device, "nested"
