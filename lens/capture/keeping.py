@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
 from lens.ir.payloads import Held, Payload, PayloadStore, Stale
 from lens.ir.tape import ScopeRow
+
+#: Keeps lens' own calls from the mode. private: without it they would be recorded, as work on exposed memory only.
+UNSEEN: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "DisableTorchFunction", nullcontext)
 
 
 class Keeper:
@@ -65,7 +69,8 @@ class Keeper:
         """Keep a value by reference, or a copy of it where others than torch can write to its memory."""
         version = record.version
         if version == EXPOSED:
-            tensor = tensor.detach().clone()
+            with UNSEEN():
+                tensor = tensor.detach().clone()
             version = version_of(tensor)
         else:
             record.held += (value,)

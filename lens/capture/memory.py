@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lens.capture.keeping import UNSEEN
 from lens.capture.tensor_table import EXPOSED, TensorRecord, extent, storage_of, version_of
 from lens.functions import Function
 from lens.ir.layouts import Layout
@@ -216,12 +217,16 @@ class Memory:
 
     def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Give a tensor that was written to out of sight a new value, whose origin is unknown."""
-        if record.version == EXPOSED:
-            if _same_bits(tensor, self._snapshots[id(record)]):
-                return
-            self.snap(record, tensor)
-        else:
-            record.version = version_of(tensor)
+        with UNSEEN():  # a module call looks at its arguments under the mode
+            if record.version == EXPOSED:
+                if _same_bits(tensor, self._snapshots[id(record)]):
+                    return
+                self.snap(record, tensor)
+            else:
+                record.version = version_of(tensor)
+            self._renew(record, tensor)
+
+    def _renew(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         self.keeper.lose(record)
         record.pending = ()
         value = self.new_version(record, tensor)

@@ -247,6 +247,11 @@ class Recorder:
             self.memory.settle(record, tensor)
         return record.value
 
+    def _passing(self, tensor: torch.Tensor) -> int:
+        """The value of a tensor at the door of a module; an unseen write to it is left for an op to find."""
+        record = self._by_id.get(id(tensor))
+        return self.value_of(tensor) if record is None or record() is not tensor or record.pending else record.value
+
     def _adopt(self, tensor: torch.Tensor) -> int:
         named = self.addresses.tensor(tensor)
         if named is not None:
@@ -295,7 +300,7 @@ class Recorder:
         inputs: list[int] = []
         for arg in (*args, *kwargs.values()) if kwargs else args:
             if type(arg) is torch.Tensor:
-                inputs.append(self.value_of(arg))
+                inputs.append(self._passing(arg))
             else:
                 self.encoder.encode(arg, inputs)
         known = self._modules.get(id(module))
@@ -325,7 +330,7 @@ class Recorder:
         row, self.call_site = entered
         outputs: list[int] = []
         if type(output) is torch.Tensor:
-            outputs.append(self.value_of(output))
+            outputs.append(self._passing(output))
         else:
             self.encoder.encode(output, outputs)
         row.stop = len(self.tape.ops)

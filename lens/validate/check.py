@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 
 from lens.errors import LensError
 from lens.ir.elements import Op, ValueId
@@ -13,6 +13,7 @@ from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.replay.interpreter import Interpreter
+from lens.replay.program import OPERATION_ERRORS, has_unknown_results
 from lens.validate.report import Report, Status, Verdict
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 #: A replayed result may differ by this much where a kernel does not sum in the same order twice.
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
 _ATTEMPTS = 2
-#: What an operation raises when its arguments do not fit.
-_REPLAY_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 def check(history: ModelHistory) -> Report:
@@ -38,9 +37,11 @@ def check(history: ModelHistory) -> Report:
 class _Check:
     graph: Graph
     payloads: PayloadStore
+    #: What was not saved and is made here: values between two writes to shared memory.
+    between: dict[ValueId, torch.Tensor] = field(factory=dict)
 
     def report(self) -> Report:
-        interpreter = Interpreter(self.payloads.objects, self.payloads.rng_states)
+        interpreter = Interpreter(self.graph, self.payloads)
         labels = self.graph[Labels].results
         verdicts = []
         for op in self.graph.ops:
@@ -53,14 +54,15 @@ class _Check:
         if op.function.namespace == "torch.autograd":
             return "exempt", "walks the autograd graph of the run, which is gone"
         try:
-            operands = [self.payloads.read(v) for v in op.operands]
-            saved = {v: self.payloads.read(v) for v in op.results}
+            operands = {v: self.between[v] if v in self.between else self.payloads.read(v) for v in op.reads}
+            saved = {v: self.payloads.read(v) for v in op.writes if v in self.payloads or v in op.results}
             replayed = interpreter.run(op, operands)
+            self.between.update({v: tensor for v, tensor in replayed.items() if v not in self.payloads})
         except LensError as error:
             return "failed", error.what
-        except _REPLAY_ERRORS as error:
+        except OPERATION_ERRORS as error:
             return "failed", f"run again it raises {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        if op.function.name.startswith("empty") or op.function.name.startswith("new_empty"):
+        if has_unknown_results(op):
             return "exempt", "makes uninitialised memory"
         for value, expected in saved.items():
             difference = _difference(replayed[value], expected)
@@ -72,12 +74,13 @@ class _Check:
         self,
         interpreter: Interpreter,
         op: Op,
-        operands: list[torch.Tensor],
+        operands: dict[ValueId, torch.Tensor],
         saved: dict[ValueId, torch.Tensor],
     ) -> tuple[Status, str]:
         """Put nonsense in place of each floating-point operand: the result should change."""
         deaf = []
-        for place, operand in enumerate(operands):
+        for place, value in enumerate(op.operands):
+            operand = operands[value]
             if (
                 operand.is_nested
                 or operand.layout is not torch.strided
@@ -85,7 +88,7 @@ class _Check:
                 or operand.numel() == 0
             ):
                 continue
-            if not any(self._reacts(interpreter, op, operands, place, saved) for _ in range(_ATTEMPTS)):
+            if not any(self._reacts(interpreter, op, operands, value, saved) for _ in range(_ATTEMPTS)):
                 deaf.append(str(place))
         if deaf:
             return "exempt", f"does not depend on the values of operand {', '.join(deaf)}"
@@ -95,19 +98,16 @@ class _Check:
         self,
         interpreter: Interpreter,
         op: Op,
-        operands: list[torch.Tensor],
-        place: int,
+        operands: dict[ValueId, torch.Tensor],
+        value: ValueId,
         saved: dict[ValueId, torch.Tensor],
     ) -> bool:
-        nonsense = list(operands)
-        original = operands[place]
+        original = operands[value]
         scale = float(original.detach().abs().max()) + 1.0
-        noise = torch.randn(original.shape, device=original.device) * scale
-        replaced = noise.to(original.dtype)
-        nonsense = [replaced if operand is original else operand for operand in nonsense]
+        noise = (torch.randn(original.shape, device=original.device) * scale).to(original.dtype)
         try:
-            changed = interpreter.run(op, nonsense)
-        except _REPLAY_ERRORS:
+            changed = interpreter.run(op, {**operands, value: noise})
+        except OPERATION_ERRORS:
             return True  # it refuses the nonsense, so it looks at it
         return any(not _same(changed[value], tensor) for value, tensor in saved.items())
 
