@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lens.capture.selection import RunningOp, Selection
-from lens.capture.tensor_table import EXPOSED, TensorRecord, version_of
+from lens.capture.tensor_table import TensorRecord, version_of
 from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
@@ -68,7 +68,7 @@ class Keeper:
     def hold(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
         """Keep a value by reference, or a copy of it where others than torch can write to its memory."""
         version = record.version
-        if version == EXPOSED:
+        if record.pending and record.exposed:
             with UNSEEN():
                 tensor = tensor.detach().clone()
             version = version_of(tensor)

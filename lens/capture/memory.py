@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lens.capture.keeping import UNSEEN
-from lens.capture.tensor_table import EXPOSED, TensorRecord, extent, storage_of, version_of
+from lens.capture.tensor_table import EXPOSED, TensorRecord, storage_of
 from lens.functions import Function
 from lens.ir.layouts import Layout
 
@@ -97,7 +97,7 @@ class Memory:
         function, operands = call[0], call[2]
         records = {id(r): (r, tensor) for tensor in call[6] if (r := self.tensors.find(tensor)) is not None}
         for record, tensor in records.values():
-            moved = self.tensors.move(record, tensor)
+            moved = self._move(record, tensor) if function.moves else False
             record.seen(tensor)
             if record.value not in results:
                 old = record.value
@@ -129,11 +129,30 @@ class Memory:
             if id(member) in written:
                 continue
             if overlaps:
-                member.pending += (position,)
+                if position not in member.pending[-1:]:
+                    member.pending += (position,)
             elif member.held:
                 self.keeper.refresh(member)
             self.snap(member, other)
         self.snap(record, tensor)
+
+    def _move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
+        """Note that a tensor lies elsewhere, maybe in other memory, and that the others lie and are as they were."""
+        left = record.storage
+        mates = self.tensors.members(record)
+        for member, other in mates:
+            member.seen(other)  # torch counts a write to them
+            if member.held:
+                self.keeper.refresh(member)
+        if not self.tensors.move(record, tensor):
+            return False
+        if mates:  # a write to one of them may count for the tensor that has left, and the other way round
+            self.exposed |= {left, record.storage}
+            for member, other in [*mates, (record, tensor)]:
+                if member.held:
+                    self.keeper.copy(member)
+                self.snap(member, other)
+        return True
 
     def _mark_moved(self, record: TensorRecord, operands: list[int]) -> None:
         """Say whose memory a tensor has been given."""
@@ -150,13 +169,21 @@ class Memory:
 
     def settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Turn writes through other tensors into values, now that this tensor is looked at."""
-        pending, record.pending = record.pending, ()
+        if record.exposed and self._has_changed(record, tensor):
+            self.look(record, tensor)
+        pending = self.drop_pending(record)
         for position in pending:
             old = record.value
             self._place(old, record, tensor)
             self.tape.effects.append((position, old, self.new_version(record, tensor)))
-        if self.keeper.everything:  # the last version only: the memory holds no other any more
+        if pending and self.keeper.everything:  # the last version only: the memory holds no other any more
             self.keeper.hold(record, record.value, tensor)
+
+    def drop_pending(self, record: TensorRecord) -> tuple[int, ...]:
+        """The ops that wrote to a tensor through others since it was last looked at; they are not pending any more."""
+        exposed = int(record.exposed)
+        pending, record.pending = record.pending[exposed:], record.pending[:exposed]
+        return pending
 
     # Memory that is shown again
 
@@ -167,22 +194,28 @@ class Memory:
         """
         if not tensor.numel() or record.storage is None:
             return
+        layouts, values = self.keeper.layouts, self.tape.values
         self._place(record.value, record, tensor)
-        low, high = extent(tensor)
+        shown = layouts[record.value]
+        low, high = shown.extent(tuple(tensor.shape))
         members = self.tensors.members(record)
         for member, other in members:
             if member.value in operands:
                 self._place(member.value, member, other)
-        for member, other in sorted(members, key=lambda pair: pair[0].value not in operands):
-            start, stop = extent(other)
-            if start <= low and high <= stop and other.is_contiguous():
-                if member.value not in operands:
-                    self.recorder.value_of(other)
-                    self._join(position, member, other)
+        for value in operands:
+            layout = layouts.get(value)
+            if layout is None or layout.memory != shown.memory or values[value][1] != tensor.dtype:
+                continue
+            if layout.covers(values[value][0], low, high):
+                return
+        for member, other in members:
+            layout = Layout.of(other, 0)
+            if layout is not None and other.dtype == tensor.dtype and layout.covers(tuple(other.shape), low, high):
+                self.recorder.value_of(other)
+                self._join(position, member, other)
                 return
         flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        size = tensor.element_size()
-        flat.set_(tensor.untyped_storage(), low // size, ((high - low) // size,), (1,))
+        flat.set_(tensor.untyped_storage(), low, (high - low,), (1,))
         self.recorder.leaf(flat, "external", (), self.recorder.site())
         found = self.tensors.find(flat)
         if found is not None:
@@ -211,24 +244,25 @@ class Memory:
 
     def snap(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Remember what is in a tensor whose memory is exposed."""
-        if record.storage in self.exposed:
-            record.version = EXPOSED
-            self._snapshots[id(record)] = tensor.detach().clone()
+        if record.storage not in self.exposed:
+            return
+        if not record.exposed:
+            record.pending = (EXPOSED, *record.pending)
+            record.version = None
+        self._snapshots[id(record)] = tensor.detach().clone()
+
+    def _has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
+        with UNSEEN():  # a module call looks at its arguments under the mode
+            if _same_bits(tensor, self._snapshots[id(record)]):
+                return False
+            self.snap(record, tensor)
+            return True
 
     def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Give a tensor that was written to out of sight a new value, whose origin is unknown."""
-        with UNSEEN():  # a module call looks at its arguments under the mode
-            if record.version == EXPOSED:
-                if _same_bits(tensor, self._snapshots[id(record)]):
-                    return
-                self.snap(record, tensor)
-            else:
-                record.version = version_of(tensor)
-            self._renew(record, tensor)
-
-    def _renew(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        record.seen(tensor)
         self.keeper.lose(record)
-        record.pending = ()
+        self.drop_pending(record)
         value = self.new_version(record, tensor)
         self.tape.leaves.append(("external", value, (), tensor.requires_grad, self.recorder.site()))
         if self.keeper.everything or self.keeper.leaves:
@@ -238,16 +272,19 @@ class Memory:
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    flat = (t.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8) for t in (a, b))
+    flat = (t.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(*flat)
 
 
 def grad_name(tensor: torch.Tensor) -> str | None:
-    """The class of a tensor's autograd node, if it has one."""
-    try:
-        grad = tensor.grad_fn
-    except RuntimeError:  # a view made without grad mode whose memory was written to with it
+    """The class of a tensor's autograd node, if it has one and asking does no harm.
+
+    A view whose memory was written to makes its node when it is asked for it, and torch then allows writes that it
+    had refused.
+    """
+    if tensor._is_view():
         return None
+    grad = tensor.grad_fn
     return None if grad is None else type(grad).__name__
 
 

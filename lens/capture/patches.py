@@ -34,6 +34,7 @@ def patched(
             wrapper: Any = wrap(current, entries)
             wrapper.lens_entries = entries
             wrapper.lens_original = current
+            wrapper.lens_inherited = name not in vars(owner)
             setattr(owner, name, wrapper)
         entries.setdefault(thread, []).append(entry)
     try:
@@ -45,4 +46,7 @@ def patched(
                 del entries[thread]
             current = getattr(owner, name)
             if not entries and getattr(current, "lens_entries", None) is entries:
-                setattr(owner, name, current.lens_original)
+                if current.lens_inherited:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, current.lens_original)

@@ -196,7 +196,8 @@ class Recorder:
             alias = record.value
             yields.append(alias)
             record.value = value
-            record.pending = ()
+            if record.pending:
+                self.memory.drop_pending(record)
             record.seen(tensor)
         else:
             record = self.tensors.add(tensor, value)

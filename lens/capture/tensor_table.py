@@ -10,7 +10,7 @@ import torch
 #: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
 _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
 
-#: The version of tensors whose memory others than torch can write to, such as NumPy. No tensor has it.
+#: Stands first among the pending ops of a tensor for writes whose number torch does not count, such as NumPy's.
 EXPOSED = -1
 
 
@@ -23,8 +23,8 @@ class TensorRecord(weakref.ref[torch.Tensor]):
         storage: Identity of its memory; None where it has none that can be told.
         shared: Whether other tensors had that memory when it was first met.
         held: Values whose payload is this tensor, by reference.
-        version: torch's count of writes to it when lens last saw one; None for inference tensors, which have none,
-            ``EXPOSED`` where that count does not tell of all writes.
+        version: torch's count of writes to it when lens last saw one; None where there is none (inference tensors),
+            or where it does not tell of all writes.
     """
 
     __slots__ = ("held", "pending", "shared", "storage", "value", "version")
@@ -38,8 +38,13 @@ class TensorRecord(weakref.ref[torch.Tensor]):
 
     def seen(self, tensor: torch.Tensor) -> None:
         """Note that what was written to the tensor so far has been seen."""
-        if self.version is not None and self.version != EXPOSED:
+        if self.version is not None:
             self.version = tensor._version
+
+    @property
+    def exposed(self) -> bool:
+        """Whether its memory can be written to without a trace."""
+        return bool(self.pending) and self.pending[0] == EXPOSED
 
 
 class TensorTable:

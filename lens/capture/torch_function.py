@@ -42,6 +42,7 @@ class TorchFunctionBackend:
             mode = _RecordingMode(emit)
             if emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+            stack.enter_context(patched(torch.Tensor, "set_", _wrap_set, mode))
             stack.enter_context(mode)
             yield
 
@@ -102,6 +103,23 @@ class _RecordingMode(TorchFunctionMode):
         finally:
             self.opened.discard(function)
             recorder.composite_site = outer_site
+
+
+#: Described here, before it is wrapped and so no longer found under its name.
+_SET = describe(torch.Tensor.set_)
+
+
+def _wrap_set(original: Callable[..., Any], modes: Entries) -> Callable[..., Any]:
+    """``Tensor.set_``, the one method that torch keeps from modes, told to ours."""
+
+    def set_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        if not isinstance(mode, _RecordingMode):
+            return original(self, *args, **kwargs)
+        with overrides._pop_mode_temporarily():
+            return mode.__torch_function__(_SET.callable, (type(self),), (self, *args), kwargs)
+
+    return set_
 
 
 def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:

@@ -31,6 +31,15 @@ class Layout:
             return None
         return cls(memory, tensor.storage_offset(), tuple(tensor.stride()), tensor.is_conj(), tensor.is_neg())
 
+    def covers(self, shape: tuple[int, ...], low: int, high: int) -> bool:
+        """Whether a tensor of this shape has all the elements from ``low`` to ``high``: it leaves none out."""
+        dense = 1
+        for step, n in sorted(zip(self.strides, shape, strict=True)):
+            if step != dense and n != 1:
+                return False
+            dense *= n
+        return self.offset <= low and high <= self.offset + dense
+
     def extent(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """First element and end of what a tensor of this shape can touch; equal if it has no elements."""
         if 0 in shape:

@@ -72,14 +72,22 @@ class Interpreter:
         operands = [values[v] for v in op.operands]
         arena = None
         with torch.no_grad():
-            if op.function.mutates or op.function.composite or op.effects:
-                args, kwargs = self._arguments(op, operands)
-                arena = self._arena(op, values, operands if op.function.composite else function.written(args, kwargs))
-                operands = [arena.placed.get(v, values[v]) for v in op.operands]
-            if function.reaches and op.results and op.results[0] in self.payloads.layouts:
-                return self._shown(op, arena or self._arena(op, values, operands))
             args, kwargs = self._arguments(op, operands)
-            with self._generators(op, kwargs):
+            written = operands if op.function.composite or function.reaches else function.written(args, kwargs)
+            if written or op.effects:
+                arena = self._arena(op, values, written)
+                operands = [arena.placed.get(v, values[v]) for v in op.operands]
+            if arena and function.reaches and op.results and op.results[0] in self.payloads.layouts:
+                return self._shown(op, arena)
+            args, kwargs = self._arguments(op, operands)
+            try:
+                with self._generators(op, kwargs):
+                    returned = function.callable(*args, **kwargs)
+            except RuntimeError:
+                if not op.function.view:
+                    raise
+                # A view of a copy that has not the strides of the run: what it shows depends on the elements alone.
+                args, kwargs = self._arguments(op, [tensor.contiguous() for tensor in operands])
                 returned = function.callable(*args, **kwargs)
         made = dict(_matched(op.form, returned, op.results))
         missing = [value for value in op.results if value not in made]
