@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lens.capture.selection import RunningOp, Selection
-from lens.capture.tensor_table import TensorRecord, version_of
+from lens.capture.tensor_table import TensorRecord, storage_of, version_of
 from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
@@ -110,9 +110,10 @@ class Keeper:
     def store(self, objects: Sequence[Any]) -> PayloadStore:
         """Everything that was kept."""
         values: dict[ValueId, Payload] = {ValueId(v): Stale(what) for v, what in self._lost.items()}
+        lost = {storage_of(t) for t, version in self._held.values() if version is not None and t._version != version}
         for value, (tensor, version) in self._held.items():
-            lost = version is not None and tensor._version != version
-            values[ValueId(value)] = Stale(_described(tensor)) if lost else Held(tensor, version)
+            gone = bool(lost) and storage_of(tensor) in lost
+            values[ValueId(value)] = Stale(_described(tensor)) if gone else Held(tensor, version)
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
         layouts = {ValueId(v): layout for v, layout in self.layouts.items()}

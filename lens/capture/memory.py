@@ -51,7 +51,9 @@ class Memory:
             record = self.tensors.find(tensor)
             if record is None:
                 continue
-            if record.held and not self.keeper.nothing:
+            for member, other in self.tensors.members(record):
+                self._check(member, other)  # as long as only writes out of sight can have changed it
+            if record.held:
                 self.keeper.copy(record)
             if function.moves:
                 if function.reaches:
@@ -238,6 +240,7 @@ class Memory:
             return
         self.exposed.add(record.storage)
         for member, other in [(record, tensor), *self.tensors.members(record)]:
+            self._check(member, other)
             if member.held:
                 self.keeper.copy(member)
             self.snap(member, other)
@@ -251,18 +254,36 @@ class Memory:
             record.version = None
         self._snapshots[id(record)] = tensor.detach().clone()
 
+    def _check(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        if record.exposed:
+            changed = self._has_changed(record, tensor)
+        else:
+            changed = record.version is not None and record.version != tensor._version
+        if changed:
+            self.look(record, tensor)
+
     def _has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
-        with UNSEEN():  # a module call looks at its arguments under the mode
-            if _same_bits(tensor, self._snapshots[id(record)]):
-                return False
-            self.snap(record, tensor)
-            return True
+        with UNSEEN():
+            return not _same_bits(tensor, self._snapshots[id(record)])
 
     def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        """Give a tensor that was written to out of sight a new value, whose origin is unknown."""
-        record.seen(tensor)
+        """Give a tensor that was written to out of sight a new value, whose origin is unknown.
+
+        So do all that share the memory, when this happens to it for the first time: torch need not have counted the
+        write for them. From then on what lies there is compared.
+        """
+        found = [(record, tensor)]
+        if record.storage not in self.exposed and record.storage is not None:
+            self.exposed.add(record.storage)
+            found += self.tensors.members(record)
+        with UNSEEN():  # a module call looks at its arguments under the mode
+            for member, other in found:
+                self._renew(member, other)
+
+    def _renew(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         self.keeper.lose(record)
         self.drop_pending(record)
+        self.snap(record, tensor)
         value = self.new_version(record, tensor)
         self.tape.leaves.append(("external", value, (), tensor.requires_grad, self.recorder.site()))
         if self.keeper.everything or self.keeper.leaves:
