@@ -67,6 +67,13 @@ def augment(t, place, value):
     t[place] += value
 
 
+def writable(*tensors):
+    """A call that is refused after it has written a part is out of sight in inference mode."""
+    if any(0 in t.stride() or not t.is_floating_point() for t in tensors):
+        raise ValueError
+    return tensors
+
+
 def under_no_grad(t, u, n):
     with torch.no_grad():
         t.add_(n)
@@ -112,10 +119,10 @@ WRITES = {
     "out": setting(lambda t, u, n: torch.add(t, 1, out=t)),
     "out_other": setting(lambda t, u, n: torch.mul(t, 2, out=u)),
     "out_empty": lambda t, u, n: torch.add(t, 1, out=torch.empty(0)),
-    "out_resize": setting(lambda t, u, n: torch.cat([t.flatten(), u.flatten()], out=u.detach()[:0])),
+    "out_resize": setting(lambda t, u, n: torch.mul(u, 2, out=t.detach().view(-1)[:0])),
     "out_two": lambda t, u, n: torch.sort(t, out=(torch.empty(0), torch.empty(0, dtype=torch.long)))[0],
-    "foreach_": setting(lambda t, u, n: torch._foreach_add_([t, u], 1.0)),
-    "foreach_mul": setting(lambda t, u, n: torch._foreach_mul_([t, t[:1]], 2.0)),
+    "foreach_": setting(lambda t, u, n: torch._foreach_add_(writable(t, u), 1.0)),
+    "foreach_mul": setting(lambda t, u, n: torch._foreach_mul_(writable(t, t[:1]), 2.0)),
     "foreach": lambda t, u, n: torch._foreach_mul([t, u], 2.0)[1],
     "masked_fill_": lambda t, u, n: t.masked_fill_(t > 1, -2.0),
     "index_add_": lambda t, u, n: t.index_add_(0, torch.tensor([0]), t[:1].clone()),
@@ -279,7 +286,7 @@ def check(steps, mode):
     made = leaves | replay(graph, leaves, payloads=payloads)
     compare(made, readable(payloads, payloads, hidden), history, "saved")
     for value, tensor in model.snapshots:
-        if value is not None:
+        if value is not None and not hidden:
             assert same(made[value], tensor), ("live", value, made[value], tensor, graph.ops)
     # From the middle, with the values as they are, each alone in its memory.
     middle = len(graph.ops) // 2

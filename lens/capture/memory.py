@@ -39,6 +39,8 @@ class Memory:
         self.exposed: set[int | None] = set()
         self._snapshots: dict[int, torch.Tensor] = {}
         self._numbers: dict[int | None, int] = {}
+        #: Values whose tensors were found to have been written to out of sight -> what they are now.
+        self._renewed: dict[int, int] = {}
 
     # Before a write
 
@@ -51,8 +53,7 @@ class Memory:
             record = self.tensors.find(tensor)
             if record is None:
                 continue
-            for member, other in self.tensors.members(record):
-                self._check(member, other)  # as long as only writes out of sight can have changed it
+            self._check_members(record, operands)
             if record.held:
                 self.keeper.copy(record)
             if function.moves:
@@ -69,6 +70,14 @@ class Memory:
                     self._place(member.value, member, other)
                 if member.held:
                     self.keeper.copy(member)
+
+    def _check_members(self, record: TensorRecord, operands: list[int]) -> None:
+        """Look at who shares the memory, as long as only a write out of sight can have changed it."""
+        self._renewed.clear()
+        for member, other in self.tensors.members(record):
+            self._check(member, other)
+        if self._renewed:  # operands among them
+            operands[:] = [self._renewed.get(v, v) for v in operands]
 
     def _meet_model(self, record: TensorRecord) -> None:
         """Meet all tensors of the model that lie in this memory, while it holds what it held at the beginning."""
@@ -101,6 +110,7 @@ class Memory:
         for record, tensor in records.values():
             moved = self._move(record, tensor) if function.moves else False
             record.seen(tensor)
+            self.snap(record, tensor)
             if record.value not in results:
                 old = record.value
                 new = self.new_version(record, tensor)
@@ -136,7 +146,6 @@ class Memory:
             elif member.held:
                 self.keeper.refresh(member)
             self.snap(member, other)
-        self.snap(record, tensor)
 
     def _move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
         """Note that a tensor lies elsewhere, maybe in other memory, and that the others lie and are as they were."""
@@ -148,12 +157,9 @@ class Memory:
                 self.keeper.refresh(member)
         if not self.tensors.move(record, tensor):
             return False
-        if mates:  # a write to one of them may count for the tensor that has left, and the other way round
+        if mates or record.exposed:  # a write to one of them may count for the tensor that has left, and the other way round
             self.exposed |= {left, record.storage}
-            for member, other in [*mates, (record, tensor)]:
-                if member.held:
-                    self.keeper.copy(member)
-                self.snap(member, other)
+            self._watch([*mates, (record, tensor), *self.tensors.members(record)])
         return True
 
     def _mark_moved(self, record: TensorRecord, operands: list[int]) -> None:
@@ -238,9 +244,15 @@ class Memory:
         record = self.tensors.find(tensor)
         if record is None or record.storage is None:
             return
-        self.exposed.add(record.storage)
-        for member, other in [(record, tensor), *self.tensors.members(record)]:
+        members = [(record, tensor), *self.tensors.members(record)]
+        for member, other in members:
             self._check(member, other)
+        self.exposed.add(record.storage)
+        self._watch(members)
+
+    def _watch(self, members: list[tuple[TensorRecord, torch.Tensor]]) -> None:
+        """Compare what is in these tensors from now on, and hold copies."""
+        for member, other in members:
             if member.held:
                 self.keeper.copy(member)
             self.snap(member, other)
@@ -284,7 +296,8 @@ class Memory:
         self.keeper.lose(record)
         self.drop_pending(record)
         self.snap(record, tensor)
-        value = self.new_version(record, tensor)
+        old, value = record.value, self.new_version(record, tensor)
+        self._renewed[old] = value
         self.tape.leaves.append(("external", value, (), tensor.requires_grad, self.recorder.site()))
         if self.keeper.everything or self.keeper.leaves:
             self.keeper.hold(record, value, tensor)
