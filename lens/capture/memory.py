@@ -155,11 +155,14 @@ class Memory:
             member.seen(other)  # torch counts a write to them
             if member.held:
                 self.keeper.refresh(member)
-        if not self.tensors.move(record, tensor):
+        others = self.tensors.on(storage_of(tensor), record)
+        if storage_of(tensor) == left:
             return False
-        if mates or record.exposed:  # a write to one of them may count for the tensor that has left, and the other way round
-            self.exposed |= {left, record.storage}
-            self._watch([*mates, (record, tensor), *self.tensors.members(record)])
+        if mates or record.exposed:  # a write to one of them may count for the tensor that has left, and the other way
+            self._watch(mates + others)
+            self.exposed |= {left, storage_of(tensor)}
+        self.tensors.move(record, tensor)
+        self._watch_one(record, tensor)
         return True
 
     def _mark_moved(self, record: TensorRecord, operands: list[int]) -> None:
@@ -203,6 +206,7 @@ class Memory:
         if not tensor.numel() or record.storage is None:
             return
         layouts, values = self.keeper.layouts, self.tape.values
+        self._meet_model(record)
         self._place(record.value, record, tensor)
         shown = layouts[record.value]
         low, high = shown.extent(tuple(tensor.shape))
@@ -244,18 +248,21 @@ class Memory:
         record = self.tensors.find(tensor)
         if record is None or record.storage is None:
             return
-        members = [(record, tensor), *self.tensors.members(record)]
-        for member, other in members:
-            self._check(member, other)
-        self.exposed.add(record.storage)
-        self._watch(members)
+        self._watch([(record, tensor), *self.tensors.members(record)])
 
     def _watch(self, members: list[tuple[TensorRecord, torch.Tensor]]) -> None:
         """Compare what is in these tensors from now on, and hold copies."""
         for member, other in members:
-            if member.held:
-                self.keeper.copy(member)
-            self.snap(member, other)
+            self._check(member, other)
+        self.exposed.update(member.storage for member, _ in members)
+        for member, other in members:
+            self._watch_one(member, other)
+
+    def _watch_one(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        if record.storage in self.exposed:
+            if record.held:
+                self.keeper.copy(record)
+            self.snap(record, tensor)
 
     def snap(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Remember what is in a tensor whose memory is exposed."""

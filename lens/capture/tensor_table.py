@@ -102,12 +102,12 @@ class TensorTable:
 
     def members(self, record: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
         """The other live records on the same memory, with their tensors, oldest first."""
-        if record.storage is None:
-            return []
-        members = self._by_storage[record.storage]
-        if len(members) == 1:
-            return []
-        live = ((m, m()) for m in members if m is not record and m.storage == record.storage)
+        return self.on(record.storage, record)
+
+    def on(self, storage: int | None, but: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
+        """The live records on a memory, but for one, with their tensors."""
+        members = self._by_storage.get(storage, ()) if storage is not None else ()
+        live = ((m, m()) for m in members if m is not but and m.storage == storage)
         return [(member, tensor) for member, tensor in live if tensor is not None]
 
     def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, torch.Tensor, bool]]:
