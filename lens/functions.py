@@ -100,6 +100,10 @@ _TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "i
 _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__cuda_array_interface__"})
 #: Names that end in an underscore and change no values.
 _NOT_IN_PLACE = frozenset({"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"})
+#: Functions that show another part of the memory than that of the tensors given to them.
+_REACH = frozenset({"as_strided", "as_strided_", "set_", "resize_", "resize_as_"})
+#: Functions that change where in memory a tensor lies, and no memory.
+_MOVE = _REACH - {"as_strided"} | {"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "data"}
 #: A parameter: its position and its name.
 Place: TypeAlias = tuple[int, str]
 #: Functions that write running statistics if a flag says so: the flag, and the statistics. Schemas declare these
@@ -125,6 +129,8 @@ class Function:
         callable: The callable itself.
         ref: Its name and flags.
         kind: How a call of it is recorded.
+        moves: What it writes to stays in memory as it is; the tensor lies elsewhere afterwards.
+        reaches: It may show memory that none of its arguments shows.
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
         statistics: The flag, and the arguments written if it is true; None if there is no such flag.
@@ -141,12 +147,17 @@ class Function:
     recorded: bool = field(init=False)
     composite: bool = field(init=False)
     random: bool = field(init=False)
+    moves: bool = field(init=False)
+    reaches: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
         object.__setattr__(self, "recorded", self.kind in (Kind.OP, Kind.COMPOSITE))
         object.__setattr__(self, "random", self.ref.random)
         object.__setattr__(self, "composite", self.kind is Kind.COMPOSITE)
+        short = self.ref.name.partition(".")[0]
+        object.__setattr__(self, "moves", self.may_write and short in _MOVE)
+        object.__setattr__(self, "reaches", short in _REACH)
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors among these arguments that a call writes to."""

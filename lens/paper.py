@@ -12,8 +12,8 @@ from torch import nn
 
 from lens.capture.encoding import SLOTS, ArgumentEncoder
 from lens.capture.inputs import check_call, positional
-from lens.capture.keeping import version_of
 from lens.capture.selection import Save
+from lens.capture.tensor_table import version_of
 from lens.history import ModelHistory
 from lens.session import trace
 from lens.validate.check import check

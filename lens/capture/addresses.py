@@ -54,6 +54,11 @@ class AddressBook:
             found = self._lookup(tensor)
         return found
 
+    def all_tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor that the model holds."""
+        yield from [named[0] for named in self._tensors.values()]
+        yield from (attribute for _, attribute in _plain_tensors(self._model))
+
     def _lookup(self, tensor: torch.Tensor) -> Named | None:
         found = self._tensors.get(id(tensor))
         return found if found is not None and found[0] is tensor else None

@@ -53,6 +53,7 @@ def _run(recorder: Recorder, stand_in: Any, forward: Callable[..., Any], *args: 
         for tensor in getattr(args[0], "dirty_tensors", None) or () if args else ():
             with torch._C.DisableTorchFunction():
                 recorder.protect((tensor,))  # torch counts up its version once more when it returns
+                recorder.memory.stop_counting(tensor)
         return output
     finally:
         recorder.exit(entered, output)

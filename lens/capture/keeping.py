@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from attrs import evolve
 
 from lens.capture.selection import RunningOp, Selection
-from lens.capture.tensor_table import TensorRecord
+from lens.capture.tensor_table import TensorRecord, storage_of, version_of
 from lens.ir.elements import FnRef, OpId, ValueId
+from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
-from lens.ir.payloads import Held, PayloadStore
+from lens.ir.payloads import Held, Payload, PayloadStore, Stale
 from lens.ir.tape import ModuleNames
 
-#: A version that no tensor has.
-_NEVER = -1
+#: Keeps lens' own calls from the mode. private: without it they would be recorded, as work on exposed memory only.
+UNSEEN: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "DisableTorchFunction", nullcontext)
 
 
 class Keeper:
@@ -34,6 +37,9 @@ class Keeper:
         self.selective = not self.everything and not self.nothing
         self._held: dict[int, tuple[torch.Tensor, int | None]] = {}
         self._states: dict[int, dict[str, torch.Tensor]] = {}
+        self._lost: dict[int, str] = {}
+        #: Where values lie that share memory with one that is written.
+        self.layouts: dict[int, Layout] = {}
 
     # Values
 
@@ -61,9 +67,15 @@ class Keeper:
         return bool(wanted) and any(a in wanted for a in (module[0], *module[1]))
 
     def hold(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
-        """Keep a value by reference."""
-        self._held[value] = (tensor, version_of(tensor))
-        record.held += (value,)
+        """Keep a value by reference, or a copy of it where others than torch can write to its memory."""
+        version = record.version
+        if record.pending and record.exposed:
+            with UNSEEN():
+                tensor = tensor.detach().clone()
+            version = version_of(tensor)
+        else:
+            record.held += (value,)
+        self._held[value] = (tensor, version)
 
     def copy(self, record: TensorRecord) -> None:
         """Replace what is held of a tensor by a copy, because its memory is about to be written to."""
@@ -74,18 +86,18 @@ class Keeper:
                 self._held[value] = (copy, version_of(copy))
         record.held = ()
 
+    def lose(self, record: TensorRecord) -> None:
+        """Note that what is held of a tensor has been overwritten."""
+        for value in record.held:
+            self._lost[value] = _described(self._held.pop(value)[0])
+        record.held = ()
+
     def refresh(self, record: TensorRecord) -> None:
         """Note that a write to the same storage has left this tensor's elements alone."""
         tensor = record()
         if tensor is not None:
             for value in record.held:
                 self._held[value] = (tensor, version_of(tensor))
-
-    def spoil(self, record: TensorRecord) -> None:
-        """Note that what is held of a tensor is lost: it was given other memory unseen."""
-        for value in record.held:
-            self._held[value] = (self._held[value][0], _NEVER)
-        record.held = ()
 
     # Random number generators
 
@@ -96,25 +108,30 @@ class Keeper:
             return
         self._states[position] = dict(states)
 
-    def take_over(self, other: Keeper, values: Mapping[int, int], ops: int) -> None:
-        """Keep what another keeper has; its values and op positions as they are called here."""
+    def take_over(self, other: Keeper, values: Mapping[int, int], ops: int, memories: Mapping[int, int]) -> None:
+        """Keep what another keeper has; its values, op positions and numbers of memories as they are called here."""
         self._held.update((values[value], held) for value, held in other._held.items())
+        self._lost.update((values[value], what) for value, what in other._lost.items())
         self._states.update((ops + position, states) for position, states in other._states.items())
+        for value, layout in other.layouts.items():
+            self.layouts[values[value]] = evolve(layout, memory=memories[layout.memory])
 
     def store(self, objects: Sequence[Any], ids: Sequence[int]) -> PayloadStore:
         """Everything that was kept; ``ids`` are the ids of the values in the graph."""
-        values = {ValueId(ids[v]): Held(tensor, version) for v, (tensor, version) in self._held.items()}
+        values: dict[ValueId, Payload] = {ValueId(ids[v]): Stale(what) for v, what in self._lost.items()}
+        lost = {storage_of(t) for t, version in self._held.values() if version is not None and t._version != version}
+        lost.discard(None)
+        for value, (tensor, version) in self._held.items():
+            gone = bool(lost) and storage_of(tensor) in lost
+            values[ValueId(ids[value])] = Stale(_described(tensor)) if gone else Held(tensor, version)
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
-        return PayloadStore(dict(values), states, kept)
+        layouts = {ValueId(ids[v]): layout for v, layout in self.layouts.items()}
+        return PayloadStore(values, states, kept, layouts)
 
 
-def version_of(tensor: torch.Tensor) -> int | None:
-    """torch's count of writes to a tensor's memory; None for inference tensors, which have none."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return None
+def _described(tensor: torch.Tensor) -> str:
+    return f"a tensor of shape {tuple(tensor.shape)}"
 
 
 def generator_states(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

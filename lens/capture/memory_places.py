@@ -97,7 +97,7 @@ class MemoryPlaces:
         storage, part = storage_of(tensor), _part(tensor)
         if storage is None or part is None:
             return None
-        for member in reversed(self._table.members(storage)):
+        for member in reversed(self._table.records_on(storage)):
             owner = member()
             if owner is not None and owner is not tensor and _part(owner) == part:
                 value = self._value_of(owner)

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder
 from lens.capture.keeping import Keeper, generator_states
+from lens.capture.memory import Memory, odd_type
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, TensorTable
@@ -56,6 +57,8 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
     return call[6]
 
 
+#: Reads whose result shares its memory with the tensor.
+_EXPOSING = frozenset({"numpy", "dlpack"})
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 
 
@@ -92,8 +95,11 @@ class Recorder:
         self.running: Function | None = None
         #: Set by a backend that can tell the value of a tensor which comes as an object never met.
         self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
+        #: Set where work in other threads is recorded: puts what has ended onto the tape; whether there was any.
+        self.collect: Callable[[], bool] = lambda: False
         self.addresses = addresses
         self._locator = locator
+        self.memory = Memory(self)
         # Looked up once: these are read for every operation.
         self._by_id = self.tensors.by_id
         self._values, self._ops = self.tape.values, self.tape.ops
@@ -132,7 +138,12 @@ class Recorder:
             elif kind in _TENSOR_TYPES:
                 encoded.append(SLOTS[len(operands)])
                 record = by_id.get(id(arg))
-                if record is not None and record() is arg and not record.pending:
+                if (
+                    record is not None
+                    and record() is arg
+                    and not record.pending
+                    and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
+                ):
                     operands.append(record.value)
                 else:
                     operands.append(self.value_of(arg))
@@ -147,7 +158,7 @@ class Recorder:
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = function.written(args, kwargs or {})
-            self.protect(written)
+            self.protect(written, operands, function, bool(kwargs and "out" in kwargs))
         generators = generator_states(args, kwargs) if function.random else None
         return function, len(self._ops), operands, encoded, named, site, written, generators
 
@@ -164,6 +175,7 @@ class Recorder:
             if begin < position and self._all_met(result):
                 return
             operands, args, kwargs = self._operands_before(call)
+            call = (function, begin, operands, args, kwargs, site, written, generators)
         results: list[int] = []
         yields: list[int | None] = []
         form: RawTemplate
@@ -174,7 +186,7 @@ class Recorder:
         if not results and not written:
             return
         if written:
-            self._written(call, position, results, yields)
+            self.memory.written(call, position, results, yields)
         inside = tuple(yields) if begin < position else None
         ops.append(
             (function.ref, begin, operands, args, kwargs, results, form, self.scope, site, duration, inside),
@@ -228,11 +240,14 @@ class Recorder:
             alias = record.value
             yields.append(alias)
             record.value = value
-            record.pending = ()
+            if record.pending:
+                self.memory.drop_pending(record)
+            record.seen(tensor)
         else:
             record = self.tensors.add(tensor, value)
             if record.shared:
                 alias = self.tensors.alias(record, call[2] or ())
+                self.memory.snap(record, tensor)
             yields.append(None)
         try:
             grad = tensor.grad_fn
@@ -250,82 +265,31 @@ class Recorder:
             values.append((*odd_type(tensor), alias, None))
         if self._hold_all or (self._selective and self._wants(call[0], tensor)):
             self.keeper.hold(record, value, tensor)
+        if alias is not None and call[0].reaches and not call[6]:
+            self.memory.reach(len(self._ops), call[2] or [], record, tensor)
         results.append(value)
         return SLOTS[len(results) - 1]
 
     # Writes in place
 
-    def protect(self, written: Sequence[torch.Tensor]) -> None:
-        """Copy the held values that a write to these tensors is about to destroy."""
-        if self.keeper.nothing:
-            return
-        for tensor in written:
-            record = self.tensors.find(tensor)
-            if record is None:
-                continue
-            if record.held:
-                self.keeper.copy(record)
-            for member, overlaps in self.tensors.sharing(record, tensor):
-                if overlaps and member.held:
-                    self.keeper.copy(member)
-
-    def _written(
+    def protect(
         self,
-        call: Call,
-        position: int,
-        results: list[int],
-        yields: list[int | None],
+        written: Sequence[torch.Tensor],
+        operands: list[int] | None = None,
+        function: Function | None = None,
+        resizes: bool = False,
     ) -> None:
-        """Give every written tensor a new value, and mark those that share its memory.
+        """Save what a write to these tensors is about to destroy (``Memory.protect``)."""
+        self.memory.protect(written, operands or [], function, resizes)
 
-        A written tensor that the call returned has its new value already. One that was not returned is a result
-        if the call returned nothing (``__setitem__``), else an effect (running statistics).
-        """
-        returned = bool(results)
-        for tensor in call[6]:
-            record = self.tensors.find(tensor)
-            if record is None:
-                self.value_of(tensor)
-                continue
-            self.tensors.move(record, tensor)
-            if record.value not in results:
-                old = record.value
-                new = self._new_version(record, tensor)
-                if self._hold_all or (self._selective and self._wants(call[0], tensor)):
-                    self.keeper.hold(record, new, tensor)
-                if returned:
-                    self.tape.effects.append((position, old, new))
-                else:
-                    results.append(new)
-                    yields.append(None)
-            for member, overlaps in self.tensors.sharing(record, tensor):
-                if overlaps and member.value not in results:
-                    member.pending += (position,)
-                elif member.held:
-                    self.keeper.refresh(member)
+    def hold_if_wanted(self, function: Function, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Hold the value that a tensor has now, if the selection wants it."""
+        if self._hold_all or (self._selective and self._wants(function, tensor)):
+            self.keeper.hold(record, record.value, tensor)
 
     def _wants(self, function: Function, tensor: torch.Tensor) -> bool:
         names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
         return self.keeper.wants(function.ref, names, tensor)
-
-    def _new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
-        """A new value for a tensor whose memory was written to."""
-        value = len(self._values)
-        grad = tensor.grad_fn
-        name = None if grad is None else type(grad).__name__
-        self._values.append((*odd_type(tensor), record.value, name))
-        record.value = value
-        return value
-
-    def _settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        """Turn writes through other tensors into values, now that this tensor is looked at."""
-        pending, record.pending = record.pending, ()
-        for position in pending:
-            old = record.value
-            new = self._new_version(record, tensor)
-            self.tape.effects.append((position, old, new))
-        if self._hold_all:  # the last version only: the memory holds no other any more
-            self.keeper.hold(record, record.value, tensor)
 
     # Tensors that come from elsewhere
 
@@ -342,9 +306,16 @@ class Recorder:
             # A tensor without data cannot hide where its values come from.
             kind: LeafKind = "constant" if tensor.is_meta else "external"
             return self.leaf(tensor, kind, (), self._locator.find(_caller(), self.call_site))
+        if record.version is not None and record.version != tensor._version:
+            self.memory.look(record, tensor)
         if record.pending:
-            self._settle(record, tensor)
+            self.memory.settle(record, tensor)
         return record.value
+
+    def _passing(self, tensor: torch.Tensor) -> int:
+        """The value of a tensor at the door of a module; an unseen write to it is left for an op to find."""
+        record = self._by_id.get(id(tensor))
+        return self.value_of(tensor) if record is None or record() is not tensor or record.pending else record.value
 
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
@@ -352,6 +323,7 @@ class Recorder:
         value = len(values)
         record = self.tensors.add(tensor, value)
         alias = self.tensors.alias(record, ()) if record.shared else None
+        self.memory.leaf_storages.add(record.storage)
         try:
             values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
         except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
@@ -361,8 +333,10 @@ class Recorder:
             self.keeper.hold(record, value, tensor)
         return value
 
-    def site(self, frame: FrameType | None) -> Site:
-        """The user's line that led to a frame."""
+    def site(self, frame: FrameType | None = None) -> Site:
+        """The user's line that led to a frame; by default the one that is running."""
+        if frame is None:
+            return self.composite_site or self._locator.find(sys._getframe(1), self.call_site)
         return self._locator.find(frame, self.call_site)
 
     # Reads
@@ -375,6 +349,8 @@ class Recorder:
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 value = self.value_of(arg)
+                if kind in _EXPOSING:
+                    self.memory.expose(arg)
                 position = len(self.tape.ops)
                 self.tape.reads.append(ReadRow(value, kind, shown, position, self.scope, site))
 
@@ -387,7 +363,7 @@ class Recorder:
         inputs: list[int] = []
         for arg in (*args, *kwargs.values()) if kwargs else args:
             if type(arg) is torch.Tensor:
-                inputs.append(self.value_of(arg))
+                inputs.append(self._passing(arg))
             else:
                 self.encoder.encode(arg, inputs)
         known = self.modules.get(id(module))
@@ -407,7 +383,7 @@ class Recorder:
         number, self.scope, self.call_site = entered
         outputs: list[int] = []
         if type(output) is torch.Tensor:
-            outputs.append(self.value_of(output))
+            outputs.append(self._passing(output))
         else:
             self.encoder.encode(output, outputs)
         self.tape.exits.append((number, len(self._ops), outputs))
@@ -432,20 +408,6 @@ class Recorder:
         if hold:
             self.encoder.encode_with(obj, self._hold_now)
         return form, values
-
-
-def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:
-    """Shape, dtype, device and layout of any tensor.
-
-    Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
-    """
-    if is_lazy(tensor):  # it has no attribute ``shape``
-        return tuple(tensor.size()), tensor.dtype, tensor.device, "strided"
-    if not tensor.is_nested:
-        return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
-    parts = [tuple(part.shape) for part in tensor.unbind()]
-    ragged = (next(iter(n)) if len(n) == 1 else -1 for n in map(set, zip(*parts, strict=True)))
-    return (len(parts), *ragged), tensor.dtype, tensor.device, "nested"
 
 
 #: A read result longer than this many elements is described instead of kept.

@@ -19,9 +19,9 @@ from attrs import evolve
 from torch import overrides
 from torch.overrides import TorchFunctionMode
 
-from lens.capture.keeping import version_of
 from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Call, Recorder
+from lens.capture.tensor_table import version_of
 from lens.functions import Function, Kind, call_opaque
 from lens.ir.elements import FnRef
 from lens.ir.templates import Slot

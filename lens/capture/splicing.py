@@ -10,6 +10,8 @@ from attrs import evolve
 
 from lens.capture.recorder import Recorder
 from lens.capture.sites import Locator
+from lens.capture.tensor_table import EXPOSED
+from lens.functions import Function
 from lens.ir.tape import RawTemplate, Site, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 
@@ -28,10 +30,16 @@ class JobRecorder(Recorder):
         self.sources.append((value, tensor))
         return value
 
-    def protect(self, written: Sequence[torch.Tensor]) -> None:
-        """Copy the held values that a write is about to destroy, here and in the trace."""
-        super().protect(written)
-        self.main.protect(written)
+    def protect(
+        self,
+        written: Sequence[torch.Tensor],
+        operands: list[int] | None = None,
+        function: Function | None = None,
+        resizes: bool = False,
+    ) -> None:
+        """Save what a write is about to destroy, here and in the trace."""
+        super().protect(written, operands, function, resizes)
+        self.main.protect(written, None, function, resizes)
 
 
 def splice(main: Recorder, job: JobRecorder) -> None:
@@ -70,7 +78,9 @@ class _Splicing:
             (self.ops + op, self.values[old], self.values[new]) for op, old, new in job.tape.effects
         )
         main.tape.unseen.extend(job.tape.unseen)
-        main.keeper.take_over(job.keeper, self.values, self.ops)
+        memories = {number: main.memory.number(storage) for storage, number in job.memory.numbers.items()}
+        main.keeper.take_over(job.keeper, self.values, self.ops, memories)
+        main.memory.leaf_storages |= job.memory.leaf_storages
         self.tensors()
 
     def mapped(self, values: Sequence[int]) -> list[int]:
@@ -134,12 +144,17 @@ class _Splicing:
                 known = table.add(tensor, self.values[record.value])
             known.value = self.values[record.value]
             known.held += tuple(self.mapped(record.held))
-            known.pending = tuple(self.ops + op for op in record.pending)
+            exposed = known.exposed or record.exposed
+            known.pending = tuple(self.ops + op for op in record.pending if op != EXPOSED)
+            known.seen(tensor)
+            if exposed:
+                self.main.memory.exposed.add(known.storage)
+                self.main.memory.snap(known, tensor)
             if record.value not in sources and id(tensor) in sources.values():
                 self.main.keeper.refresh(known)  # it shares a count of writes with other jobs' tensors
-                for member, overlaps in table.sharing(known, tensor):
-                    other = member()
+                for member, other, overlaps in table.sharing(known, tensor):
+                    member.seen(other)
                     if not overlaps:
                         self.main.keeper.refresh(member)
-                    elif other is not None and self.job.tensors.find(other) is None:
+                    elif self.job.tensors.find(other) is None:
                         member.pending += (self.ops + makers[record.value],)

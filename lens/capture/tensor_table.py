@@ -10,6 +10,9 @@ import torch
 #: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
 _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
 
+#: Stands first among the pending ops of a tensor for writes whose number torch does not count, such as NumPy's.
+EXPOSED = -1
+
 
 class TensorRecord(weakref.ref[torch.Tensor]):
     """The state of one live tensor object; a weak reference to it, so that calling the record gives the tensor.
@@ -20,15 +23,28 @@ class TensorRecord(weakref.ref[torch.Tensor]):
         storage: Identity of its memory; None where it has none that can be told.
         shared: Whether other tensors had that memory when it was first met.
         held: Values whose payload is this tensor, by reference.
+        version: torch's count of writes to it when lens last saw one; None where there is none (inference tensors),
+            or where it does not tell of all writes.
     """
 
-    __slots__ = ("held", "pending", "shared", "storage", "value")
+    __slots__ = ("held", "pending", "shared", "storage", "value", "version")
 
     value: int
     shared: bool
     storage: int | None
     pending: tuple[int, ...]
     held: tuple[int, ...]
+    version: int | None
+
+    def seen(self, tensor: torch.Tensor) -> None:
+        """Note that what was written to the tensor so far has been seen."""
+        if self.version is not None:
+            self.version = tensor._version
+
+    @property
+    def exposed(self) -> bool:
+        """Whether its memory can be written to without a trace."""
+        return bool(self.pending) and self.pending[0] == EXPOSED
 
 
 class TensorTable:
@@ -52,6 +68,7 @@ class TensorTable:
         record = TensorRecord(tensor)
         record.value = value
         record.pending = record.held = ()
+        record.version = version_of(tensor)
         self.by_id[id(tensor)] = record
         try:
             storage = record.storage = tensor.untyped_storage()._cdata
@@ -74,34 +91,49 @@ class TensorTable:
         others = [m.value for m in self._by_storage[record.storage] if m is not record]
         return next((v for v in others if v in preferred), others[-1])
 
-    def members(self, storage: int | None) -> list[TensorRecord]:
-        """The records of live tensors on a memory, oldest first."""
-        if storage is None:
-            return []
-        return [m for m in self._by_storage.get(storage, ()) if m() is not None and m.storage == storage]
-
-    def move(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        """Note that a tensor may have been given other memory (``set_``, ``.data = ...``)."""
+    def move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
+        """Note that a tensor may have been given other memory (``set_``, ``.data = ...``); whether it was."""
         storage = storage_of(tensor)
-        if storage is not None and storage != record.storage:
-            record.storage = storage
-            self._by_storage.setdefault(storage, []).append(record)
+        if storage is None or storage == record.storage:
+            return False
+        record.storage = storage
+        self._by_storage.setdefault(storage, []).append(record)
+        return True
 
-    def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, bool]]:
-        """The other live records on the same memory, each with: does it overlap with this tensor."""
+    def members(self, record: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
+        """The other live records on the same memory, with their tensors, oldest first."""
+        return self.on(record.storage, record)
+
+    def on(self, storage: int | None, but: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
+        """The live records on a memory, but for one, with their tensors."""
+        members = self._by_storage.get(storage, ()) if storage is not None else ()
+        live = ((m, m()) for m in members if m is not but and m.storage == storage)
+        return [(member, tensor) for member, tensor in live if tensor is not None]
+
+    def records_on(self, storage: int | None) -> list[TensorRecord]:
+        """The records of live tensors on a memory, oldest first."""
+        members = self._by_storage.get(storage, ()) if storage is not None else ()
+        return [m for m in members if m() is not None and m.storage == storage]
+
+    def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, torch.Tensor, bool]]:
+        """The other live records on the same memory, each with its tensor and: does it overlap with this tensor."""
         if record.storage is None:  # perhaps of a lazy module, and shaped since
             self.move(record, tensor)
-        if record.storage is None:
+        members = self.members(record)
+        if not members:
             return
-        members = self._by_storage[record.storage]
-        if len(members) == 1:
-            return
-        low, high = _extent(tensor)
-        for member in members:
-            other = member()
-            if member is not record and other is not None and member.storage == record.storage:
-                start, stop = _extent(other)
-                yield member, start < high and low < stop
+        low, high = extent(tensor)
+        for member, other in members:
+            start, stop = extent(other)
+            yield member, other, start < high and low < stop
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """torch's count of writes to a tensor's memory; None for those that have none, such as inference tensors."""
+    try:
+        return None if tensor.is_inference() else tensor._version
+    except ValueError:  # a parameter that a lazy module has yet to shape
+        return None
 
 
 def storage_of(tensor: torch.Tensor) -> int | None:
@@ -112,7 +144,7 @@ def storage_of(tensor: torch.Tensor) -> int | None:
         return None
 
 
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+def extent(tensor: torch.Tensor) -> tuple[int, int]:
     """First byte and end of the part of the storage that a tensor can touch."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return 0, 1 << 62

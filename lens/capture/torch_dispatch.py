@@ -142,7 +142,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if record is not None:
                 self.places.written(tensor, len(recorder.tape.ops) - 1)
                 latest.append(record)
-                self.bumped += [member for member in self.tensors.members(record.storage) if member.held]
+                self.bumped += self.tensors.records_on(record.storage)
         return result
 
     def ask(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
@@ -178,7 +178,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
             record = self.tensors.find(tensor)
             if record is not None and record.storage != storage_of(tensor) and not self.is_latest(record):
-                self.recorder.keeper.spoil(record)
+                self.recorder.keeper.lose(record)
                 self.move(tensor, frame)
 
     def move(self, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
@@ -196,8 +196,11 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """See what autograd did to the last results after this mode had run: version counters, ``grad_fn``."""
         values = self.recorder.tape.values
         for record in (*self.latest, *self.bumped) if self.bumped else self.latest:
-            if record.held:
-                self.recorder.keeper.refresh(record)
+            tensor = record()
+            if tensor is not None:
+                record.seen(tensor)
+                if record.held:
+                    self.recorder.keeper.refresh(record)
         self.bumped = []
         for record in self.latest:
             tensor = record()

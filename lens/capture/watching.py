@@ -40,3 +40,4 @@ def watch_regions(sight: Sight, stack: ExitStack, record: Record) -> None:
         return value_by_wrapping(recorder, tensor)
 
     recorder.recognise = recognise
+    recorder.collect = sight.jobs.collect

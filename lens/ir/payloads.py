@@ -9,6 +9,7 @@ from attrs import define, field, frozen
 
 from lens.errors import AbsentValueError, StaleValueError
 from lens.ir.elements import OpId, ValueId
+from lens.ir.layouts import Layout
 
 
 class Payload(Protocol):
@@ -45,6 +46,25 @@ class Held:
         return _held_now, (self.read(),)
 
 
+@frozen
+class Stale:
+    """A value that was lost, because something that lens did not see overwrote it while it was held by reference.
+
+    Args:
+        what: What is known of it.
+    """
+
+    what: str
+
+    def read(self) -> object:
+        """Raises StaleValueError."""
+        raise StaleValueError(
+            "the saved value was overwritten in place during the trace, by something lens did not see",
+            where=self.what,
+            hint="history.gaps names the line that first saw the new contents",
+        )
+
+
 def _held_now(tensor: Any) -> Held:
     """A tensor that was just unpickled, with the version that it has now."""
     return Held(tensor, None if tensor.is_inference() else tensor._version)
@@ -58,11 +78,13 @@ class PayloadStore:
         values: The saved values.
         rng_states: Per random op, the generator states before it, by device.
         objects: The opaque objects among the arguments, by their index; empty for loaded traces.
+        layouts: Where the values that a write reaches through shared memory lie in it.
     """
 
     values: dict[ValueId, Payload] = field(factory=dict)
     rng_states: dict[OpId, dict[str, Any]] = field(factory=dict)
     objects: dict[int, Any] = field(factory=dict)
+    layouts: dict[ValueId, Layout] = field(factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PayloadStore, (self.values, self.rng_states)  # functions and the like cannot be pickled in general
@@ -95,7 +117,7 @@ class PayloadStore:
     def keep(self, values: Iterable[ValueId]) -> PayloadStore:
         """A store with only these values."""
         kept = {v: self.values[v] for v in values if v in self.values}
-        return PayloadStore(kept, self.rng_states, self.objects)
+        return PayloadStore(kept, self.rng_states, self.objects, self.layouts)
 
     def remap(
         self,
@@ -117,4 +139,5 @@ class PayloadStore:
             target = absorbed.get(op, op_map[op])
             if target is not None:
                 states.setdefault(target, state)
-        return PayloadStore(values, states, self.objects)
+        layouts = {value_map[v]: layout for v, layout in self.layouts.items() if v in value_map}
+        return PayloadStore(values, states, self.objects, layouts)

@@ -1,4 +1,11 @@
-"""Running single operations of a graph again, from given values."""
+"""Running single operations of a graph again, from given values.
+
+What an op is given is never changed, and what it made is never changed later: an op that writes runs in an
+``Arena``, a memory of its own, in which copies of its operands and of the old values of its effects lie to each
+other as they did in the run (``PayloadStore.layouts``). So the new values of effects need no rule of their own:
+they are what lies there afterwards. An op that shows memory anew (``as_strided``) is not called: its result is what
+lies at its place among the tensors that it depends on.
+"""
 
 from __future__ import annotations
 
@@ -7,61 +14,107 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import frozen
 
 from lens.errors import ReplayError
-from lens.functions import describe, resolve
-from lens.ir.elements import Op, OpId, ValueId
+from lens.functions import Function, describe, resolve
+from lens.ir.elements import Op, ValueId
+from lens.ir.graph import Graph
+from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Seq, Slot, Template
+from lens.replay.arena import Arena
 from lens.replay.arguments import build
+
+#: The keyword under which the recorder notes the autocast state of a call; no argument of the function.
+AUTOCAST = "autocast"
+Tensors = Mapping[ValueId, torch.Tensor]
 
 
 @frozen
 class Interpreter:
-    """Runs operations.
+    """Runs operations of one graph.
 
     Args:
-        objects: The opaque objects of the trace, by index.
-        rng_states: Per random op, the generator states to start it from, by device.
+        graph: The graph.
+        payloads: Gives the opaque objects, the generator states and the layouts. Its values are not used.
     """
 
-    objects: Mapping[int, Any] = field(factory=dict)
-    rng_states: Mapping[OpId, Mapping[str, Any]] = field(factory=dict)
+    graph: Graph
+    payloads: PayloadStore
 
-    def run(self, op: Op, operands: list[torch.Tensor]) -> dict[ValueId, torch.Tensor]:
-        """The results of an op by value id.
+    def run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
+        """What an op makes: its results, and the new values of its effects.
 
         Args:
             op: A leaf operation; a composite runs as the function that it is.
-            operands: Its operands, in order. They are not changed: what the op writes to is copied first.
+            values: At least everything that the op reads.
 
         Raises:
             ReplayError: if the function or an argument is not there.
         """
         function = describe(resolve(op.function))
-        safe = _detached_copies(operands) if _may_write(op) else list(operands)
-        args = [build(arg, safe, self.objects) for arg in op.args]
-        kwargs = {name: build(arg, safe, self.objects) for name, arg in op.kwargs}
-        autocast = kwargs.pop("autocast", "")
-        written = function.written(args, kwargs)
-        with torch.no_grad(), self._generators(op, kwargs), _autocast(autocast):
-            returned = function.callable(*args, **kwargs)
-        results = dict(_matched(op.form, returned, op.results))
-        missing = [value for value in op.results if value not in results]
-        results.update(zip(missing, written, strict=False))
-        return results
+        operands = [values[v] for v in op.operands]
+        arena = None
+        with torch.no_grad():
+            args, kwargs = self._arguments(op, operands)
+            written = operands if _may_write_any(op, function) else function.written(args, kwargs)
+            if written or op.effects:
+                arena = self._arena(op, values, written)
+                operands = [arena.placed.get(v, values[v]) for v in op.operands]
+            if arena and function.reaches and op.results and op.results[0] in self.payloads.layouts:
+                return self._shown(op, arena)
+            args, kwargs = self._arguments(op, operands)
+            try:
+                with self._generators(op, kwargs), _autocast(op):
+                    returned = function.callable(*args, **kwargs)
+            except RuntimeError:
+                if not op.function.view:
+                    raise
+                # A view of a copy that has not the strides of the run: what it shows depends on the elements alone.
+                args, kwargs = self._arguments(op, [tensor.contiguous() for tensor in operands])
+                returned = function.callable(*args, **kwargs)
+        made = dict(_matched(op.form, returned, op.results))
+        missing = [value for value in op.results if value not in made]
+        if missing:
+            made.update(zip(missing, _distinct(function.written(args, kwargs)), strict=False))
+        if arena is not None:
+            made.update({new: arena.placed[old] for old, new in op.effects})
+        return made
+
+    def _arguments(self, op: Op, operands: list[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        objects = self.payloads.objects
+        args = [build(arg, operands, objects) for arg in op.args]
+        return args, {name: build(arg, operands, objects) for name, arg in op.kwargs if name != AUTOCAST}
+
+    def _arena(self, op: Op, values: Tensors, written: list[torch.Tensor]) -> Arena:
+        """Copies of what the op writes, of what it changes through shared memory, and of operands that lie there."""
+        layouts = self.payloads.layouts
+        placed = {old: values[old] for old, _ in op.effects}
+        targets = {id(tensor) for tensor in written}
+        chosen = {v for v in op.operands if id(values[v]) in targets} | placed.keys()
+        memories = {layouts[v].memory for v in chosen if v in layouts}
+        for value in op.operands:
+            if value in chosen or (value in layouts and layouts[value].memory in memories):
+                placed[value] = values[value]
+        return Arena(placed, layouts)
+
+    def _shown(self, op: Op, arena: Arena) -> dict[ValueId, torch.Tensor]:
+        value = op.results[0]
+        kind = self.graph.values[value].type
+        result = arena.show(self.payloads.layouts[value], getattr(torch, kind.dtype), kind.shape)
+        return {value: result, **{new: arena.placed[old] for old, new in op.effects}}
 
     @contextmanager
     def _generators(self, op: Op, kwargs: dict[str, Any]) -> Iterator[None]:
         """Start the generators from the recorded states, and put them back afterwards."""
-        states = self.rng_states.get(op.id)
+        states = self.payloads.rng_states.get(op.id)
         if states is None:
             yield
             return
         before = {device: _generator_of(device, kwargs) for device in states}
         current = {device: getter() for device, (getter, _) in before.items()}
         for device, (_, setter) in before.items():
-            setter(states[device])
+            setter(_tensor(states[device]))
         try:
             yield
         finally:
@@ -69,16 +122,17 @@ class Interpreter:
                 setter(current[device])
 
 
-def _may_write(op: Op) -> bool:
-    """Whether a call may write to its operands; a closed composite may, in its interior."""
-    return op.function.mutates or op.function.composite or any(name == "out" for name, _ in op.kwargs)
+def _may_write_any(op: Op, function: Function) -> bool:
+    """Whether nothing tells which of its operands an op writes to."""
+    return op.function.composite or function.reaches or (op.function.opaque and op.function.mutates)
 
 
 @contextmanager
-def _autocast(state: str) -> Iterator[None]:
+def _autocast(op: Op) -> Iterator[None]:
     """Autocast as it was when the operation ran, such as ``cpu:bfloat16``."""
+    state = next((arg for name, arg in op.kwargs if name == AUTOCAST), "")
     with ExitStack() as stack:
-        for part in filter(None, state.split(",")):
+        for part in filter(None, str(state).split(",")):
             device, _, dtype = part.partition(":")
             stack.enter_context(torch.autocast(device, getattr(torch, dtype), cache_enabled=False))
         yield
@@ -96,20 +150,18 @@ def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any
     )
 
 
-def _detached_copies(operands: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies of the operands; the same tensor twice is one copy twice."""
-    copies: dict[int, torch.Tensor] = {}
-    for tensor in operands:
-        if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().clone()
-    return [copies[id(tensor)] for tensor in operands]
+def _tensor(state: Any) -> torch.Tensor:
+    """A generator state; in a loaded trace it is still to be read."""
+    return state if isinstance(state, torch.Tensor) else state.read()
+
+
+def _distinct(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Iterator[tuple[ValueId, torch.Tensor]]:
     """Pair the slots of a form with the tensors that stand there in what was returned."""
     if isinstance(form, Slot):
-        if returned is None:  # what only a derivative needs, which nobody asks for here
-            return
         if not isinstance(returned, torch.Tensor):
             raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
         yield results[form.index], returned

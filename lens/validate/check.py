@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 
 from lens.errors import LensError
 from lens.ir.elements import Op, ValueId
@@ -14,6 +14,7 @@ from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Opaque
 from lens.replay.interpreter import Interpreter
+from lens.replay.program import OPERATION_ERRORS, has_unknown_results
 from lens.validate.report import Report, Status, Verdict
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
 _ATTEMPTS = 2
 _FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
-#: What an operation raises when its arguments do not fit.
-_REPLAY_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 #: Results that are scratch memory for a derivative, by position: their padding is not initialised.
@@ -44,9 +43,11 @@ def check(history: ModelHistory) -> Report:
 class _Check:
     graph: Graph
     payloads: PayloadStore
+    #: What was not saved and is made here: values between two writes to shared memory.
+    between: dict[ValueId, torch.Tensor] = field(factory=dict)
 
     def report(self) -> Report:
-        interpreter = Interpreter(self.payloads.objects, self.payloads.rng_states)
+        interpreter = Interpreter(self.graph, self.payloads)
         labels = self.graph[Labels].results
         verdicts = []
         for op in self.graph.ops:
@@ -62,17 +63,22 @@ class _Check:
         if any(map(self._unshaped, op.operands)):
             return "exempt", "reads a parameter that a lazy module had yet to shape"
         try:
-            operands = [self.payloads.read(v) for v in op.operands]
-            scratch = _SCRATCH.get(op.function.name, ())
-            saved = {v: self.payloads.read(v) for i, v in enumerate(op.results) if i not in scratch}
+            operands = {v: self.between[v] if v in self.between else self.payloads.read(v) for v in op.reads}
+            scratch = {v for i, v in enumerate(op.results) if i in _SCRATCH.get(op.function.name, ())}
+            saved = {
+                v: self.payloads.read(v)
+                for v in op.writes
+                if v not in scratch and (v in self.payloads or v in op.results)
+            }
             replayed = interpreter.run(op, operands)
+            self.between.update({v: tensor for v, tensor in replayed.items() if v not in self.payloads})
         except LensError as error:
             return "failed", error.what
-        except _REPLAY_ERRORS as error:
+        except OPERATION_ERRORS as error:
             return "failed", f"run again it raises {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        if any(_without_data(tensor) for tensor in (*operands, *saved.values())):
+        if any(_without_data(tensor) for tensor in (*operands.values(), *saved.values())):
             return "exempt", "a tensor without data"
-        if op.function.name.startswith("empty") or op.function.name.startswith("new_empty"):
+        if has_unknown_results(op):
             return "exempt", "makes uninitialised memory"
         if not saved.keys() <= replayed.keys():
             if not op.function.composite:
@@ -92,12 +98,13 @@ class _Check:
         self,
         interpreter: Interpreter,
         op: Op,
-        operands: list[torch.Tensor],
+        operands: dict[ValueId, torch.Tensor],
         saved: dict[ValueId, torch.Tensor],
     ) -> tuple[Status, str]:
         """Put nonsense in place of each floating-point operand: the result should change."""
         deaf = []
-        for place, operand in enumerate(operands):
+        for place, value in enumerate(op.operands):
+            operand = operands[value]
             if (
                 operand.is_nested
                 or operand.layout is not torch.strided
@@ -105,7 +112,7 @@ class _Check:
                 or operand.numel() == 0
             ):
                 continue
-            if not any(self._reacts(interpreter, op, operands, place, saved) for _ in range(_ATTEMPTS)):
+            if not any(self._reacts(interpreter, op, operands, value, saved) for _ in range(_ATTEMPTS)):
                 deaf.append(str(place))
         if deaf:
             return "exempt", f"does not depend on the values of operand {', '.join(deaf)}"
@@ -115,19 +122,16 @@ class _Check:
         self,
         interpreter: Interpreter,
         op: Op,
-        operands: list[torch.Tensor],
-        place: int,
+        operands: dict[ValueId, torch.Tensor],
+        value: ValueId,
         saved: dict[ValueId, torch.Tensor],
     ) -> bool:
-        nonsense = list(operands)
-        original = operands[place]
+        original = operands[value]
         scale = float(original.detach().double().abs().max()) + 1.0
-        noise = torch.randn(original.shape, device=original.device) * scale
-        replaced = noise.to(original.dtype)
-        nonsense = [replaced if operand is original else operand for operand in nonsense]
+        noise = (torch.randn(original.shape, device=original.device) * scale).to(original.dtype)
         try:
-            changed = interpreter.run(op, nonsense)
-        except _REPLAY_ERRORS:
+            changed = interpreter.run(op, {**operands, value: noise})
+        except OPERATION_ERRORS:
             return True  # it refuses the nonsense, so it looks at it
         return any(not _same(changed[value], tensor) for value, tensor in saved.items())
 
