@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from lens.capture.keeping import UNSEEN
 from lens.capture.tensor_table import EXPOSED, TensorRecord, storage_of
@@ -271,7 +272,8 @@ class Memory:
         if not record.exposed:
             record.pending = (EXPOSED, *record.pending)
             record.version = None
-        self._snapshots[id(record)] = tensor.detach().clone()
+        with UNSEEN():
+            self._snapshots[id(record)] = tensor.detach().clone()
 
     def _check(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         if record.exposed:
@@ -323,7 +325,7 @@ def grad_name(tensor: torch.Tensor) -> str | None:
     A view whose memory was written to makes its node when it is asked for it, and torch then allows writes that it
     had refused.
     """
-    if tensor._is_view():
+    if is_lazy(tensor) or tensor._is_view():
         return None
     grad = tensor.grad_fn
     return None if grad is None else type(grad).__name__
@@ -334,7 +336,7 @@ def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, obj
 
     Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
     """
-    if torch.nn.parameter.is_lazy(tensor):
+    if is_lazy(tensor):
         return (0,), tensor.dtype, tensor.device, "strided"
     if not tensor.is_nested:
         return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
