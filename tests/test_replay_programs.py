@@ -74,6 +74,13 @@ def writable(*tensors):
     return tensors
 
 
+def growing(tensor):
+    """Torch itself leaves a tensor larger than its memory where that may not grow, as once NumPy has seen it."""
+    if not tensor.untyped_storage().resizable():
+        raise ValueError
+    return tensor
+
+
 def under_no_grad(t, u, n):
     with torch.no_grad():
         t.add_(n)
@@ -117,9 +124,9 @@ WRITES = {
     "augment_slice": setting(lambda t, u, n: augment(t, slice(1, None), u.sum())),
     "augment_mask": setting(lambda t, u, n: augment(t, t < 1, 1.0)),
     "out": setting(lambda t, u, n: torch.add(t, 1, out=t)),
-    "out_other": setting(lambda t, u, n: torch.mul(t, 2, out=u)),
+    "out_other": setting(lambda t, u, n: torch.mul(t, 2, out=growing(u))),
     "out_empty": lambda t, u, n: torch.add(t, 1, out=torch.empty(0)),
-    "out_resize": setting(lambda t, u, n: torch.mul(u, 2, out=t.detach().view(-1)[:0])),
+    "out_resize": setting(lambda t, u, n: torch.mul(u, 2, out=growing(t).detach().view(-1)[:0])),
     "out_two": lambda t, u, n: torch.sort(t, out=(torch.empty(0), torch.empty(0, dtype=torch.long)))[0],
     "foreach_": setting(lambda t, u, n: torch._foreach_add_(writable(t, u), 1.0)),
     "foreach_mul": setting(lambda t, u, n: torch._foreach_mul_(writable(t, t[:1]), 2.0)),
@@ -129,7 +136,7 @@ WRITES = {
     "index_fill_": lambda t, u, n: t.index_fill_(0, torch.tensor([n % t.shape[0]]), 3.0),
     "scatter_": lambda t, u, n: t.scatter_(0, torch.zeros_like(t, dtype=torch.long), 9.0),
     "set_": lambda t, u, n: t.set_(u),
-    "set_storage": lambda t, u, n: t.set_(u.untyped_storage(), 0, (2,), (1,)),
+    "set_storage": lambda t, u, n: t.set_(u.untyped_storage(), 0, (min(2, u.untyped_storage().nbytes() // 4),), (1,)),
     "data=": setting(assign_data),
     "data_mul": setting(lambda t, u, n: t.data.mul_(0.5)),
     "data_set": setting(lambda t, u, n: item(t.data, 0, 6.0)),
@@ -149,7 +156,7 @@ WRITES = {
     "batch_norm": lambda t, u, n: nn.functional.batch_norm(
         t.detach().view(-1, 2), u[0, :2], u[-1, :2] ** 2, training=True
     ),
-    "normalize_out": lambda t, u, n: nn.functional.normalize(t.detach(), dim=0, out=u.detach()),
+    "normalize_out": lambda t, u, n: nn.functional.normalize(t.detach(), dim=0, out=growing(u).detach()),
 }
 HIDDEN = {"out_of_sight": setting(out_of_sight), "through_numpy": setting(through_numpy)}
 #: What may show memory that no tensor shows any more; and what is refused only after it has resized its result.

@@ -285,7 +285,8 @@ class Memory:
         if not record.exposed:
             record.pending = (EXPOSED, *record.pending)
             record.version = None
-        self._snapshots[id(record)] = tensor.detach().clone()
+        with UNSEEN():
+            self._snapshots[id(record)] = tensor.detach().clone()
 
     def _check(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         if record.exposed:

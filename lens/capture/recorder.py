@@ -324,6 +324,7 @@ class Recorder:
         record = self.tensors.add(tensor, value)
         alias = self.tensors.alias(record, ()) if record.shared else None
         self.memory.leaf_storages.add(record.storage)
+        self.memory.snap(record, tensor)
         try:
             values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
         except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape

@@ -14,6 +14,16 @@ _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
 EXPOSED = -1
 
 
+def _owned(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as a weak reference gives it, made safe to keep: only a view in C++ may have kept it alive."""
+    tensor._fix_weakref()  # type: ignore[attr-defined]
+    return tensor
+
+
+#: private: a torch without the method needs no such care.
+_FIX = _owned if hasattr(torch.Tensor, "_fix_weakref") else lambda tensor: tensor
+
+
 class TensorRecord(weakref.ref[torch.Tensor]):
     """The state of one live tensor object; a weak reference to it, so that calling the record gives the tensor.
 
@@ -108,7 +118,7 @@ class TensorTable:
         """The live records on a memory, but for one, with their tensors."""
         members = self._by_storage.get(storage, ()) if storage is not None else ()
         live = ((m, m()) for m in members if m is not but and m.storage == storage)
-        return [(member, tensor) for member, tensor in live if tensor is not None]
+        return [(member, _FIX(tensor)) for member, tensor in live if tensor is not None]
 
     def records_on(self, storage: int | None) -> list[TensorRecord]:
         """The records of live tensors on a memory, oldest first."""
