@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench operators clean
 
 demo: $(VENV)/models.stamp
 	$(PY) examples/demo.py
@@ -24,6 +24,9 @@ format: $(VENV)/lint.stamp
 
 bench: $(VENV)/models.stamp
 	$(PY) benchmarks/recording.py
+
+operators: $(VENV)/test.stamp
+	$(PY) benchmarks/operator_coverage.py
 
 clean:
 	rm -rf $(VENV) out

@@ -21,7 +21,7 @@ import lens
 from lens import registry
 from lens.capture.addresses import AddressBook
 from lens.capture.inputs import named_tensors
-from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import make_selection
@@ -80,7 +80,7 @@ def record(model, x, save):
     """Only the recording."""
     addresses = AddressBook(model)
     selection = make_selection(save, ())
-    recorder = Recorder(addresses, selection, Locator((MODULE_CALL_CODE, record.__code__)))
+    recorder = Recorder(addresses, selection, Locator((MODULE_CALL_FILE,)), composites=False)
     for name, tensor in named_tensors(model, (x,), {}):
         recorder.leaf(tensor, "input", (name,))
     with old_objects_set_aside(), registry.find("backends", "torch_function")().record(recorder):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from attrs import field, frozen
@@ -35,6 +35,7 @@ READS = {
     "__bool__": "bool",
     "is_nonzero": "bool",
     "item": "item",
+    "_local_scalar_dense": "item",  # what bool(t), t.item(), float(t) and their like come to below autograd
     "tolist": "tolist",
     "__int__": "int",
     "__float__": "float",
@@ -86,6 +87,7 @@ _METADATA = frozenset(
         "register_hook",
         "register_post_accumulate_grad_hook",
         "retain_grad",
+        "record_stream",
         "_is_view",
         "backward",
         "__repr__",
@@ -98,11 +100,20 @@ _TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "i
 _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__cuda_array_interface__"})
 #: Names that end in an underscore and change no values.
 _NOT_IN_PLACE = frozenset({"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"})
-#: Functions with running statistics: position of the flag that says "update them", and their positions. Their
-#: schemas do not declare these writes.
-_UPDATES_STATISTICS = {"batch_norm": (5, (3, 4)), "instance_norm": (5, (3, 4))}
-#: Functions that draw random numbers without the tag in their schema (a dropout argument inside).
-_HIDDEN_RANDOM = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_"})
+#: A parameter: its position and its name.
+Place: TypeAlias = tuple[int, str]
+#: Functions that write running statistics if a flag says so: the flag, and the statistics. Schemas declare these
+#: writes always or never.
+_BATCH_STATISTICS: tuple[Place, tuple[Place, ...]] = ((5, "training"), ((3, "running_mean"), (4, "running_var")))
+_UPDATES_STATISTICS: dict[str, tuple[Place, tuple[Place, ...]]] = {
+    **dict.fromkeys(("batch_norm", "native_batch_norm", "_native_batch_norm_legit"), _BATCH_STATISTICS),
+    **dict.fromkeys(("_batch_norm_impl_index", "cudnn_batch_norm", "miopen_batch_norm"), _BATCH_STATISTICS),
+    "instance_norm": ((5, "use_input_stats"), ((3, "running_mean"), (4, "running_var"))),
+}
+#: Functions that draw random numbers without the tag in their schema: a dropout argument inside, or no schema.
+_HIDDEN_RANDOM = frozenset(
+    ["lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_", "kaiming_uniform_"]
+)
 _GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
 
 
@@ -116,7 +127,7 @@ class Function:
         kind: How a call of it is recorded.
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
-        statistics: Flag position and the positions written if the flag is true, or None.
+        statistics: The flag, and the arguments written if it is true; None if there is no such flag.
     """
 
     callable: Callable[..., Any]
@@ -124,7 +135,7 @@ class Function:
     kind: Kind
     read: str = ""
     writes: tuple[int | str, ...] = ()
-    statistics: tuple[int, tuple[int, ...]] | None = None
+    statistics: tuple[Place, tuple[Place, ...]] | None = None
     # Derived, because they are asked for at every call.
     may_write: bool = field(init=False)
     recorded: bool = field(init=False)
@@ -139,11 +150,7 @@ class Function:
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors among these arguments that a call writes to."""
-        if self.statistics is not None and not self.writes and not kwargs:
-            flag = self.statistics[0]
-            if len(args) > flag and not args[flag]:
-                return []
-        targets: list[Any] = [kwargs.get("out")]
+        targets: list[Any] = [] if "out" in self.writes else [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):
                 named = next(iter(kwargs.values()), None) if place == 0 else None
@@ -152,17 +159,23 @@ class Function:
                 targets.append(kwargs.get(place))
         if self.statistics is not None:
             flag, places = self.statistics
-            if len(args) > flag and args[flag]:
-                targets += [args[place] for place in places]
-        return list(_tensors(targets))
+            if _argument(flag, args, kwargs):
+                targets += [_argument(place, args, kwargs) for place in places]
+        return list(tensors_in(targets))
 
 
-def _tensors(targets: Sequence[Any]) -> Iterator[torch.Tensor]:
+def _argument(place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    position, name = place
+    return args[position] if position < len(args) else kwargs.get(name)
+
+
+def tensors_in(targets: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors in a sequence, and in the lists and tuples within it."""
     for target in targets:
         if isinstance(target, torch.Tensor):
             yield target
         elif isinstance(target, (list, tuple)):
-            yield from _tensors(target)
+            yield from tensors_in(target)
 
 
 @lru_cache(maxsize=8192)
@@ -188,7 +201,7 @@ def describe(function: Callable[..., Any]) -> Function:
         namespace,
         name,
         mutates=bool(writes) or (short in _UPDATES_STATISTICS and not composite),
-        random=short in _HIDDEN_RANDOM or _has_random_tag(schemas),
+        random=short in _HIDDEN_RANDOM or namespace == "torch.nn.init" or _has_random_tag(schemas),
         view=any(_returns_view(schema._schema) for schema in schemas),
         composite=composite,
     )
@@ -201,8 +214,15 @@ def describe(function: Callable[..., Any]) -> Function:
     )
 
 
+def call_opaque(target: Callable[..., Any], *args: Any, closed_over: Any = (), **kwargs: Any) -> Any:
+    """What an opaque operation does: call its first argument. It finds what it closed over by itself."""
+    return target(*args, **kwargs)
+
+
 def resolve(ref: FnRef) -> Callable[..., Any]:
     """The callable of a name. Raises ReplayError if there is none here."""
+    if ref.opaque:
+        return call_opaque
     owner = _owner(ref.namespace)
     for word in ref.name.split("."):
         owner = getattr(owner, word, None)
@@ -248,6 +268,8 @@ def _name(function: Any) -> tuple[str, str]:
     """Namespace and name under which a callable can be found again, or else is told apart."""
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return split_function_name(f"torch.ops.{function}")
+    if isinstance(function, torch._ops.HigherOrderOperator):
+        return "torch.ops.higher_order", function.name()  # type: ignore[no-untyped-call]
     name = getattr(function, "__name__", type(function).__name__)
     if name in ("__get__", "__set__"):
         return "torch.Tensor", f"{getattr(function.__self__, '__name__', '?')}.{name}"
@@ -258,6 +280,10 @@ def _name(function: Any) -> tuple[str, str]:
         if unpatched(value) is function:
             return "torch.Tensor", attribute
     module = getattr(function, "__module__", None) or "builtins"
+    if module == "torch._tensor":  # __pow__ is a wrapper that goes by the name of what it wraps
+        for attribute, member in vars(torch.Tensor).items():
+            if member is function:
+                return "torch.Tensor", attribute
     qualified = getattr(function, "__qualname__", name)
     if "<locals>" in qualified:
         qualified = name
@@ -277,12 +303,31 @@ def unpatched(function: Any) -> Any:
 def is_openable(function: Any) -> bool:
     """Whether a callable is a Python function that asks ``has_torch_function`` before it does its work.
 
-    It may ask itself, or be a dispatcher between functions in its closure that do (``boolean_dispatch``).
+    It may ask itself, or be a dispatcher between functions in its closure that do (``boolean_dispatch``). A
+    higher-order operator that calls Python functions (``cond``) can be opened, too.
     """
+    if dense_kernel(function) is not None:
+        return True
     if not isinstance(function, FunctionType) or function.__name__ in _NEVER_OPENED:
         return False
     cells = function.__closure__ or ()
     return _asks(function) or any(_asks(cell.cell_contents) for cell in cells if _filled(cell))
+
+
+#: Higher-order operators whose meaning on ordinary tensors is plain Python.
+_PLAIN_HIGHER_ORDER = frozenset({"cond", "while_loop", "scan", "map_impl", "associative_scan", "flex_attention"})
+
+
+def dense_kernel(function: Any) -> Callable[..., Any] | None:
+    """The Python function that a higher-order operator runs on ordinary tensors; None for everything else."""
+    if not isinstance(function, torch._ops.HigherOrderOperator):
+        return None
+    if function.name() not in _PLAIN_HIGHER_ORDER:  # type: ignore[no-untyped-call]
+        return None
+    # private: without the table of kernels the operator is one operation
+    kernels = getattr(function, "py_kernels", {})
+    found: Callable[..., Any] | None = kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
+    return found
 
 
 def _asks(function: Any) -> bool:
@@ -314,16 +359,27 @@ _ATEN_NAMES = {"__getitem__": "slice", "__setitem__": "copy_", "__matmul__": "ma
 
 def _writes(function: Any, name: str, schemas: list[Any]) -> tuple[int | str, ...]:
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        places: set[int | str] = set()
-        for schema in schemas:
-            for position, argument in enumerate(schema._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    places.add(argument.name if argument.kwarg_only else position)
-        return tuple(sorted(places, key=str))
-    in_place = name.endswith("_") and not name.endswith("__") and name not in _NOT_IN_PLACE
+        return _declared_writes(name, schemas)
+    in_place = name.endswith("_") and not name.endswith("__")
     operator = name == "__setitem__" or (name.startswith("__i") and name.endswith("__"))
     not_operators = ("__invert__", "__init__", "__iter__", "__index__", "__int__")
-    return (0,) if in_place or (operator and name not in not_operators) else ()
+    if (in_place and name not in _NOT_IN_PLACE) or (operator and name not in not_operators):
+        return (0,)
+    if in_place or isinstance(function, FunctionType):
+        return ()
+    return _declared_writes(name, [schema for schema in schemas if schema._overloadname == "default"])
+
+
+def _declared_writes(name: str, schemas: list[Any]) -> tuple[int | str, ...]:
+    """Positions, or names if there is no position, of the arguments that schemas say are written to."""
+    places: set[int | str] = set()
+    for schema in schemas:
+        for position, argument in enumerate(schema._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                places.add(argument.name if argument.kwarg_only else position)
+    if name in _UPDATES_STATISTICS:
+        places -= {position for position, _ in _UPDATES_STATISTICS[name][1]}
+    return tuple(sorted(places, key=str))
 
 
 def _has_random_tag(schemas: list[Any]) -> bool:

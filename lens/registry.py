@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from lens.errors import PluginError
+from lens.errors import BackendError, PluginError
 from lens.ir.facets import Facet
 from lens.passes.protocol import Pass
+
+if TYPE_CHECKING:
+    from lens.capture.backend import CaptureBackend
 
 ENTRY_POINT_GROUP = "lens.plugins"
 
@@ -54,6 +57,7 @@ BUILT_IN = Plugin(
     backends={
         "torch_function": "lens.capture.torch_function:TorchFunctionBackend",
         "decoration": "lens.capture.decoration:DecorationBackend",
+        "torch_dispatch": "lens.capture.torch_dispatch:TorchDispatchBackend",
     },
     renderers={"graphviz": "lens.render.graphviz_text:GraphvizRenderer"},
 )
@@ -101,6 +105,30 @@ def names(section: str) -> dict[str, str]:
     for plugin in reversed(plugins()):
         merged.update(getattr(plugin, section))
     return merged
+
+
+def backend(name: str) -> CaptureBackend:
+    """The capture backend of a name, ready for use.
+
+    Raises:
+        BackendError: there is none, or it cannot be used here.
+    """
+    known = names("backends")
+    if name not in known:
+        raise BackendError(
+            f"there is no capture backend {name!r}",
+            where=f"backend={name!r}",
+            hint=f"known backends: {', '.join(sorted(known))}",
+        )
+    found: CaptureBackend = find("backends", name)()
+    reason = found.unavailable()
+    if reason is not None:
+        raise BackendError(
+            f"the backend {name!r} cannot be used here: {reason}",
+            where=f"backend={name!r}",
+            hint="choose another backend",
+        )
+    return found
 
 
 def pass_classes() -> dict[str, type[Pass]]:

@@ -15,18 +15,19 @@ from torch import nn
 import lens
 from lens import registry
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import CaptureBackend, find_backend
+from lens.capture.backend import CaptureBackend
 from lens.capture.inputs import check_call, named_tensors, positional
-from lens.capture.module_calls import MODULE_CALL_CODE
+from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off, old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, make_selection
 from lens.capture.sites import Locator
 from lens.errors import InputError, LensError
 from lens.history import ModelHistory
-from lens.ir.elements import Fault, Meta, ValueId
+from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.payloads import PayloadStore
-from lens.ir.tape import SiteTable, seal
+from lens.ir.tape import SiteTable, number_values, seal
+from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
 from lens.passes.protocol import Pass
@@ -76,7 +77,7 @@ def trace(
     if fast_paths not in ("keep", "open"):
         raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
     pipeline = _passes(passes)
-    chosen = find_backend(backend) if isinstance(backend, str) else backend
+    chosen = registry.backend(backend) if isinstance(backend, str) else backend
     if seed is not None:
         torch.manual_seed(seed)
     run = _Run(model, chosen, save, pipeline, seed, fast_paths)
@@ -123,9 +124,10 @@ class _Run(AbstractContextManager["_Run"]):
         self.addresses = AddressBook(model)
         module_addresses = {info.address for info in self.addresses.module_infos()}
         self.selection = make_selection(save, module_addresses)
-        locator = Locator((MODULE_CALL_CODE, _Run.forward.__code__))
+        locator = Locator((MODULE_CALL_FILE, __file__))
         keep = fast_paths == "keep"
-        self.recorder = Recorder(self.addresses, self.selection, locator, keep_fast_paths=keep)
+        leaf_level = bool(pipeline) and pipeline[0] == GranularityPass("leaf")
+        self.recorder = Recorder(self.addresses, self.selection, locator, keep, composites=not leaf_level)
         self.started = time.time()
         self.forward_seconds = 0.0
         self.history: ModelHistory | None = None
@@ -166,8 +168,9 @@ class _Run(AbstractContextManager["_Run"]):
 
     def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
         with collector_off():
-            graph = seal(self.recorder.tape, self._meta(error, traceback))
-            payloads = self.recorder.keeper.store(self.recorder.encoder.objects)
+            ids = number_values(self.recorder.tape)
+            graph = seal(self.recorder.tape, self._meta(error, traceback), ids)
+            payloads = self.recorder.keeper.store(self.recorder.encoder.objects, ids)
             result = PassManager(self.pipeline, registry.providers()).run(graph, payloads)
         durations = sum(op.duration for op in result.graph.ops)
         seconds = max(0.0, time.perf_counter() - self.begun - durations)
@@ -185,13 +188,14 @@ class _Run(AbstractContextManager["_Run"]):
         return history.payloads.keep(wanted)
 
     def _meta(self, error: BaseException | None, traceback: TracebackType | None) -> Meta:
+        sites = SiteTable()
         return Meta(
             model=type(self.model).__name__,
             backend=self.backend.name,
             capabilities=tuple(sorted(self.backend.capabilities)),
             fast_paths=self.fast_paths,
             seed=self.seed,
-            training=self.model.training,
+            training=getattr(self.model, "training", False),
             started=self.started,
             forward_seconds=self.forward_seconds,
             lens=lens.__version__,
@@ -199,6 +203,7 @@ class _Run(AbstractContextManager["_Run"]):
             modules=self.addresses.module_infos(),
             parameters=self.addresses.parameter_infos(),
             fault=None if error is None else self._fault(error, traceback),
+            unseen=tuple(Unseen(what, sites.locate(site)) for what, site in self.recorder.tape.unseen),
         )
 
     def _fault(self, error: BaseException, traceback: TracebackType | None) -> Fault:

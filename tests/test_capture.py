@@ -20,6 +20,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import lens
 from lens.ir.printer import print_graph
+from lens.passes.granularity import GranularityPass
+from lens.passes.manager import PassManager
 
 
 def text(model, args, kwargs=None, **options):
@@ -59,6 +61,34 @@ def test_raw_graph_has_composites_with_their_interior():
         "} %2: f32[2] ~%1 = torch.nn.functional.relu(@input, inplace=False) yields (%1)",
         "} -> (%2)",
     ]
+
+
+class Opaque(nn.Module):
+    """A composite whose result its interior is not seen to make, after it has written to its operand."""
+
+    def forward(self, x):
+        return hidden_scale(x * 1.0)
+
+
+def hidden_scale(x):
+    if has_torch_function_unary(x):
+        return handle_torch_function(hidden_scale, (x,), x)
+    x.add_(1)
+    with torch._C.DisableTorchFunction():
+        return x * 2
+
+
+@pytest.mark.parametrize("model", [TwoBranches, LSTMLoop, Conditional, InPlaceThroughView, Opaque])
+def test_composites_that_leaf_level_dissolves_need_no_row(model):
+    """Without passes the tape holds both levels; the graph of the pass is the same."""
+    torch.manual_seed(0)
+    args = {LSTMLoop: torch.ones(3, 2, 4)}.get(model, torch.ones(2, 4))
+    net = model()
+    both = lens.trace(net, args, passes="")
+    after = PassManager((GranularityPass("leaf"),), {}).run(both.graph, both.payloads).graph
+    leaf = lens.trace(net, args, passes="granularity{level=leaf}").graph
+    shown = [print_graph(g, locations=False, times=False, meta=False) for g in (after, leaf)]
+    assert shown[0] == shown[1]
 
 
 def test_a_read_is_recorded_with_what_was_read_and_where():

@@ -1,5 +1,7 @@
 """The text form: golden texts, and the round trip on generated graphs."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from strategies import graphs
@@ -9,7 +11,7 @@ from lens.errors import TextError
 from lens.ir.facets import Facet, UnknownFacet
 from lens.ir.graph import Graph
 from lens.ir.parser import parse
-from lens.ir.printer import print_graph
+from lens.ir.printer import print_address, print_graph
 from lens.ir.types import TensorType, parse_type
 from lens.ir.verifier import find_problems
 
@@ -61,6 +63,14 @@ def test_golden_text_round_trips():
 @settings(max_examples=150, deadline=None)
 def test_generated_graphs_round_trip(graph):
     assert find_problems(graph) == []
+    assert parse(print_graph(graph)) == graph
+
+
+@pytest.mark.parametrize("address", ["A\u00b7", "\u00e9", "a b", 'say "x"', "a.b_1"])
+def test_addresses_of_any_letters_round_trip(address):
+    text = f"graph {{\n  leaf %0: f32[] = buffer {json.dumps(address)}\n  outputs @{print_address(address)}\n}}"
+    graph = parse(text)
+    assert graph.leaves[0].addresses == (address,)
     assert parse(print_graph(graph)) == graph
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -40,8 +40,11 @@ class AddressBook:
 
     def tensor(self, tensor: torch.Tensor) -> Named | None:
         """What is known of a tensor; None if the model does not hold it."""
-        found = self._lookup(tensor)
-        if found is None and isinstance(tensor, nn.Parameter):
+        found = self._tensors.get(id(tensor))
+        if found is not None and found[0] is tensor:
+            return found
+        found = None
+        if isinstance(tensor, nn.Parameter):
             self._add_registered()
             found = self._lookup(tensor)
         if found is None and not self._scanned_attributes:
@@ -57,26 +60,35 @@ class AddressBook:
 
     def _add_registered(self) -> None:
         """One walk over the module tree: ``named_parameters`` and its like would each make their own."""
-        stack: list[tuple[str, nn.Module, tuple[int, ...]]] = [("", self._model, ())]
-        while stack:
-            address, module, outer = stack.pop()
-            _, known = self._modules.get(id(module), (module, ()))
-            if address not in known:
-                self._modules[id(module)] = (module, (*known, address))
-            prefix = f"{address}." if address else ""
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    self._add(parameter, "parameter", prefix + name)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    self._add(buffer, "buffer", prefix + name)
-            path = (*outer, id(module))
-            children = [
-                (prefix + name, child, path)
-                for name, child in module._modules.items()
-                if child is not None and id(child) not in path  # a child that holds its parent
-            ]
-            stack.extend(reversed(children))
+        self._walk("", self._model, {id(self._model)})
+
+    def _walk(self, address: str, module: nn.Module, path: set[int]) -> None:
+        """Add a module and what is in it. ``path``: the modules that hold it, for a child that holds its parent."""
+        known = self._modules.get(id(module))
+        if known is None:
+            self._modules[id(module)] = (module, (address,))
+        elif address not in known[1]:
+            self._modules[id(module)] = (module, (*known[1], address))
+        prefix = f"{address}." if address else ""
+        if module._parameters:
+            self._add_all(prefix, module._parameters, "parameter")
+        if module._buffers:
+            self._add_all(prefix, module._buffers, "buffer")
+        for name, child in module._modules.items():
+            if child is not None and id(child) not in path:
+                path.add(id(child))
+                self._walk(prefix + name, child, path)
+                path.discard(id(child))
+
+    def _add_all(self, prefix: str, registered: Mapping[str, torch.Tensor | None], kind: LeafKind) -> None:
+        tensors = self._tensors
+        for name, tensor in registered.items():
+            if tensor is None:
+                continue
+            if id(tensor) in tensors:
+                self._add(tensor, kind, prefix + name)
+            else:
+                tensors[id(tensor)] = (tensor, kind, (prefix + name,))
 
     def _add(self, tensor: torch.Tensor, kind: LeafKind, address: str) -> None:
         known = self._tensors.get(id(tensor))

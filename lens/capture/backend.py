@@ -5,12 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-import torch
 from attrs import frozen
 
 from lens import registry
 from lens.capture.recorder import Recorder
-from lens.errors import BackendError, PluginError
+from lens.errors import PluginError
 
 
 @runtime_checkable
@@ -76,26 +75,3 @@ def _info(name: str) -> BackendInfo:
     except PluginError as error:
         return BackendInfo(name, reason=error.what)
     return BackendInfo(name, backend.capabilities, backend.unavailable())
-
-
-def find_backend(name: str) -> CaptureBackend:
-    """The backend of a name.
-
-    Raises:
-        BackendError: there is none, or it cannot be used here.
-    """
-    known = registry.names("backends")
-    if name not in known:
-        raise BackendError(
-            f"there is no capture backend {name!r}",
-            where=f"backend={name!r}",
-            hint=f"known backends: {', '.join(sorted(known))}",
-        )
-    info = _info(name)
-    if info.reason is not None:
-        raise BackendError(
-            f"the backend {name!r} cannot be used here: {info.reason}",
-            where=f"torch {torch.__version__}",
-            hint="choose another backend; `lens backends` lists them",
-        )
-    return registry.find("backends", name)()  # type: ignore[no-any-return]

@@ -21,9 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import watch_modules
-from lens.capture.patches import Entries, patched
+from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Recorder, site_of
+from lens.capture.regions import Sight
 from lens.capture.swapping import Place, Swap, SwapTable
+from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, describe, unpatched
 
 #: Tensor types whose functions nobody overrides.
@@ -44,10 +46,14 @@ class DecorationBackend:
     def record(self, emit: Recorder) -> Iterator[None]:
         """Watch this thread while the block lasts."""
         with ExitStack() as stack:
-            stack.enter_context(watch_modules(emit))
+            recording = _Recording(emit)
+            decorations = _decorations()
+            sight = _DecorationSight(recording, decorations.recordings)
+            sight.patches.append(stack.enter_context(watch_modules(emit)))
             if not emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, None))
-            stack.enter_context(_decorations().known_to(_Recording(emit), emit.modules()))
+            watch_regions(sight, stack, self.record)
+            stack.enter_context(decorations.known_to(recording, emit.addresses.modules()))
             yield
 
 
@@ -91,6 +97,31 @@ class _Decorations:
         return self._table.replacement(function)
 
 
+class _DecorationSight(Sight):
+    """What a trace by decoration sees in its thread: everything while its recording is on the stack."""
+
+    def __init__(self, recording: _Recording, recordings: dict[int, list[_Recording]]) -> None:
+        super().__init__(recording.recorder, None)
+        self.recording, self.recordings = recording, recordings
+
+    @contextmanager
+    def covered(self, observer: TorchFunctionMode) -> Iterator[None]:
+        """Nothing is recorded in the block; the observer sees its functions."""
+        stack = self.recordings[get_ident()]
+        place = stack.index(self.recording)
+        del stack[place]
+        try:
+            with hidden(self.patches), observer:
+                yield
+        finally:
+            stack.insert(place, self.recording)
+
+    @property
+    def open(self) -> bool:
+        """Whether the trace is looking; it is not inside an operation that runs as it is."""
+        return self.recording in self.recordings.get(get_ident(), ())
+
+
 class Replacement:
     """Stands in for a function of torch, and equals it: dispatch tables of the program know both as one."""
 
@@ -107,7 +138,7 @@ class Replacement:
         """Run the function; where a trace of this thread is on, tell it."""
         stack = self._recordings.get(get_ident())
         original = self.lens_original
-        if not stack:
+        if not stack or torch._C._is_torch_function_all_disabled():
             if not overrides.has_torch_function((*args, *kwargs.values()) if kwargs else args):
                 return original(*args, **kwargs)
             with _Reporter(None, None, self):
@@ -266,6 +297,7 @@ def _wrap_guard(original: Callable[..., bool], threads: Entries) -> Callable[...
     """``has_torch_function`` as attention asks it: a yes keeps it off its fused eval path."""
 
     def has_torch_function(relevant_args: Sequence[Any]) -> bool:
-        return get_ident() in threads or original(relevant_args)
+        asked_by_operator = sys._getframe(1).f_globals is vars(torch._ops)
+        return (get_ident() in threads and not asked_by_operator) or original(relevant_args)
 
     return has_torch_function

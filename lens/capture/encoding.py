@@ -49,6 +49,8 @@ class ArgumentEncoder:
         #: The opaque objects met so far, by index, for replay.
         self.objects: list[Any] = []
         self._object_numbers: dict[int, int] = {}
+        #: Whether a tensor subclass was among the arguments.
+        self.has_met_subclass = False
         #: How each type is encoded; types met for the first time are added.
         self._encoders: dict[type, Callable[[Any, Visit], RawTemplate]] = {
             **dict.fromkeys(ATOMS, self._atom),
@@ -89,6 +91,7 @@ class ArgumentEncoder:
             (Mapping, self._mapping),
         ):
             if issubclass(kind, base):
+                self.has_met_subclass |= base is torch.Tensor
                 return encoder
         return self._dataclass if dataclasses.is_dataclass(kind) else self._opaque
 

@@ -12,7 +12,10 @@ from lens.capture.tensor_table import TensorRecord
 from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.naming import layer_type
 from lens.ir.payloads import Held, PayloadStore
-from lens.ir.tape import ScopeRow
+from lens.ir.tape import ModuleNames
+
+#: A version that no tensor has.
+_NEVER = -1
 
 
 class Keeper:
@@ -34,7 +37,7 @@ class Keeper:
 
     # Values
 
-    def wants(self, function: FnRef, scope: ScopeRow | None, tensor: torch.Tensor) -> bool:
+    def wants(self, function: FnRef, module: ModuleNames, tensor: torch.Tensor) -> bool:
         """Whether the result of the operation that is just finishing is wanted."""
         selection = self.selection
         kind = layer_type(function)
@@ -45,17 +48,17 @@ class Keeper:
         running = RunningOp(
             kind,
             function,
-            scope.address if scope else "",
-            scope.cls if scope else "",
+            module[0],
+            module[2],
             tuple(tensor.shape) if not tensor.is_nested else (),
             str(tensor.dtype).removeprefix("torch."),
         )
         return bool(selection.predicate(running))
 
-    def wants_module(self, scope: ScopeRow) -> bool:
+    def wants_module(self, module: ModuleNames) -> bool:
         """Whether the outputs of this module are wanted."""
         wanted = self.selection.addresses
-        return bool(wanted) and any(a in wanted for a in (scope.address, *scope.aliases))
+        return bool(wanted) and any(a in wanted for a in (module[0], *module[1]))
 
     def hold(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
         """Keep a value by reference."""
@@ -78,6 +81,12 @@ class Keeper:
             for value in record.held:
                 self._held[value] = (tensor, version_of(tensor))
 
+    def spoil(self, record: TensorRecord) -> None:
+        """Note that what is held of a tensor is lost: it was given other memory unseen."""
+        for value in record.held:
+            self._held[value] = (self._held[value][0], _NEVER)
+        record.held = ()
+
     # Random number generators
 
     def keep_generators(self, position: int, states: Mapping[str, torch.Tensor]) -> None:
@@ -87,9 +96,14 @@ class Keeper:
             return
         self._states[position] = dict(states)
 
-    def store(self, objects: Sequence[Any]) -> PayloadStore:
-        """Everything that was kept."""
-        values = {ValueId(v): Held(tensor, version) for v, (tensor, version) in self._held.items()}
+    def take_over(self, other: Keeper, values: Mapping[int, int], ops: int) -> None:
+        """Keep what another keeper has; its values and op positions as they are called here."""
+        self._held.update((values[value], held) for value, held in other._held.items())
+        self._states.update((ops + position, states) for position, states in other._states.items())
+
+    def store(self, objects: Sequence[Any], ids: Sequence[int]) -> PayloadStore:
+        """Everything that was kept; ``ids`` are the ids of the values in the graph."""
+        values = {ValueId(ids[v]): Held(tensor, version) for v, (tensor, version) in self._held.items()}
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
         return PayloadStore(dict(values), states, kept)

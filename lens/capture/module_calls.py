@@ -17,7 +17,7 @@ from lens.capture.recorder import Recorder
 _CALL = "_call_impl" if hasattr(nn.Module, "_call_impl") else "__call__"
 
 
-def watch_modules(recorder: Recorder) -> AbstractContextManager[None]:
+def watch_modules(recorder: Recorder) -> AbstractContextManager[Entries]:
     """Announce the module calls of this thread to a recorder, while the block lasts.
 
     The method that runs a module's hooks and forward is replaced, rather than global hooks registered: so the
@@ -44,7 +44,5 @@ def _wrap(original: Callable[..., Any], recorders: Entries) -> Callable[..., Any
     return __call__
 
 
-#: The code of the wrapper: where a search for the user's line meets a module call.
-MODULE_CALL_CODE = next(
-    constant for constant in _wrap.__code__.co_consts if getattr(constant, "co_name", None) == "__call__"
-)
+#: Where a search for the user's line meets a module call.
+MODULE_CALL_FILE = _wrap.__code__.co_filename

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import overrides
 
-from lens.functions import is_openable
+from lens.functions import dense_kernel, is_openable
 
 _GUARDS = {
     name: getattr(overrides, name)
@@ -38,7 +38,7 @@ class Opener:
         if opened is None:
             self._opened[function] = function  # what a function finds of itself in its own closure
             if is_openable(function):
-                self._opened[function] = self._copy(function)
+                self._opened[function] = dense_kernel(function) or self._copy(function)
             opened = self._opened[function]
         return opened
 

@@ -8,7 +8,7 @@ can wait is left to sealing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -24,17 +24,18 @@ from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, TensorTable
 from lens.functions import Function
 from lens.ir.elements import LeafKind
-from lens.ir.tape import RawTemplate, ReadRow, ScopeRow, Site, Tape
+from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site, Tape
 from lens.ir.templates import Slot
 
 #: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
 #: arguments, site, tensors that it writes to, generator states. A bare tuple: a named one costs 0.3 us per call.
+#: The operands of a composite that will hardly get a row are None, and its arguments stand as they are.
 Call: TypeAlias = tuple[
     Function,
     int,
-    list[int],
-    list[RawTemplate],
-    "dict[str, RawTemplate] | None",
+    "list[int] | None",
+    Sequence[Any],
+    "Mapping[str, Any] | None",
     Site,
     Sequence[torch.Tensor],
     "Mapping[str, torch.Tensor] | None",
@@ -44,6 +45,15 @@ Call: TypeAlias = tuple[
 def site_of(call: Call) -> Site:
     """Where a call that has begun comes from."""
     return call[5]
+
+
+#: What comes back to ``exit``: number of the scope, the scope and the call site around it.
+Entered: TypeAlias = "tuple[int, int | None, Site]"
+
+
+def written_by(call: Call) -> Sequence[torch.Tensor]:
+    """What a call writes to."""
+    return call[6]
 
 
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
@@ -57,6 +67,8 @@ class Recorder:
         selection: Which values to hold.
         locator: Finds the user's line of a call.
         keep_fast_paths: Whether the backend is to leave torch's fused eval paths on.
+        composites: Whether a composite gets a row of its own even if the operations inside explain all that it
+            returns (docs/adr/005-composites-at-leaf-level.md).
     """
 
     def __init__(
@@ -65,6 +77,7 @@ class Recorder:
         selection: Selection,
         locator: Locator,
         keep_fast_paths: bool = True,
+        composites: bool = True,
     ) -> None:
         self.tape = Tape()
         self.keep_fast_paths = keep_fast_paths
@@ -77,14 +90,18 @@ class Recorder:
         self.composite_site: Site = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
-        self._addresses = addresses
+        #: Set by a backend that can tell the value of a tensor which comes as an object never met.
+        self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
+        self.addresses = addresses
         self._locator = locator
         # Looked up once: these are read for every operation.
         self._by_id = self.tensors.by_id
-        self._values = self.tape.values
+        self._values, self._ops = self.tape.values, self.tape.ops
+        self.composites = composites
         self._hold_all, self._selective = self.keeper.everything, self.keeper.selective
-        #: By id: (address, aliases, class name), calls so far, the module (kept, so that ids stay unique).
-        self._modules: dict[int, list[Any]] = {}
+        self._hold_leaves = self.keeper.everything or self.keeper.leaves
+        #: By id: names, calls so far, the module (kept, so that ids stay unique).
+        self.modules: dict[int, list[Any]] = {}
 
     # Operations
 
@@ -100,6 +117,10 @@ class Recorder:
 
         ``opened`` says that the operations inside will be told too, their writes among them.
         """
+        site = self.composite_site or self._locator.find(frame, self.call_site)
+        self.running = function
+        if opened and not self.composites:
+            return function, len(self._ops), None, args, kwargs, site, (), None
         operands: list[int] = []
         by_id = self._by_id
         encoded: list[RawTemplate] = []
@@ -123,15 +144,12 @@ class Recorder:
         if kwargs:
             named = dict(zip(kwargs, encoded[len(args) :], strict=True))
             del encoded[len(args) :]
-        site = self.composite_site or self._locator.find(frame, self.call_site)
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = function.written(args, kwargs or {})
-            self._protect(written)
+            self.protect(written)
         generators = generator_states(args, kwargs) if function.random else None
-        self.running = function
-        begin = len(self.tape.ops)
-        return function, begin, operands, encoded, named, site, written, generators
+        return function, len(self._ops), operands, encoded, named, site, written, generators
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
         """Note what a call returned, how long it took (seconds), and what it wrote to.
@@ -140,8 +158,12 @@ class Recorder:
         """
         function, begin, operands, args, kwargs, site, written, generators = call
         self.running = None
-        tape = self.tape
-        position = len(tape.ops)
+        ops = self._ops
+        position = len(ops)
+        if operands is None:
+            if begin < position and self._all_met(result):
+                return
+            operands, args, kwargs = self._operands_before(call)
         results: list[int] = []
         yields: list[int | None] = []
         form: RawTemplate
@@ -153,23 +175,42 @@ class Recorder:
             return
         if written:
             self._written(call, position, results, yields)
-        tape.ops.append(
-            (
-                function.ref,
-                begin,
-                operands,
-                args,
-                kwargs,
-                results,
-                form,
-                self.scope,
-                site,
-                duration,
-                tuple(yields) if begin < position else None,
-            )
+        inside = tuple(yields) if begin < position else None
+        ops.append(
+            (function.ref, begin, operands, args, kwargs, results, form, self.scope, site, duration, inside),
         )
-        if generators is not None:
+        if generators:
             self.keeper.keep_generators(position, generators)
+
+    def _all_met(self, result: Any) -> bool:
+        """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
+        if type(result) is torch.Tensor:
+            record = self._by_id.get(id(result))
+            return record is not None and record() is result
+        unmet: list[torch.Tensor] = []
+
+        def visit(tensor: torch.Tensor) -> Slot:
+            if self.tensors.find(tensor) is None:
+                unmet.append(tensor)
+            return SLOTS[0]
+
+        self.encoder.encode_with(result, visit)
+        return not unmet
+
+    def _operands_before(self, call: Call) -> tuple[list[int], list[RawTemplate], dict[str, RawTemplate] | None]:
+        """The operands of a composite that is over, as they were before its interior wrote to them."""
+        _, begin, _, args, kwargs, *_ = call
+        operands: list[int] = []
+        encoded = [self.encoder.encode(arg, operands) for arg in args]
+        named = {name: self.encoder.encode(arg, operands) for name, arg in kwargs.items()} if kwargs else None
+        made = {value for row in self._ops[begin:] for value in row[5]}
+        made.update(new for position, _, new in self.tape.effects if position >= begin)
+        for place, value in enumerate(operands):
+            older: int | None = value
+            while older is not None and older in made:
+                older = self._values[older][4]
+            operands[place] = value if older is None else older
+        return operands, encoded, named
 
     def _result(
         self,
@@ -191,7 +232,7 @@ class Recorder:
         else:
             record = self.tensors.add(tensor, value)
             if record.shared:
-                alias = self.tensors.alias(record, call[2])
+                alias = self.tensors.alias(record, call[2] or ())
             yields.append(None)
         try:
             grad = tensor.grad_fn
@@ -214,8 +255,8 @@ class Recorder:
 
     # Writes in place
 
-    def _protect(self, written: Sequence[torch.Tensor]) -> None:
-        """Copy the held values that a write is about to destroy."""
+    def protect(self, written: Sequence[torch.Tensor]) -> None:
+        """Copy the held values that a write to these tensors is about to destroy."""
         if self.keeper.nothing:
             return
         for tensor in written:
@@ -264,8 +305,8 @@ class Recorder:
                     self.keeper.refresh(member)
 
     def _wants(self, function: Function, tensor: torch.Tensor) -> bool:
-        scope = None if self.scope is None else self.tape.scopes[self.scope]
-        return self.keeper.wants(function.ref, scope, tensor)
+        names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
+        return self.keeper.wants(function.ref, names, tensor)
 
     def _new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
         """A new value for a tensor whose memory was written to."""
@@ -292,37 +333,44 @@ class Recorder:
         """The value that a tensor stands for; a tensor never met becomes a leaf."""
         record = self._by_id.get(id(tensor))
         if record is None or record() is not tensor:
-            return self._adopt(tensor)
+            named = self.addresses.tensor(tensor)
+            if named is not None:
+                return self.leaf(tensor, named[1], named[2])
+            known = self.recognise(tensor)
+            if known is not None:
+                return known
+            # A tensor without data cannot hide where its values come from.
+            kind: LeafKind = "constant" if tensor.is_meta else "external"
+            return self.leaf(tensor, kind, (), self._locator.find(_caller(), self.call_site))
         if record.pending:
             self._settle(record, tensor)
         return record.value
 
-    def _adopt(self, tensor: torch.Tensor) -> int:
-        named = self._addresses.tensor(tensor)
-        if named is not None:
-            return self.leaf(tensor, named[1], named[2])
-        site = self._locator.find(_caller(), self.call_site)
-        return self.leaf(tensor, "external", (), site)
-
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
-        value = len(self._values)
+        values = self._values
+        value = len(values)
         record = self.tensors.add(tensor, value)
         alias = self.tensors.alias(record, ()) if record.shared else None
         try:
-            self._values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
+            values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
         except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
-            self._values.append((*odd_type(tensor), alias, None))
+            values.append((*odd_type(tensor), alias, None))
         self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
-        if (self.keeper.everything or self.keeper.leaves) and not is_lazy(tensor):
+        if self._hold_leaves and not is_lazy(tensor):
             self.keeper.hold(record, value, tensor)
         return value
+
+    def site(self, frame: FrameType | None) -> Site:
+        """The user's line that led to a frame."""
+        return self._locator.find(frame, self.call_site)
 
     # Reads
 
     def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
         """Note that values left the tensor world; ``result`` is what the caller got."""
-        site = None if frame is None else (frame.f_code, frame.f_lasti)
+        # Elsewhere than in the user's code only where the value leaves for another library.
+        site = self.site(frame) if frame is None or kind in ("numpy", "dlpack") else (frame.f_code, frame.f_lasti)
         shown = shorten(result)
         for arg in args:
             if isinstance(arg, torch.Tensor):
@@ -332,13 +380,9 @@ class Recorder:
 
     # Modules
 
-    def modules(self) -> Iterator[nn.Module]:
-        """The modules of the model, each once."""
-        return self._addresses.modules()
-
     def enter(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None
-    ) -> tuple[ScopeRow, Site]:
+    ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
         for arg in (*args, *kwargs.values()) if kwargs else args:
@@ -346,41 +390,34 @@ class Recorder:
                 inputs.append(self.value_of(arg))
             else:
                 self.encoder.encode(arg, inputs)
-        known = self._modules.get(id(module))
+        known = self.modules.get(id(module))
         if known is None:
-            name = type(module).__name__
-            addresses = self._addresses.module(module) or (f"<{name}>",)
-            known = self._modules[id(module)] = [(addresses[0], addresses[1:], name), 0, module]
+            known = self.modules[id(module)] = [self._names_of(module), 0, module]
         known[1] += 1
-        site = self._locator.find(frame, self.call_site)
-        row = ScopeRow(
-            known[0],
-            known[1],
-            self.scope,
-            module.training,
-            len(self.tape.ops),
-            inputs,
-            site,
-        )
-        outer_site = self.call_site
-        self.scope = len(self.tape.scopes)
-        self.call_site = site
-        self.tape.scopes.append(row)
-        return row, outer_site
+        outer_scope, outer_site = self.scope, self.call_site
+        self.call_site = site = self._locator.find(frame, outer_site)
+        scopes = self.tape.scopes
+        training = getattr(module, "training", False)  # frozen scripted modules have none
+        self.scope = number = len(scopes)
+        scopes.append((known[0], known[1], outer_scope, training, len(self._ops), inputs, site))
+        return number, outer_scope, outer_site
 
-    def exit(self, entered: tuple[ScopeRow, Site], output: Any) -> None:
+    def exit(self, entered: Entered, output: Any) -> None:
         """Note that a module call has ended; ``output`` is None if it raised."""
-        row, self.call_site = entered
+        number, self.scope, self.call_site = entered
         outputs: list[int] = []
         if type(output) is torch.Tensor:
             outputs.append(self.value_of(output))
         else:
             self.encoder.encode(output, outputs)
-        row.stop = len(self.tape.ops)
-        row.outputs = outputs
-        self.scope = row.parent
-        if self._selective and self.keeper.wants_module(row):
+        self.tape.exits.append((number, len(self._ops), outputs))
+        if self._selective and self.keeper.wants_module(self.tape.scopes[number][0]):
             self.encoder.encode_with(output, self._hold_now)
+
+    def _names_of(self, module: nn.Module) -> ModuleNames:
+        name = type(module).__name__
+        addresses = self.addresses.module(module) or (f"<{name}>",)
+        return addresses[0], addresses[1:], name
 
     def _hold_now(self, tensor: torch.Tensor) -> Slot:
         record = self.tensors.find(tensor)
@@ -402,8 +439,8 @@ def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, obj
 
     Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
     """
-    if is_lazy(tensor):
-        return (0,), tensor.dtype, tensor.device, "strided"
+    if is_lazy(tensor):  # it has no attribute ``shape``
+        return tuple(tensor.size()), tensor.dtype, tensor.device, "strided"
     if not tensor.is_nested:
         return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
     parts = [tuple(part.shape) for part in tensor.unbind()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 
@@ -17,13 +17,13 @@ _LENS_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 class Locator:
     """Finds the innermost frame of the user's code.
 
-    Frames of torch and lens are passed over. The code objects in ``boundaries`` stand for a module call (or the
+    Frames of torch and lens are passed over. Frames of the files in ``boundaries`` stand for a module call (or the
     trace itself): beyond them the search need not go, because the site of the module call is known.
     """
 
-    def __init__(self, boundaries: tuple[CodeType, ...]) -> None:
-        # Keyed by id because hashing a code object is linear in its length; the code is kept so that ids stay unique.
-        self._kinds: dict[int, tuple[int, CodeType]] = {id(code): (_BOUNDARY, code) for code in boundaries}
+    def __init__(self, boundaries: tuple[str, ...]) -> None:
+        #: By file name, which all code objects of a file share and whose hash Python keeps.
+        self._kinds = dict.fromkeys(boundaries, _BOUNDARY)
 
     def find(self, frame: FrameType | None, call_site: Site) -> Site:
         """The innermost user frame from ``frame`` outwards, up to the enclosing module call.
@@ -31,19 +31,20 @@ class Locator:
         If there is none on this side of it: the module's own call site. None in a model made of torch's modules
         only, none of whose lines is the user's.
         """
+        kinds = self._kinds
         while frame is not None:
             code = frame.f_code
-            known = self._kinds.get(id(code))
-            kind = known[0] if known else self._classify(code)
-            if kind == _USER:
+            kind = kinds.get(code.co_filename)
+            if kind is None:
+                kind = self._classify(code.co_filename)
+            if kind == _LIBRARY:
+                frame = frame.f_back
+            elif kind == _USER:
                 return code, frame.f_lasti
-            if kind == _BOUNDARY:
+            else:
                 break
-            frame = frame.f_back
         return call_site
 
-    def _classify(self, code: CodeType) -> int:
-        library = code.co_filename.startswith((_TORCH_DIR, _LENS_DIR))
-        kind = _LIBRARY if library else _USER
-        self._kinds[id(code)] = (kind, code)
+    def _classify(self, file: str) -> int:
+        kind = self._kinds[file] = _LIBRARY if file.startswith((_TORCH_DIR, _LENS_DIR)) else _USER
         return kind

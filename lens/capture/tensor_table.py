@@ -74,6 +74,12 @@ class TensorTable:
         others = [m.value for m in self._by_storage[record.storage] if m is not record]
         return next((v for v in others if v in preferred), others[-1])
 
+    def members(self, storage: int | None) -> list[TensorRecord]:
+        """The records of live tensors on a memory, oldest first."""
+        if storage is None:
+            return []
+        return [m for m in self._by_storage.get(storage, ()) if m() is not None and m.storage == storage]
+
     def move(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Note that a tensor may have been given other memory (``set_``, ``.data = ...``)."""
         storage = storage_of(tensor)
@@ -83,6 +89,8 @@ class TensorTable:
 
     def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, bool]]:
         """The other live records on the same memory, each with: does it overlap with this tensor."""
+        if record.storage is None:  # perhaps of a lazy module, and shaped since
+            self.move(record, tensor)
         if record.storage is None:
             return
         members = self._by_storage[record.storage]

@@ -23,6 +23,8 @@ from lens.capture.module_calls import watch_modules
 from lens.capture.opening import Opener
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
+from lens.capture.regions import Sight
+from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, describe, unpatched
 
 
@@ -40,12 +42,14 @@ class TorchFunctionBackend:
     def record(self, emit: Recorder) -> Iterator[None]:
         """Watch this thread while the block lasts."""
         with ExitStack() as stack:
-            stack.enter_context(watch_modules(emit))
             mode = _RecordingMode(emit)
+            sight = Sight(emit, mode)
+            sight.patches.append(stack.enter_context(watch_modules(emit)))
             if emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+            watch_regions(sight, stack, self.record)
             for name in _UNTOLD_WRITERS:
-                stack.enter_context(patched(torch.Tensor, name, _tell, mode))
+                sight.patches.append(stack.enter_context(patched(torch.Tensor, name, _tell, mode)))
             stack.enter_context(mode)
             yield
 
@@ -136,8 +140,8 @@ def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., 
 
     def has_torch_function(relevant_args: Sequence[Any]) -> bool:
         mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
-        if not isinstance(mode, _RecordingMode):
-            return original(relevant_args)
+        if not isinstance(mode, _RecordingMode) or sys._getframe(1).f_globals is vars(torch._ops):
+            return original(relevant_args)  # torch._ops: a higher-order operator asks whether to show itself
         with overrides._pop_mode_temporarily():
             return original(relevant_args)
 

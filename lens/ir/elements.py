@@ -32,6 +32,7 @@ class FnRef:
         random: May draw from a random number generator.
         view: May return a view of an argument.
         composite: A Python function made of other operations.
+        opaque: Python code that ran out of sight: its first argument is what was called.
     """
 
     namespace: str
@@ -40,6 +41,7 @@ class FnRef:
     random: bool = False
     view: bool = False
     composite: bool = False
+    opaque: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}.{self.name}"
@@ -257,6 +259,14 @@ class Fault:
 
 
 @frozen
+class Unseen:
+    """Something that the backend knows it did not see."""
+
+    what: str
+    location: Location | None = None
+
+
+@frozen
 class Meta:
     """Facts about the run.
 
@@ -272,6 +282,7 @@ class Meta:
         lens, torch: Versions.
         modules, parameters: All of the model's, used or not.
         fault: The exception that ended the run, if one did.
+        unseen: What the backend knows that it did not see.
     """
 
     model: str = ""
@@ -287,3 +298,4 @@ class Meta:
     modules: tuple[ModuleInfo, ...] = field(factory=tuple)
     parameters: tuple[ParameterInfo, ...] = field(factory=tuple)
     fault: Fault | None = None
+    unseen: tuple[Unseen, ...] = field(factory=tuple)

@@ -20,6 +20,13 @@ _ESCAPES = {
     "index": "the number read is a constant of this run",
     "complex": "the number read is a constant of this run",
 }
+#: What an opaque operation hides, by the beginning of its name.
+_OPAQUE = {
+    "torch.jit.": "what it is made of is not in the graph; trace the module from before it was scripted to see inside",
+    "torch.func.": "what it is made of is not in the graph; call the function without the transform to see inside",
+    "lens.": "a tensor subclass keeps other tensors inside; what it does with them is not in the graph",
+    "": "what it is made of is not in the graph",
+}
 
 
 @frozen
@@ -27,8 +34,10 @@ class Gap:
     """Something that the backend could not see.
 
     Args:
-        kind: ``external`` (a tensor of unknown origin), ``read`` (a value that left the tensor world), or
-            ``fast_paths`` (the run differed from the plain one on purpose).
+        kind: ``external`` (a tensor of unknown origin), ``read`` (a value that left the tensor world), ``reads`` (the
+            backend does not see all of these), ``opaque`` (an operation whose interior is out of sight), ``unseen``
+            (something that the backend knows it missed), or ``fast_paths`` (the run differed from the plain one on
+            purpose).
         what: What happened.
         advice: What it means, and what to do.
         location: Where.
@@ -53,6 +62,15 @@ def find_gaps(graph: Graph) -> tuple[Gap, ...]:
     reads = Counter((read.kind, read.location) for read in graph.reads if read.kind in _ESCAPES)
     for (kind, location), times in reads.items():
         gaps.append(Gap("read", f"{kind}() took a value out of the graph", _ESCAPES[kind], location, times))
+    opaque = Counter((str(op.function), op.location) for op in graph.ops if op.function.opaque)
+    for (name, location), times in opaque.items():
+        advice = next(text for prefix, text in _OPAQUE.items() if name.startswith(prefix))
+        gaps.append(Gap("opaque", f"{name} ran as one operation", advice, location, times))
+    for unseen in graph.meta.unseen:
+        gaps.append(Gap("unseen", unseen.what, "wait for it in the forward to see it", unseen.location))
+    if graph.meta.backend and "reads" not in graph.meta.capabilities:
+        advice = "numbers and arrays made from tensors may be constants of this run; torch_function sees the reads"
+        gaps.append(Gap("reads", f"{graph.meta.backend} does not see every way out of the tensor world", advice))
     if graph.meta.fast_paths == "open":
         advice = "the result may differ from the plain one by rounding, and at padded positions of attention"
         gaps.append(Gap("fast_paths", "torch's fused eval paths were switched off", advice))

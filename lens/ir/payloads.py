@@ -64,6 +64,9 @@ class PayloadStore:
     rng_states: dict[OpId, dict[str, Any]] = field(factory=dict)
     objects: dict[int, Any] = field(factory=dict)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PayloadStore, (self.values, self.rng_states)  # functions and the like cannot be pickled in general
+
     def __contains__(self, value: ValueId) -> bool:
         return value in self.values
 
@@ -98,8 +101,12 @@ class PayloadStore:
         self,
         value_map: Mapping[ValueId, ValueId],
         op_map: Sequence[OpId | None],
+        absorbed: Mapping[OpId, OpId],
     ) -> PayloadStore:
-        """This store for a restructured graph; what was pruned is dropped."""
+        """This store for a restructured graph; what was pruned is dropped.
+
+        A composite that was closed starts from the generator state that the first operation inside it started from.
+        """
         values: dict[ValueId, Payload] = {}
         for old, payload in self.values.items():
             new = value_map.get(old)
@@ -107,7 +114,7 @@ class PayloadStore:
                 values.setdefault(new, payload)
         states: dict[OpId, dict[str, Any]] = {}
         for op, state in self.rng_states.items():
-            target = op_map[op]
+            target = absorbed.get(op, op_map[op])
             if target is not None:
-                states[target] = state
+                states.setdefault(target, state)
         return PayloadStore(values, states, self.objects)

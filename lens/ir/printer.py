@@ -17,7 +17,7 @@ from lens.ir.graph import Graph
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, default_form
 
 #: The flags of a function, in the order in which they are printed.
-FN_FLAGS = ("mutates", "random", "view", "composite")
+FN_FLAGS = ("mutates", "random", "view", "composite", "opaque")
 
 
 def print_graph(
@@ -278,4 +278,5 @@ def value_names(graph: Graph) -> list[str]:
 
 def print_address(address: str) -> str:
     """An address as it stands after ``@``: bare if it is made of words and dots, else quoted."""
-    return address if address.replace(".", "_").isidentifier() else json.dumps(address)
+    bare = address.isascii() and address.replace(".", "_").isidentifier()
+    return address if bare else json.dumps(address)

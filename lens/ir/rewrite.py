@@ -17,10 +17,12 @@ class GraphMap:
     Args:
         ops: Per old op its new id, or None.
         values: Old value to new value; pruned ones are missing.
+        absorbed: Old op of the interior of a composite that was closed -> that composite's new id.
     """
 
     ops: tuple[OpId | None, ...]
     values: Mapping[ValueId, ValueId] = field(factory=dict)
+    absorbed: Mapping[OpId, OpId] = field(factory=dict)
 
     @property
     def surviving_ops(self) -> list[OpId]:
@@ -54,6 +56,22 @@ def keep_ops(
     reads any more. Facets are not carried over; that is the pass manager's job.
     """
     return _Renumbering(graph, kept, substitute or {}, drop_scope).run()
+
+
+def has_unread_leaves(graph: Graph) -> bool:
+    """Whether there are leaves, inputs excepted, that nothing reads; ``keep_ops`` prunes them. Linear."""
+    read = _read_values(graph, graph.ops)
+    return any(leaf.kind != "input" and leaf.value not in read for leaf in graph.leaves)
+
+
+def _read_values(graph: Graph, ops: Sequence[Op]) -> set[ValueId]:
+    read = {*graph.outputs.values, *graph.inputs.values}
+    for op in ops:
+        read.update(op.operands)
+        for old, _ in op.effects:
+            read.add(old)
+    read.update([r.value for r in graph.reads])
+    return read
 
 
 class _Renumbering:
@@ -107,7 +125,15 @@ class _Renumbering:
             target = self.values.get(self._resolve(old))
             if target is not None:
                 self.values[old] = target
-        return Restructured(new_graph, GraphMap(tuple(self.op_ids), self.values))
+        return Restructured(new_graph, GraphMap(tuple(self.op_ids), self.values, self._absorbed()))
+
+    def _absorbed(self) -> dict[OpId, OpId]:
+        absorbed = {}
+        for new, op in enumerate(self.kept):
+            interior = self.graph.ops[op.id].interior
+            if interior and not op.interior:
+                absorbed.update({OpId(old): OpId(new) for old in range(op.id - interior, op.id)})
+        return absorbed
 
     def _new_positions(self) -> list[int]:
         """Per old op position, how many kept ops stand before it."""
@@ -125,9 +151,7 @@ class _Renumbering:
         return self.values[self._resolve(value)]
 
     def _kept_leaves(self) -> list[LeafId]:
-        read = {self._resolve(v) for op in self.kept for v in op.reads}
-        read |= {self._resolve(v) for v in (*self.graph.outputs.values, *self.graph.inputs.values)}
-        read |= {self._resolve(r.value) for r in self.graph.reads}
+        read = {self._resolve(v) for v in _read_values(self.graph, self.kept)}
         return [leaf.id for leaf in self.graph.leaves if leaf.kind == "input" or leaf.value in read]
 
     def _values(self, old_values: list[ValueId], leaf_ids: dict[LeafId, LeafId]) -> tuple[Value, ...]:

@@ -6,6 +6,7 @@ once, at sealing. Nothing here imports torch: dtypes, devices and layouts are wh
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dis import opname
@@ -28,7 +29,6 @@ from lens.ir.elements import (
     Scope,
     ScopeId,
     Value,
-    ValueId,
 )
 from lens.ir.graph import Graph
 from lens.ir.templates import Map, Seq, Slice, Slot, Template
@@ -76,42 +76,12 @@ class ReadRow(NamedTuple):
     site: Site
 
 
-class ScopeRow:
-    """A module call; completed at its exit. Written out by hand because a row is made for every module call."""
-
-    __slots__ = (
-        "address",
-        "aliases",
-        "call",
-        "cls",
-        "inputs",
-        "outputs",
-        "parent",
-        "site",
-        "start",
-        "stop",
-        "training",
-    )
-
-    def __init__(
-        self,
-        names: tuple[str, tuple[str, ...], str],
-        call: int,
-        parent: int | None,
-        training: bool,
-        start: int,
-        inputs: Sequence[int],
-        site: Site,
-    ) -> None:
-        self.address, self.aliases, self.cls = names
-        self.call = call
-        self.parent = parent
-        self.training = training
-        self.start = start
-        self.inputs = inputs
-        self.site = site
-        self.stop = -1
-        self.outputs: Sequence[int] = ()
+#: Address, further addresses and class name of a module.
+ModuleNames: TypeAlias = tuple[str, tuple[str, ...], str]
+#: A module call that begins: names, call number, parent, training, op rows before it, inputs, site.
+ScopeRow: TypeAlias = "tuple[ModuleNames, int, int | None, bool, int, Sequence[int], Site]"
+#: A module call that ends: number of its scope, op rows before that, outputs.
+ExitRow: TypeAlias = tuple[int, int, Sequence[int]]
 
 
 @define
@@ -122,21 +92,50 @@ class Tape:
     values: list[ValueRow] = field(factory=list)
     leaves: list[LeafRow] = field(factory=list)
     scopes: list[ScopeRow] = field(factory=list)
+    exits: list[ExitRow] = field(factory=list)
     reads: list[ReadRow] = field(factory=list)
     #: (op position, old value, new value): writes of an op to memory that other tensors share.
     effects: list[tuple[int, int, int]] = field(factory=list)
     inputs: tuple[RawTemplate, Sequence[int]] = (None, ())
     outputs: tuple[RawTemplate, Sequence[int]] = (None, ())
+    #: What the backend knows that it did not see, and where.
+    unseen: list[tuple[str, Site]] = field(factory=list)
 
 
-def seal(tape: Tape, meta: Meta) -> Graph:
-    """The graph of a finished tape. Linear in its length."""
-    return _Sealing(tape).graph(meta)
+def number_values(tape: Tape) -> list[int]:
+    """The id of each value row in the graph: leaves first, then what the ops make, in order. Linear.
+
+    It is the order that a restructured graph has, so a tape from which no op goes is not numbered twice.
+    """
+    ids = [-1] * len(tape.values)
+    following = itertools.count()
+    for row in tape.leaves:
+        ids[row[1]] = next(following)
+    effects = _by_op(tape)
+    for position, op in enumerate(tape.ops):
+        for value in op[5]:
+            ids[value] = next(following)
+        for _, new in effects.get(position, ()):
+            ids[new] = next(following)
+    return ids
+
+
+def seal(tape: Tape, meta: Meta, ids: list[int] | None = None) -> Graph:
+    """The graph of a finished tape, its values numbered by ``number_values``. Linear in its length."""
+    return _Sealing(tape, number_values(tape) if ids is None else ids).graph(meta)
+
+
+def _by_op(tape: Tape) -> dict[int, list[tuple[int, int]]]:
+    effects: dict[int, list[tuple[int, int]]] = {}
+    for position, old, new in tape.effects:
+        effects.setdefault(position, []).append((old, new))
+    return effects
 
 
 class _Sealing:
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, ids: list[int]) -> None:
         self.tape = tape
+        self.ids: Any = ids
         self.types: dict[tuple[object, ...], TensorType] = {}
         self.sites = SiteTable()
 
@@ -146,18 +145,17 @@ class _Sealing:
         return Graph(
             ops=ops,
             values=self.values(ops),
-            scopes=tuple(self.scope(i, row) for i, row in enumerate(tape.scopes)),
-            leaves=tuple(self.leaf(i, row) for i, row in enumerate(tape.leaves)),
-            reads=tuple(self.read(row) for row in tape.reads),
-            inputs=_bundle(*tape.inputs),
-            outputs=_bundle(*tape.outputs),
+            scopes=self.scopes(),
+            leaves=tuple([self.leaf(i, row) for i, row in enumerate(tape.leaves)]),
+            reads=tuple([self.read(row) for row in tape.reads]),
+            inputs=self.bundle(*tape.inputs),
+            outputs=self.bundle(*tape.outputs),
             meta=meta,
         )
 
     def ops(self) -> tuple[Op, ...]:
-        effects: dict[int, list[tuple[ValueId, ValueId]]] = {}
-        for position, old, new in self.tape.effects:
-            effects.setdefault(position, []).append((ValueId(old), ValueId(new)))
+        ids = self.ids
+        effects = {op: tuple([(ids[old], ids[new]) for old, new in pairs]) for op, pairs in _by_op(self.tape).items()}
         locate = self.sites.locate
         ops = []
         for i, row in enumerate(self.tape.ops):
@@ -166,17 +164,17 @@ class _Sealing:
                 Op(
                     OpId(i),
                     fn,
-                    tuple(operands),
+                    tuple([ids[v] for v in operands]),
                     tuple([seal_template(arg) for arg in args]),
                     tuple([(k, seal_template(v)) for k, v in kwargs.items()]) if kwargs else (),
-                    tuple(results),
+                    tuple([ids[v] for v in results]),
                     form if type(form) is Slot else seal_template(form),
-                    tuple(effects[i]) if i in effects else (),
+                    effects.get(i, ()),
                     scope,
                     locate(site),
                     duration,
                     i - begin,
-                    yields if yields and i > begin else (),
+                    tuple([None if v is None else ids[v] for v in yields]) if yields and i > begin else (),
                 )
             )
         return tuple(ops)
@@ -186,66 +184,67 @@ class _Sealing:
         for op in ops:
             for index, value in enumerate(op.writes):
                 made[value] = (op.id, index)
-        leaves = {row[1]: LeafId(i) for i, row in enumerate(self.tape.leaves)}
-        values = []
-        for i, (shape, dtype, device, layout, alias, grad) in enumerate(self.tape.values):
-            producer, index = made.get(i, (None, 0))
+        leaves: dict[int, LeafId] = {row[1]: LeafId(i) for i, row in enumerate(self.tape.leaves)}
+        ids = self.ids
+        values: list[Any] = [None] * len(ids)
+        for old, (shape, dtype, device, layout, alias, grad) in enumerate(self.tape.values):
+            new = ids[old]
+            producer, index = made.get(new, (None, 0))
+            leaf = None if producer is not None else leaves.get(old)
             tensor_type = self.tensor_type(shape, dtype, device, layout)
-            leaf = None if producer is not None else leaves.get(i)
-            values.append(
-                Value(
-                    ValueId(i),
-                    tensor_type,
-                    producer,
-                    index,
-                    None if alias is None else ValueId(alias),
-                    leaf,
-                    grad,
-                )
-            )
+            values[new] = Value(new, tensor_type, producer, index, None if alias is None else ids[alias], leaf, grad)
         return tuple(values)
+
+    def bundle(self, form: RawTemplate, values: Sequence[int]) -> Bundle:
+        return Bundle(seal_template(form), tuple([self.ids[v] for v in values]))
 
     def tensor_type(self, *key: Any) -> TensorType:
         found = self.types.get(key)
         if found is None:
             shape, *names = key
             dtype, device, layout = (str(name).removeprefix("torch.") for name in names)
-            found = self.types[key] = TensorType(dtype, tuple(shape), device, layout)
+            extents = tuple(n if isinstance(n, int) else -1 for n in shape)  # ragged ones are symbols
+            found = self.types[key] = TensorType(dtype, extents, device, layout)
         return found
 
-    def scope(self, number: int, row: ScopeRow) -> Scope:
-        return Scope(
-            ScopeId(number),
-            row.address,
-            row.cls,
-            row.call,
-            None if row.parent is None else ScopeId(row.parent),
-            row.aliases,
-            row.training,
-            row.start,
-            row.stop if row.stop >= 0 else len(self.tape.ops),
-            tuple(ValueId(v) for v in row.inputs),
-            tuple(ValueId(v) for v in row.outputs),
-            self.sites.locate(row.site),
-        )
+    def scopes(self) -> tuple[Scope, ...]:
+        exits = {number: (stop, outputs) for number, stop, outputs in self.tape.exits}
+        unfinished: tuple[int, Sequence[int]] = (len(self.tape.ops), ())
+        locate, ids = self.sites.locate, self.ids
+        scopes = []
+        for i, (names, call, parent, training, start, inputs, site) in enumerate(self.tape.scopes):
+            stop, outputs = exits.get(i, unfinished)
+            scopes.append(
+                Scope(
+                    ScopeId(i),
+                    names[0],
+                    names[2],
+                    call,
+                    None if parent is None else ScopeId(parent),
+                    names[1],
+                    training,
+                    start,
+                    stop,
+                    tuple([ids[v] for v in inputs]),
+                    tuple([ids[v] for v in outputs]),
+                    locate(site),
+                )
+            )
+        return tuple(scopes)
 
     def leaf(self, number: int, row: LeafRow) -> Leaf:
         kind, value, addresses, trainable, site = row
-        return Leaf(LeafId(number), kind, ValueId(value), addresses, trainable, self.sites.locate(site))
+        return Leaf(LeafId(number), kind, self.ids[value], addresses, trainable, self.sites.locate(site))
 
     def read(self, row: ReadRow) -> Read:
         return Read(
-            ValueId(row.value),
+            self.ids[row.value],
             row.kind,
             seal_template(row.result),
             row.position,
             None if row.scope is None else ScopeId(row.scope),
             self.sites.locate_read(row.site),
         )
-
-
-def _bundle(form: RawTemplate, values: Sequence[int]) -> Bundle:
-    return Bundle(seal_template(form), tuple(ValueId(v) for v in values))
 
 
 _FINISHED = frozenset({type(None), bool, int, float, complex, str, Slot})
@@ -270,6 +269,12 @@ def seal_template(raw: RawTemplate) -> Template:
 
 #: Names of the instructions that ask for the truth of what the instruction before them has made.
 _TRUTH_TESTS = ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL")
+
+
+def tests_truth(site: tuple[CodeType, int]) -> bool:
+    """Whether the instruction at a site asks for a truth value, as ``if``, ``while``, ``not`` do."""
+    code, offset = site
+    return opname[code.co_code[offset]].startswith(_TRUTH_TESTS)
 
 
 class SiteTable:
@@ -300,7 +305,7 @@ class SiteTable:
             return None
         code, offset = site
         bytecode = code.co_code
-        if opname[bytecode[offset]].startswith(_TRUTH_TESTS):
+        if tests_truth(site):
             offset -= 2
             while offset > 0 and opname[bytecode[offset]] == "EXTENDED_ARG":
                 offset -= 2

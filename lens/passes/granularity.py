@@ -9,7 +9,7 @@ from attrs import evolve, field, frozen, validators
 from lens.ir.elements import Op, OpId, ValueId
 from lens.ir.facets import Facet, Granularity
 from lens.ir.graph import Graph
-from lens.ir.rewrite import keep_ops
+from lens.ir.rewrite import has_unread_leaves, keep_ops
 from lens.passes.protocol import PassContext, PassResult
 
 
@@ -32,6 +32,9 @@ class GranularityPass:
     level: str = field(default="leaf", validator=validators.in_(("leaf", "api")))
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
+        if not any(op.interior for op in graph.ops):
+            changed = keep_ops(graph, graph.ops) if has_unread_leaves(graph) else None
+            return PassResult((Granularity(self.level),), changed)
         dissolved, closed = self._sort_composites(graph)
         inside = _interiors(closed)
         kept, substitute = [], {}
@@ -42,7 +45,7 @@ class GranularityPass:
             if op.id in dissolved:
                 substitute.update({new: old for new, old in zip(op.results, op.yields, strict=True) if old is not None})
             else:
-                kept.append(_close(op, escaping) if op.interior else op)
+                kept.append(_close(graph, op, escaping) if op.interior else op)
         changed = keep_ops(
             graph,
             kept,
@@ -98,7 +101,28 @@ def _escaping_values(graph: Graph, closed: list[Op]) -> dict[OpId, list[ValueId]
     return escaping
 
 
-def _close(op: Op, escaping: dict[OpId, list[ValueId]]) -> Op:
-    """A composite as an operation of its own: what escapes from its interior is a result of it."""
-    results = op.results + tuple(escaping.get(op.id, ()))
-    return evolve(op, results=results, interior=0, yields=())
+def _close(graph: Graph, op: Op, escaping: dict[OpId, list[ValueId]]) -> Op:
+    """A composite as an operation of its own: what escapes from its interior is a result, or an effect, of it."""
+    results, effects = list(op.results), list(op.effects)
+    for value in escaping.get(op.id, ()):
+        old = _overwritten(graph, op, value)
+        if old is None:
+            results.append(value)
+        else:
+            effects.append((old, value))
+    return evolve(op, results=tuple(results), effects=tuple(effects), interior=0, yields=())
+
+
+def _overwritten(graph: Graph, composite: Op, value: ValueId) -> ValueId | None:
+    """The value from outside a composite of which a value is what its interior has written over it, if so."""
+    current: ValueId | None = value
+    while current is not None:
+        producer = graph.values[current].producer
+        if producer is None or producer < composite.id - composite.interior:
+            return current
+        op = graph.ops[producer]
+        if current in op.results and not op.function.mutates and all(name != "out" for name, _ in op.kwargs):
+            return None  # a view, or a tensor of its own
+        alias = graph.values[current].alias_of
+        current = next((old for old, new in op.effects if new == current), alias)
+    return None

@@ -109,7 +109,7 @@ class PassManager:
         state.graph = graph
         if result.restructured is not None:
             moved = result.restructured.map
-            state.payloads = state.payloads.remap(moved.values, moved.ops)
+            state.payloads = state.payloads.remap(moved.values, moved.ops, moved.absorbed)
         record = PassRecord(one.name, perf_counter() - start, before, len(graph.ops))
         state.records.append(record)
         for instrument in self.instruments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -39,11 +39,12 @@ class Interpreter:
             ReplayError: if the function or an argument is not there.
         """
         function = describe(resolve(op.function))
-        safe = _detached_copies(operands) if op.function.mutates else list(operands)
+        safe = _detached_copies(operands) if _may_write(op) else list(operands)
         args = [build(arg, safe, self.objects) for arg in op.args]
         kwargs = {name: build(arg, safe, self.objects) for name, arg in op.kwargs}
+        autocast = kwargs.pop("autocast", "")
         written = function.written(args, kwargs)
-        with torch.no_grad(), self._generators(op, kwargs):
+        with torch.no_grad(), self._generators(op, kwargs), _autocast(autocast):
             returned = function.callable(*args, **kwargs)
         results = dict(_matched(op.form, returned, op.results))
         missing = [value for value in op.results if value not in results]
@@ -66,6 +67,21 @@ class Interpreter:
         finally:
             for device, (_, setter) in before.items():
                 setter(current[device])
+
+
+def _may_write(op: Op) -> bool:
+    """Whether a call may write to its operands; a closed composite may, in its interior."""
+    return op.function.mutates or op.function.composite or any(name == "out" for name, _ in op.kwargs)
+
+
+@contextmanager
+def _autocast(state: str) -> Iterator[None]:
+    """Autocast as it was when the operation ran, such as ``cpu:bfloat16``."""
+    with ExitStack() as stack:
+        for part in filter(None, state.split(",")):
+            device, _, dtype = part.partition(":")
+            stack.enter_context(torch.autocast(device, getattr(torch, dtype), cache_enabled=False))
+        yield
 
 
 def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], object]]:
@@ -92,6 +108,8 @@ def _detached_copies(operands: list[torch.Tensor]) -> list[torch.Tensor]:
 def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Iterator[tuple[ValueId, torch.Tensor]]:
     """Pair the slots of a form with the tensors that stand there in what was returned."""
     if isinstance(form, Slot):
+        if returned is None:  # what only a derivative needs, which nobody asks for here
+            return
         if not isinstance(returned, torch.Tensor):
             raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
         yield results[form.index], returned

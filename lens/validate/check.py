@@ -12,6 +12,7 @@ from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
+from lens.ir.templates import Opaque
 from lens.replay.interpreter import Interpreter
 from lens.validate.report import Report, Status, Verdict
 
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 #: A replayed result may differ by this much where a kernel does not sum in the same order twice.
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
 _ATTEMPTS = 2
+_FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
 #: What an operation raises when its arguments do not fit.
 _REPLAY_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+
+
+#: Results that are scratch memory for a derivative, by position: their padding is not initialised.
+_SCRATCH = {"mkldnn_rnn_layer.default": (3,)}
 
 
 def check(history: ModelHistory) -> Report:
@@ -50,23 +56,37 @@ class _Check:
         return Report(tuple(verdicts))
 
     def _verdict(self, interpreter: Interpreter, op: Op) -> tuple[Status, str]:
-        if op.function.namespace == "torch.autograd":
-            return "exempt", "walks the autograd graph of the run, which is gone"
+        reason = _not_to_run(op)
+        if reason:
+            return "exempt", reason
+        if any(map(self._unshaped, op.operands)):
+            return "exempt", "reads a parameter that a lazy module had yet to shape"
         try:
             operands = [self.payloads.read(v) for v in op.operands]
-            saved = {v: self.payloads.read(v) for v in op.results}
+            scratch = _SCRATCH.get(op.function.name, ())
+            saved = {v: self.payloads.read(v) for i, v in enumerate(op.results) if i not in scratch}
             replayed = interpreter.run(op, operands)
         except LensError as error:
             return "failed", error.what
         except _REPLAY_ERRORS as error:
             return "failed", f"run again it raises {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        if any(_without_data(tensor) for tensor in (*operands, *saved.values())):
+            return "exempt", "a tensor without data"
         if op.function.name.startswith("empty") or op.function.name.startswith("new_empty"):
             return "exempt", "makes uninitialised memory"
+        if not saved.keys() <= replayed.keys():
+            if not op.function.composite:
+                return "failed", "run again it does not return all of its results"
+            saved = {value: tensor for value, tensor in saved.items() if value in replayed}
         for value, expected in saved.items():
             difference = _difference(replayed[value], expected)
             if difference:
                 return "failed", f"run again it gives another tensor: {difference}"
         return self._perturbed(interpreter, op, operands, saved)
+
+    def _unshaped(self, value: ValueId) -> bool:
+        leaf = self.graph.values[value].leaf
+        return leaf is not None and self.graph.values[value].type.shape == (0,) and value not in self.payloads
 
     def _perturbed(
         self,
@@ -101,7 +121,7 @@ class _Check:
     ) -> bool:
         nonsense = list(operands)
         original = operands[place]
-        scale = float(original.detach().abs().max()) + 1.0
+        scale = float(original.detach().double().abs().max()) + 1.0
         noise = torch.randn(original.shape, device=original.device) * scale
         replaced = noise.to(original.dtype)
         nonsense = [replaced if operand is original else operand for operand in nonsense]
@@ -128,6 +148,26 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> str:
     return "other values"
 
 
+def _not_to_run(op: Op) -> str:
+    """Why an operation cannot be run on its own, if it cannot."""
+    if op.function.namespace == "torch.autograd":
+        return "walks the autograd graph of the run, which is gone"
+    if op.function.name == "grad.__get__":
+        return "a gradient stands beside its tensor; it is not computed from it"
+    if op.function.name in _FORWARD_MODE:
+        return "belongs to a level of forward-mode differentiation that is gone"
+    if op.function.opaque and not isinstance(op.args[0], Opaque):
+        return "says where a tensor came from; nothing was called"
+    if op.function.opaque and op.function.mutates:
+        return "opaque, and would write to the model again"
+    return ""
+
+
+def _without_data(tensor: torch.Tensor) -> bool:
+    """Whether it is a meta tensor or a fake one."""
+    return tensor.is_meta or hasattr(tensor, "fake_mode")
+
+
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal bit for bit, except that any NaN equals any NaN."""
     if a.is_nested and b.is_nested:
@@ -136,8 +176,17 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if a.layout is not torch.strided:
         return _same(a.to_dense(), b.to_dense())
+    a, b = _comparable(a), _comparable(b)
     if torch.equal(a, b):
         return True
     if not (a.dtype.is_floating_point or a.dtype.is_complex):
         return False
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _comparable(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in a dtype that torch compares: it has no comparison for those of a few bits."""
+    if tensor.dtype is torch.complex32:
+        return tensor.to(torch.complex64)
+    few_bits = tensor.dtype.is_floating_point and tensor.element_size() == 1
+    return tensor.float() if few_bits else tensor

@@ -1,0 +1,58 @@
+"""``torch.autograd.Function``: each call of a custom function is a scope with the function's name."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from lens.capture.patches import Entries
+from lens.capture.recorder import Recorder
+from lens.capture.regions import Sight
+
+
+def watch_autograd_functions(sight: Sight, stack: ExitStack) -> None:
+    """Give every custom autograd function that is applied a scope of its own, until the stack unwinds.
+
+    ``apply`` asks the class for its ``forward`` each time, so the class's own attribute lookup is the one place
+    that ``apply`` cannot pass by, however early it was bound.
+    """
+    sight.patch(stack, type(Function), "__getattribute__", _wrap_lookup)
+
+
+def _wrap_lookup(original: Callable[[type, str], Any], entries: Entries) -> Callable[[type, str], Any]:
+    stand_ins: dict[type, Any] = {}
+
+    def __getattribute__(cls: type, name: str) -> Any:
+        found = original(cls, name)
+        if name != "forward":
+            return found
+        stack = entries.get(get_ident())
+        # torch calls forward from its own code, directly below apply
+        if not stack or not stack[-1].open or sys._getframe(1).f_code.co_name != "apply":
+            return found
+        stand_in = stand_ins.get(cls)
+        if stand_in is None:
+            stand_in = stand_ins[cls] = type(cls.__name__, (), {"training": False})()
+        return functools.partial(_run, stack[-1].recorder, stand_in, found)
+
+    return __getattribute__
+
+
+def _run(recorder: Recorder, stand_in: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    entered = recorder.enter(stand_in, args, kwargs, sys._getframe(1))
+    output = None
+    try:
+        output = forward(*args, **kwargs)
+        for tensor in getattr(args[0], "dirty_tensors", None) or () if args else ():
+            with torch._C.DisableTorchFunction():
+                recorder.protect((tensor,))  # torch counts up its version once more when it returns
+        return output
+    finally:
+        recorder.exit(entered, output)

@@ -1,0 +1,77 @@
+"""``torch.compile``: what was compiled runs eagerly while it is traced, so that its operations are seen."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens.capture.patches import Entries
+from lens.capture.regions import Sight
+
+#: private: the function that turns the compiler's stance into what runs; without it, ``set_stance`` for all threads
+_STANCE = "_callback_from_stance"
+
+
+def watch_compiled(sight: Sight, stack: ExitStack) -> None:
+    """Run compiled code of this thread eagerly, until the stack unwinds; costs nothing if there is no compiler."""
+    if "torch._dynamo.eval_frame" in sys.modules:
+        _run_eagerly(sight, stack)
+    else:
+        sight.patch(stack, torch, "compile", functools.partial(_wrap_compile, stack))
+
+
+def _run_eagerly(sight: Sight, stack: ExitStack) -> None:
+    eval_frame = sys.modules["torch._dynamo.eval_frame"]
+    if hasattr(eval_frame, _STANCE):
+        sight.patch(stack, eval_frame, _STANCE, _wrap_stance)
+        sight.patch(stack, eval_frame, "set_fullgraph_compiled_frame_count", _wrap_count)
+    else:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    sight.patch(stack, nn.Module, "__call__", _wrap_module_call)
+
+
+def _wrap_compile(stack: ExitStack, original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+    """``torch.compile`` in a process that has not loaded the compiler yet."""
+
+    def compile_eagerly(*args: Any, **kwargs: Any) -> Any:
+        compiled = original(*args, **kwargs)
+        sights = entries.get(get_ident())
+        if sights and "torch._dynamo.eval_frame" in sys.modules:
+            _run_eagerly(sights[-1], stack)
+        return compiled
+
+    return compile_eagerly
+
+
+def _wrap_stance(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+    def callback_from_stance(callback: Any) -> Any:
+        return None if entries.get(get_ident()) else original(callback)
+
+    return callback_from_stance
+
+
+def _wrap_count(original: Callable[[int], int], entries: Entries) -> Callable[[int], int]:
+    """``fullgraph=True`` complains where nothing was compiled; a count from before means that it is not asked."""
+
+    def set_fullgraph_compiled_frame_count(value: int) -> int:
+        return 0 if entries.get(get_ident()) else original(value)
+
+    return set_fullgraph_compiled_frame_count
+
+
+def _wrap_module_call(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+    """A module after ``module.compile()`` would pass by the method that the trace watches."""
+
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled_call_impl is not None and entries.get(get_ident()):
+            return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return original(self, *args, **kwargs)
+
+    return __call__

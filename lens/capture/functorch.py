@@ -1,0 +1,97 @@
+"""``torch.func``: each outermost transform is one operation; what happens inside it works on wrappers."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from threading import get_ident
+from typing import Any
+
+from lens.capture.patches import Entries
+from lens.capture.regions import Sight, note_closed_over, run_region, tensors_in
+from lens.ir.elements import FnRef
+
+#: Where a transformed function meets torch: module, attribute, name of the transform. They are looked up at each
+#: call, so functions that were transformed before the trace are seen, too.
+#: private: where one is missing, the transform's result is an external leaf, and disclosed
+_CALLS = (
+    ("torch._functorch.apis", "vmap_impl", "vmap"),
+    ("torch._functorch.apis", "_chunked_vmap", "vmap"),
+    ("torch._functorch.eager_transforms", "grad_impl", "grad"),
+    ("torch._functorch.eager_transforms", "grad_and_value_impl", "grad_and_value"),
+    ("torch._functorch.eager_transforms", "_jvp_with_argnums", "jvp"),
+    ("torch._functorch.eager_transforms", "_vjp_with_argnums", "vjp"),
+)
+#: Transforms made of others: seen as one operation if the transform is made during the trace, else as their parts.
+_MAKERS = ("jacrev", "jacfwd", "hessian", "functionalize")
+
+
+def watch_transforms(sight: Sight, stack: ExitStack) -> None:
+    """Record transforms of ``torch.func`` as opaque operations, until the stack unwinds."""
+    for owner, attribute, wrap in _patches():
+        sight.patch(stack, owner, attribute, wrap)
+
+
+@functools.cache
+def _patches() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
+    """Module, attribute and wrapper of everything to be patched."""
+    patches = [(import_module(module), attribute, _call_wrapper(name)) for module, attribute, name in _CALLS]
+    for module in map(import_module, ("torch.func", "torch._functorch.eager_transforms")):
+        patches += [(module, name, _maker_wrapper(name)) for name in _MAKERS]
+        patches.append((module, "linearize", _call_wrapper("linearize")))
+    return tuple(patches)
+
+
+def _call_wrapper(name: str) -> Callable[..., Any]:
+    ref = FnRef("torch.func", name)
+
+    def wrap(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = run_region(entries, ref, original, args, kwargs, sys._getframe(1))
+            if name in ("vjp", "linearize"):
+                return _with_pullback(result, entries, name, (args, kwargs))
+            return result
+
+        return call
+
+    return wrap
+
+
+def _with_pullback(result: Any, entries: Entries, name: str, given: Any) -> Any:
+    """The result of ``vjp`` or ``linearize``, whose second part is a function of what went in."""
+    stack = entries.get(get_ident())
+    if not stack:
+        return result
+    function = result[1]
+    inputs = tensors_in(stack[-1].recorder, given)
+    ref = FnRef("torch.func", f"{name}_fn")
+
+    @functools.wraps(function)
+    def pullback(*args: Any, **kwargs: Any) -> Any:
+        note_closed_over(inputs)
+        return run_region(entries, ref, function, args, kwargs, sys._getframe(1), closed_over=inputs)
+
+    return (result[0], pullback, *result[2:])
+
+
+def _maker_wrapper(name: str) -> Callable[..., Any]:
+    ref = FnRef("torch.func", name)
+
+    def wrap(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            transformed = original(*args, **kwargs)
+            if not entries:
+                return transformed
+
+            @functools.wraps(transformed)
+            def call(*given: Any, **named: Any) -> Any:
+                return run_region(entries, ref, transformed, given, named, sys._getframe(1))
+
+            return call
+
+        return make
+
+    return wrap

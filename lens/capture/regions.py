@@ -1,0 +1,216 @@
+"""Regions: parts of the forward pass whose interior is out of sight, written down as one opaque operation each.
+
+What runs inside a scripted function cannot be seen; what runs under ``vmap`` or ``grad`` works on wrappers that mean
+nothing outside. Such a call is recorded as one operation whose operands are the tensors that went in: its arguments,
+and what it closed over as far as that can be seen or known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import overrides
+from torch.overrides import TorchFunctionMode
+
+from lens.capture.keeping import version_of
+from lens.capture.patches import Entries, hidden, patched
+from lens.capture.recorder import Call, Recorder
+from lens.functions import Function, Kind, call_opaque
+from lens.ir.elements import FnRef
+from lens.ir.templates import Slot
+
+
+class Sight:
+    """What one trace sees in one thread, and what must be covered up while a region runs.
+
+    Args:
+        recorder: Where the region's operation goes.
+        mode: The function mode by which the backend sees operations; None if it uses none.
+    """
+
+    def __init__(self, recorder: Recorder, mode: TorchFunctionMode | None) -> None:
+        self.recorder = recorder
+        self.mode = mode
+        #: Everything patched for this trace.
+        self.patches: list[Entries] = []
+        #: The work handed to other threads (``threads.Jobs``).
+        self.jobs: Any = None
+        #: Where on the tape autocast changed, and to what.
+        self.autocast_changes: list[tuple[int, str]] = []
+
+    def patch(self, stack: ExitStack, owner: Any, name: str, wrap: Callable[..., Any]) -> None:
+        """Patch an attribute, if this torch has it, until the stack unwinds."""
+        if hasattr(owner, name):
+            self.patches.append(stack.enter_context(patched(owner, name, wrap, self)))
+
+    @contextmanager
+    def covered(self, observer: TorchFunctionMode) -> Iterator[None]:
+        """Nothing is recorded in the block; the observer sees its functions instead of the backend's mode."""
+        with hidden(self.patches):
+            if self.mode is None:
+                with observer:
+                    yield
+                return
+            _exchange(self.mode, observer)
+            try:
+                yield
+            finally:
+                _exchange(observer, self.mode)
+
+    @property
+    def open(self) -> bool:
+        """Whether the backend is looking; it is not inside an operation that runs as it is."""
+        return self.mode is None or self.mode in overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+
+
+def _exchange(old: TorchFunctionMode, new: TorchFunctionMode) -> None:
+    """Put one mode in the place of another on the stack of this thread."""
+    above = []
+    while (top := overrides._pop_mode()) is not old:  # type: ignore[no-untyped-call]
+        above.append(top)
+    for mode in (new, *reversed(above)):
+        overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+class Observer(TorchFunctionMode):
+    """Sees the functions called in a region, and notes which tensors from outside they are given."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.values: dict[int, int] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        self.note((*args, *kwargs.values()) if kwargs else args)
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+    def note(self, args: Sequence[Any]) -> None:
+        """Note the tensors among these arguments that are known outside the region."""
+        for tensor in tensors_in(self.recorder, args):
+            if id(tensor) not in self.values and knows(self.recorder, tensor):
+                self.values[id(tensor)] = self.recorder.value_of(tensor)
+
+
+def knows(recorder: Recorder, tensor: torch.Tensor) -> bool:
+    """Whether a trace has met a tensor before, or its model holds it."""
+    return recorder.tensors.find(tensor) is not None or recorder.addresses.tensor(tensor) is not None
+
+
+def tensors_in(recorder: Recorder, obj: Any) -> list[torch.Tensor]:
+    """The tensors in nested containers."""
+    found: list[torch.Tensor] = []
+
+    def visit(tensor: torch.Tensor) -> Slot:
+        found.append(tensor)
+        return Slot(0)
+
+    recorder.encoder.encode_with(obj, visit)
+    return found
+
+
+def note_closed_over(tensors: Sequence[torch.Tensor]) -> None:
+    """Tell the regions that are running in this thread that they use these tensors."""
+    for mode in overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        if isinstance(mode, Observer):
+            mode.note(tensors)
+
+
+def run_region(
+    entries: Entries,
+    ref: FnRef,
+    target: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    frame: FrameType | None,
+    *,
+    closed_over: Sequence[torch.Tensor] = (),
+    may_write: bool = False,
+) -> Any:
+    """Call ``target`` out of sight and record the call, in every trace that is open in this thread.
+
+    Args:
+        entries: The ``Sight``s of each thread.
+        ref: The name to record it under.
+        target, args, kwargs: What to call.
+        frame: Where the search for the user's line begins.
+        closed_over: Tensors that it is known to use besides its arguments.
+        may_write: Whether it may write to tensors that it was given.
+    """
+    sights: list[Sight] = [sight for sight in entries.get(get_ident()) or () if sight.open]
+
+    def run(level: int) -> Any:
+        if level < 0:
+            return target(*args, **kwargs)
+        region = _Region(sights[level].recorder, ref, closed_over, may_write)
+        with torch._C.DisableTorchFunction():
+            call = region.start((target, *args), kwargs, frame)
+        begin = perf_counter()
+        with sights[level].covered(region.observer):
+            result = region.observed(lambda: run(level - 1))
+        duration = perf_counter() - begin
+        with torch._C.DisableTorchFunction():
+            region.finish(call, result, duration)
+        return result
+
+    return run(len(sights) - 1)
+
+
+class _Region:
+    """One run of a region, as one trace sees it."""
+
+    def __init__(self, recorder: Recorder, ref: FnRef, closed_over: Sequence[torch.Tensor], may_write: bool) -> None:
+        self.recorder = recorder
+        self.ref = evolve(ref, opaque=True)
+        self.closed_over = closed_over
+        self.may_write = may_write
+        self.observer = Observer(recorder)
+        self.versions: list[tuple[torch.Tensor, int | None]] = []
+        #: Copies of the buffers: batch norm does not count up the version of its statistics.
+        self.buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.states: dict[str, torch.Tensor] | None = None
+
+    def start(self, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None) -> Call:
+        call = self.recorder.start(Function(call_opaque, self.ref, Kind.OP), args, kwargs, frame)
+        assert call[2] is not None  # only of composites the operands may be left for later
+        inputs = tensors_in(self.recorder, (*args, *kwargs.values()))
+        self.observer.values.update((id(t), v) for t, v in zip(inputs, call[2], strict=True))
+        self.observer.note(self.closed_over)
+        given = [*inputs, *self.closed_over]
+        self.versions = [(tensor, version_of(tensor)) for tensor in given]
+        if self.may_write:
+            self.recorder.protect(given)
+            buffers = [tensor for tensor in self.closed_over if not tensor.requires_grad]
+            self.buffers = [(tensor, tensor.detach().clone()) for tensor in buffers]
+        return call
+
+    def observed(self, body: Callable[[], Any]) -> Any:
+        """Run the body; keep the generator's state from before if it drew numbers."""
+        before = torch.default_generator.get_state()
+        result = body()
+        with torch._C.DisableTorchFunction():
+            drew = not torch.equal(before, torch.default_generator.get_state())
+        self.states = {"cpu": before} if drew else None
+        return result
+
+    def finish(self, call: Call, result: Any, duration: float) -> None:
+        _, begin, operands, args, kwargs, site, _, _ = call
+        assert operands is not None
+        closed_over = [value for value in self.observer.values.values() if value not in operands]
+        if closed_over:
+            slots = tuple(Slot(len(operands) + place) for place in range(len(closed_over)))
+            kwargs = {**(kwargs or {}), "closed_over": slots}
+            operands += closed_over
+        written = [tensor for tensor, version in self.versions if version_of(tensor) != version]
+        written += [t for t, copy in self.buffers if not torch.equal(t, copy) and all(t is not w for w in written)]
+        ref = evolve(self.ref, random=self.states is not None, mutates=bool(written))
+        function = Function(call_opaque, ref, Kind.OP)
+        self.recorder.finish((function, begin, operands, args, kwargs, site, written, self.states), result, duration)

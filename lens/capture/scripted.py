@@ -1,0 +1,57 @@
+"""TorchScript: scripted and traced functions, modules and methods run out of sight; each call is one operation."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from threading import get_ident
+from typing import Any
+
+import torch
+
+from lens.capture.patches import Entries
+from lens.capture.regions import Sight, run_region
+from lens.ir.elements import FnRef
+
+#: Names that stand in the text of a TorchScript graph where it writes to memory it did not just make.
+_WRITES = re.compile(r"\w_\(|prim::SetAttr|batch_norm|instance_norm|out=")
+
+
+def watch_scripts(sight: Sight, stack: ExitStack) -> None:
+    """Record calls of scripted code as opaque operations, until the stack unwinds."""
+    for kind, name in (("ScriptFunction", "function"), ("ScriptMethod", "method")):
+        # private: without these types scripted results are external leaves, and disclosed
+        owner = getattr(torch._C, kind, None)
+        if owner is not None:
+            sight.patch(stack, owner, "__call__", _wrapper(name))
+
+
+def _wrapper(kind: str) -> Callable[..., Any]:
+    ref = FnRef("torch.jit", f"script_{kind}")
+
+    def wrap(original: Any, entries: Entries) -> Callable[..., Any]:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not entries.get(get_ident()):
+                return original(self, *args, **kwargs)
+            owner = getattr(self, "owner", None)
+            tensors = [] if owner is None else list(_tensors(owner))
+            graph = self.graph if owner is None else self.inlined_graph
+            writes = _WRITES.search(str(graph)) is not None
+            frame = sys._getframe(1)
+            return run_region(entries, ref, self, args, kwargs, frame, closed_over=tensors, may_write=writes)
+
+        return __call__
+
+    return wrap
+
+
+def _tensors(owner: Any) -> Iterator[torch.Tensor]:
+    """The parameters and buffers of a scripted module and its children."""
+    tables: Any = torch._C
+    for table in (tables.ParameterDict, tables.BufferDict):
+        for _, tensor in table(owner).items():
+            yield tensor
+    for _, child in tables.ModuleDict(owner).items():
+        yield from _tensors(child)

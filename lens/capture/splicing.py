@@ -1,0 +1,145 @@
+"""Putting what was recorded in another thread onto the tape, as one block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+
+from lens.capture.recorder import Recorder
+from lens.capture.sites import Locator
+from lens.ir.tape import RawTemplate, Site, seal_template
+from lens.ir.templates import Node, Opaque, Template, map_nodes
+
+
+class JobRecorder(Recorder):
+    """Records in another thread than the trace's, onto a tape of its own; remembers the tensors behind its leaves."""
+
+    def __init__(self, main: Recorder, locator: Locator) -> None:
+        super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths, main.composites)
+        self.main = main
+        self.sources: list[tuple[int, torch.Tensor]] = []
+
+    def leaf(self, tensor: torch.Tensor, kind: Any, addresses: tuple[str, ...], site: Site = None) -> int:
+        """Make a tensor a leaf of this tape; the other thread may know it as something else."""
+        value = super().leaf(tensor, kind, addresses, site)
+        self.sources.append((value, tensor))
+        return value
+
+    def protect(self, written: Sequence[torch.Tensor]) -> None:
+        """Copy the held values that a write is about to destroy, here and in the trace."""
+        super().protect(written)
+        self.main.protect(written)
+
+
+def splice(main: Recorder, job: JobRecorder) -> None:
+    """Append the whole tape of a finished job. Linear in its length."""
+    _Splicing(main, job).run()
+
+
+class _Splicing:
+    def __init__(self, main: Recorder, job: JobRecorder) -> None:
+        self.main = main
+        self.job = job
+        #: Values of the leaves of the job, as the trace knows them now; then all other values.
+        self.values = {value: main.value_of(tensor) for value, tensor in job.sources}
+        self.ops = len(main.tape.ops)
+        self.scopes = len(main.tape.scopes)
+        self.objects = len(main.encoder.objects)
+
+    def run(self) -> None:
+        main, job = self.main, self.job
+        for value, row in enumerate(job.tape.values):
+            if value not in self.values:
+                shape, dtype, device, layout, alias, grad = row
+                self.values[value] = len(main.tape.values)
+                source = None if alias is None else self.values[alias]
+                main.tape.values.append((shape, dtype, device, layout, source, grad))
+        main.encoder.objects.extend(job.encoder.objects)
+        self.scope_rows()
+        main.tape.ops.extend(self.op_row(*row) for row in job.tape.ops)
+        main.tape.reads.extend(
+            read._replace(
+                value=self.values[read.value], position=self.ops + read.position, scope=self.scope(read.scope)
+            )
+            for read in job.tape.reads
+        )
+        main.tape.effects.extend(
+            (self.ops + op, self.values[old], self.values[new]) for op, old, new in job.tape.effects
+        )
+        main.tape.unseen.extend(job.tape.unseen)
+        main.keeper.take_over(job.keeper, self.values, self.ops)
+        self.tensors()
+
+    def mapped(self, values: Sequence[int]) -> list[int]:
+        return [self.values[value] for value in values]
+
+    def scope(self, number: int | None) -> int | None:
+        return self.main.scope if number is None else self.scopes + number
+
+    def scope_rows(self) -> None:
+        tape, job = self.main.tape, self.job
+        before = {}
+        for key, (names, calls, module) in job.modules.items():
+            known = self.main.modules.setdefault(key, [names, 0, module])
+            before[names] = known[1]
+            known[1] += calls
+        for names, call, parent, training, start, inputs, site in job.tape.scopes:
+            place = self.ops + start
+            row = (names, before[names] + call, self.scope(parent), training, place, self.mapped(inputs), site)
+            tape.scopes.append(row)
+        ends = {number: (stop, outputs) for number, stop, outputs in job.tape.exits}
+        for number in range(len(job.tape.scopes)):
+            stop, outputs = ends.get(number, (len(job.tape.ops), ()))
+            tape.exits.append((self.scopes + number, self.ops + stop, self.mapped(outputs)))
+
+    def op_row(self, fn: Any, begin: int, operands: Any, args: Any, kwargs: Any, *rest: Any) -> tuple[Any, ...]:
+        results, form, scope, site, duration, yields = rest
+        return (
+            fn,
+            self.ops + begin,
+            self.mapped(operands),
+            [self.template(arg) for arg in args],
+            {name: self.template(arg) for name, arg in kwargs.items()} if kwargs else None,
+            self.mapped(results),
+            self.template(form),
+            self.scope(scope),
+            site,
+            duration,
+            yields and tuple(None if value is None else self.values[value] for value in yields),
+        )
+
+    def template(self, raw: RawTemplate) -> Template:
+        """A template with its opaque objects numbered as the trace numbers them."""
+
+        def renumber(node: Node) -> Template | None:
+            return evolve(node, index=node.index + self.objects) if isinstance(node, Opaque) else None
+
+        return map_nodes(seal_template(raw), renumber)
+
+    def tensors(self) -> None:
+        """Tell the trace about the job's live tensors, and about its writes to tensors that share their memory."""
+        sources = {value: id(tensor) for value, tensor in self.job.sources}
+        makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
+        makers.update((new, op) for op, _, new in self.job.tape.effects)
+        table = self.main.tensors
+        for record in list(self.job.tensors.by_id.values()):
+            tensor = record()
+            if tensor is None:
+                continue
+            known = table.find(tensor)
+            if known is None:
+                known = table.add(tensor, self.values[record.value])
+            known.value = self.values[record.value]
+            known.held += tuple(self.mapped(record.held))
+            known.pending = tuple(self.ops + op for op in record.pending)
+            if record.value not in sources and id(tensor) in sources.values():
+                self.main.keeper.refresh(known)  # it shares a count of writes with other jobs' tensors
+                for member, overlaps in table.sharing(known, tensor):
+                    other = member()
+                    if not overlaps:
+                        self.main.keeper.refresh(member)
+                    elif other is not None and self.job.tensors.find(other) is None:
+                        member.pending += (self.ops + makers[record.value],)

@@ -1,0 +1,213 @@
+"""The backend below autograd: a ``TorchDispatchMode``.
+
+It sees every call of a registered operator in its thread, those that TorchScript and C++ functions make included.
+What a call writes to and whether it draws random numbers is what the operator's schema says. It sees no reads that
+copy memory out (``tolist``, ``numpy``), and no Python-level function as a whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lens.capture.memory_places import MemoryPlaces
+from lens.capture.module_calls import watch_modules
+from lens.capture.recorder import Recorder, written_by
+from lens.capture.tensor_table import TensorRecord, storage_of
+from lens.functions import Function, Kind, describe, tensors_in
+from lens.ir.tape import tests_truth
+
+__all__ = ["TorchDispatchBackend", "TorchDispatchMode", "calling_frame"]
+
+if TYPE_CHECKING:
+    from torch.utils._python_dispatch import TorchDispatchMode
+else:
+    try:  # private: torch has no public name for it; without it this backend says that it is unavailable
+        from torch.utils._python_dispatch import TorchDispatchMode
+    except ImportError:
+        TorchDispatchMode = object
+
+
+class TorchDispatchBackend:
+    """Records the operators of ATen and of libraries, through a ``TorchDispatchMode``."""
+
+    name = "torch_dispatch"
+    capabilities = frozenset({"aten", "scopes", "sites", "scripted", "fast_paths", "untold_writes"})
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be used here; None if it can."""
+        return "this torch has no TorchDispatchMode" if TorchDispatchMode is object else None
+
+    @contextmanager
+    def record(self, emit: Recorder) -> Iterator[None]:
+        """Watch this thread while the block lasts."""
+        mode = _DispatchMode(emit)
+        emit.recognise = mode.places.find
+        with ExitStack() as stack:
+            stack.enter_context(watch_modules(emit))
+            if not emit.keep_fast_paths:
+                stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
+            stack.callback(mode.end)
+            stack.enter_context(mode)
+            yield
+
+
+#: Where the frames are that torch puts around the handler of a dispatch mode, so that its compiler lets it be.
+_WRAPPERS = frozenset({"torch._compile", "torch._dynamo.eval_frame"})
+
+
+def calling_frame(frame: FrameType) -> FrameType:
+    """From the frame that called the handler of a dispatch mode, the one whose instruction led to it."""
+    while frame.f_globals.get("__name__") in _WRAPPERS and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    #: Operators that take functions (``torch.cond``) come here too, instead of refusing to run.
+    supports_higher_order_operators = True
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+        self.tensors = recorder.tensors
+        self.places = MemoryPlaces(recorder.tensors, recorder.value_of)
+        self.functions: dict[Callable[..., Any], Function] = {}
+        #: What the last call returned or wrote to.
+        self.latest: list[TensorRecord] = []
+        #: What shares memory with what the last call wrote to.
+        self.bumped: list[TensorRecord] = []
+        #: The Python instruction that led to the last call.
+        self.instruction: tuple[CodeType, int] | None = None
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        frame = calling_frame(sys._getframe(1))
+        if not isinstance(func, torch._ops.OpOverload):
+            return self.handle(func, args, kwargs or {}, frame)  # takes functions, whose Python code runs as usual
+        # Above this mode everything has happened; but what is called from Python would start there again, with the
+        # ``__torch_function__`` of the user's modes and tensor subclasses.
+        with torch._C.DisableTorchFunction():
+            return self.handle(func, args, kwargs or {}, frame)
+
+    def handle(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
+        """Run a call, and record what it is."""
+        function = self.functions.get(func)
+        if function is None:
+            function = self.functions[func] = describe(func)
+        self.settle()
+        self.look_at(args, kwargs, frame)
+        if not function.recorded:
+            return self.ask(function, args, kwargs, frame)
+        name = function.ref.name
+        if name == "lift_fresh.default":
+            return self.lift(func(*args, **kwargs), frame)
+        instruction = frame.f_code, frame.f_lasti
+        if name == "detach.default" and instruction == self.instruction:
+            record = self.tensors.find(args[0])
+            if record is not None and self.is_latest(record):
+                return self.wrap(func(*args, **kwargs), args[0])
+        self.instruction = instruction
+        if name.startswith("set_.source_Storage"):
+            return self.move(func(*args, **kwargs), frame)
+        return self.record(function, args, kwargs, frame)
+
+    def record(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
+        """Run and record an operation."""
+        recorder, find = self.recorder, self.tensors.find
+        call = recorder.start(function, args, kwargs, frame)
+        begin = perf_counter()
+        result = function.callable(*args, **kwargs)
+        recorder.finish(call, result, perf_counter() - begin)
+        self.latest = latest = []
+        for tensor in tensors_in((result,)):
+            record = find(tensor)
+            if record is not None:
+                latest.append(record)
+                self.places.note(record, tensor)
+        for tensor in written_by(call):
+            record = find(tensor)
+            if record is not None:
+                self.places.written(tensor, len(recorder.tape.ops) - 1)
+                latest.append(record)
+                self.bumped += [member for member in self.tensors.members(record.storage) if member.held]
+        return result
+
+    def ask(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
+        """Run a call that makes no tensor; note it if it is a read."""
+        result = function.callable(*args, **kwargs)
+        if function.kind is Kind.READ:
+            kind = function.read
+            if kind == "item" and isinstance(result, bool) and tests_truth((frame.f_code, frame.f_lasti)):
+                kind = "bool"
+            self.recorder.read(kind, (*args, *kwargs.values()), result, frame)
+        return result
+
+    def lift(self, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
+        """A tensor made of Python data comes into sight: a constant, or memory that belongs to another library."""
+        if self.tensors.find(tensor) is None and self.places.find(tensor) is None:
+            own = storage_of(tensor) is not None and tensor.untyped_storage().resizable()
+            self.recorder.leaf(tensor, "constant" if own else "external", (), self.recorder.site(frame))
+        return tensor
+
+    def wrap(self, tensor: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """Autograd wraps a result that it was just given (a ``detach`` that no Python instruction asked for).
+
+        It does so only where somebody else holds the result, as a trace does that keeps payloads: so no operation
+        of the model. The new object stands for the same value.
+        """
+        record = self.tensors.add(tensor, self.recorder.value_of(original))
+        self.latest.append(record)
+        self.places.note(record, tensor)
+        return tensor
+
+    def look_at(self, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> None:
+        """Notice tensors that were given other memory where no operator did it (``p.data = t``)."""
+        for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
+            record = self.tensors.find(tensor)
+            if record is not None and record.storage != storage_of(tensor) and not self.is_latest(record):
+                self.recorder.keeper.spoil(record)
+                self.move(tensor, frame)
+
+    def move(self, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
+        """A tensor was given other memory: it stands for the value that is there."""
+        if self.places.find(tensor) is None:
+            self.recorder.leaf(tensor, "external", (), self.recorder.site(frame))
+        self.latest.append(self.tensors.by_id[id(tensor)])
+        return tensor
+
+    def is_latest(self, record: TensorRecord) -> bool:
+        """Whether the last call returned or wrote to this tensor (``in`` would compare the tensors themselves)."""
+        return any(latest is record for latest in self.latest)
+
+    def settle(self) -> None:
+        """See what autograd did to the last results after this mode had run: version counters, ``grad_fn``."""
+        values = self.recorder.tape.values
+        for record in (*self.latest, *self.bumped) if self.bumped else self.latest:
+            if record.held:
+                self.recorder.keeper.refresh(record)
+        self.bumped = []
+        for record in self.latest:
+            tensor = record()
+            if tensor is not None and tensor.requires_grad and tensor.grad_fn is not None:
+                *row, _ = values[record.value]
+                values[record.value] = (*row, type(tensor.grad_fn).__name__)  # type: ignore[assignment]
+
+    def end(self) -> None:
+        """Notice what happened after the last call."""
+        with torch._C.DisableTorchFunction():
+            self.settle()
+            alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
+            self.look_at(alive, {}, sys._getframe(0))

@@ -1,0 +1,141 @@
+"""The completeness audit: is every call below autograd part of a recorded operation?
+
+A backend above autograd (``torch_function``, ``decoration``) sees what Python calls. What reaches torch's kernels by
+another way is missing in its graph. The audit runs a model under the backend and counts, below autograd, every
+operator call that no recorded operation owns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from attrs import frozen
+from torch import nn
+
+from lens import registry
+from lens.capture.addresses import AddressBook
+from lens.capture.inputs import check_call, named_tensors, positional
+from lens.capture.module_calls import MODULE_CALL_FILE
+from lens.capture.selection import make_selection
+from lens.capture.sites import Locator
+from lens.ir.elements import Location
+from lens.ir.tape import SiteTable
+from lens.validate.census import CensusCall, CensusMode, CensusRecorder
+
+#: Calls that are no part of the model's computation, by the Python functions that make them (beginnings of names).
+_BOOKKEEPING = {
+    "lens.capture.recorder.": "the trace itself compares generator states and looks at nested tensors",
+    "torch._tensor.__format__": "a tensor was put into text",
+}
+#: Operators that compute nothing.
+_IDLE = {
+    "aten.lift_fresh.default": "brings a tensor made of other data into sight: it is the result, or a leaf if unseen",
+}
+#: Calls that a backend below autograd sees, and rightly makes no operation of.
+_SEEN_BELOW = {
+    "aten.detach.default": "autograd wraps a result in another object: the same value",
+    "aten.set_.source_Storage": "a tensor is given memory: it stands for the value there, or is a leaf",
+    "aten.set_.source_Storage_storage_offset": "a tensor is given memory: it stands for the value there, or is a leaf",
+}
+
+
+@frozen
+class Hole:
+    """A call that nothing in the graph accounts for.
+
+    Args:
+        name: The operator, such as ``aten.relu.default``.
+        location: The user's line that led to it.
+        count: How often it happened there.
+    """
+
+    name: str
+    location: Location | None
+    count: int = 1
+
+
+@frozen
+class Audit:
+    """What an audit found.
+
+    Args:
+        backend: The backend audited.
+        owned: How many calls happened during a recorded operation.
+        excused: How many did not, and need not, by reason.
+        holes: Those that nothing accounts for, most frequent first.
+    """
+
+    backend: str
+    owned: int
+    excused: tuple[tuple[str, int], ...] = ()
+    holes: tuple[Hole, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no hole."""
+        return not self.holes
+
+    def __str__(self) -> str:
+        lost = sum(hole.count for hole in self.holes)
+        rows = [f"audit of {self.backend}: {self.owned} calls owned by operations, {lost} in holes"]
+        rows += [f"  {count:6}  excused: {reason}" for reason, count in self.excused]
+        rows += [f"  {hole.count:6}  HOLE: {hole.name} at {hole.location or 'an unknown place'}" for hole in self.holes]
+        return "\n".join(rows)
+
+
+def audit(
+    model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None, *, backend: str = "torch_function"
+) -> Audit:
+    """Run a model once under a backend, and find what the backend does not see.
+
+    Args:
+        model: Any module.
+        args: A tuple is the positional arguments; anything else is one argument.
+        kwargs: Keyword arguments.
+        backend: The capture backend to audit.
+
+    Raises:
+        InputError: the model or its arguments cannot be used.
+        BackendError: the backend is unknown or unavailable here.
+
+    An exception of the model itself comes through unchanged. Only this thread is looked at.
+    """
+    positional_args, named_args = positional(args), dict(kwargs or {})
+    check_call(model, positional_args, named_args)
+    watched = registry.backend(backend)
+    locator = Locator((MODULE_CALL_FILE, __file__))
+    recorder = CensusRecorder(AddressBook(model), make_selection("none", set()), locator)
+    recorder.begin_census(type(watched).__module__.rpartition(".")[0])
+    for name, tensor in named_tensors(model, positional_args, named_args):
+        if recorder.tensors.find(tensor) is None:
+            recorder.leaf(tensor, "input", (name,))
+    with CensusMode(recorder), watched.record(recorder):
+        model(*positional_args, **named_args)
+    recorder.end_census()
+    return _judge(recorder, backend)
+
+
+def _judge(recorder: CensusRecorder, backend: str) -> Audit:
+    excused = Counter(recorder.excused)
+    holes: Counter[tuple[str, Location | None]] = Counter()
+    sites = SiteTable()
+    for call in recorder.unowned:
+        reason = _excuse(call)
+        if reason:
+            excused[reason] += 1
+        else:
+            holes[call.name, sites.locate(call.site)] += 1
+    return Audit(
+        backend,
+        recorder.owned,
+        tuple((reason, count) for reason, count in excused.most_common() if count),
+        tuple(Hole(name, location, count) for (name, location), count in holes.most_common()),
+    )
+
+
+def _excuse(call: CensusCall) -> str | None:
+    for beginning, reason in _BOOKKEEPING.items():
+        if any(function.startswith(beginning) for function in call.functions):
+            return reason
+    return _IDLE.get(call.name) or (_SEEN_BELOW.get(call.name) if call.seen_below else None)

@@ -1,0 +1,474 @@
+"""Regions: parts of a forward that are no plain function calls. Results, dependence, disclosure, and no trace left."""
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import time
+import weakref
+
+import pytest
+import region_models
+import torch
+from region_models import MODELS, Model, X, block, linear, weight
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+import lens
+from lens.ir.parser import parse
+from lens.ir.printer import print_graph
+from lens.ir.verifier import find_problems
+from lens.validate.check import check
+
+
+def torch_marks():
+    """What a trace patches, and what it must leave as it was."""
+    from torch._functorch import apis, eager_transforms
+
+    owners = [torch, nn.Module, torch.overrides, torch.Tensor, torch._C.ScriptFunction, torch._C.ScriptMethod, apis,
+              eager_transforms, torch.func, torch.autocast, threading.Thread, type(torch.autograd.Function)]  # fmt: skip
+    modes = torch.overrides._get_current_function_mode_stack()
+    named = [(id(owner), name, id(value)) for owner in owners for name, value in vars(owner).items()]
+    return sorted(named), modes, torch.is_grad_enabled(), threading.active_count()
+
+
+def traced(model, inputs, **options):
+    """The history and the output of the traced run."""
+    out = []
+    if isinstance(model, torch.jit.ScriptModule):
+        history = lens.trace(model, inputs, **options)
+        return history, [history[f"output_{i + 1}"].tensor_contents for i in range(len(history.output_layers))]
+    handle = model.register_forward_hook(lambda m, args, output: out.append(output))
+    try:
+        history = lens.trace(model, inputs, **options)
+    finally:
+        handle.remove()
+    return history, out[0]
+
+
+def same(a, b):
+    if a.is_meta or a.is_nested:
+        return a.shape == b.shape
+    if a.layout != torch.strided or a.is_quantized:
+        a, b = (t.dequantize() if t.is_quantized else t.to_dense() for t in (a, b))
+    return torch.equal(a, b)
+
+
+def has_in_order(names, expected):
+    remaining = iter(names)
+    return all(any(name.strip("_") == wanted.strip("_") for name in remaining) for wanted in expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_regions(name):
+    factory, expected, gaps, inputs = MODELS[name]
+    torch.manual_seed(5)
+    model = factory()
+    torch.manual_seed(5)
+    twin = factory()
+    torch.manual_seed(5)
+    plain = twin(*inputs)
+    state = torch.get_rng_state()
+    marks = torch_marks()
+    torch.manual_seed(5)
+    history, output = traced(model, inputs)
+    assert torch_marks() == marks
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs = list(zip(tree_leaves(plain), tree_leaves(output), strict=True))
+    assert all(same(a, b) for a, b in pairs)
+    assert not [leaf for leaf in history.graph.leaves if leaf.kind == "external"]
+    assert find_problems(history.graph) == []
+    assert parse(print_graph(history.graph)) == history.graph
+    assert check(history).failed == ()
+    names = [op.function.name for op in history.graph.ops]
+    assert has_in_order(names, expected), names
+    assert [gap.kind for gap in history.gaps] == gaps
+    assert all(gap.location for gap in history.gaps) or isinstance(model, torch.jit.ScriptModule)
+
+
+def operands(history, name):
+    """Addresses or producers of the operands of the first operation of this name."""
+    graph = history.graph
+    (op, *_) = (op for op in graph.ops if op.function.name == name)
+    leaves = {leaf.value: leaf.addresses[0] for leaf in graph.leaves}
+    return [leaves.get(v) or graph.producer(v).function.name for v in op.operands]
+
+
+@pytest.mark.parametrize(
+    ("model", "operation", "expected"),
+    [
+        ("vmapped", "vmap", ["args[0]", "w"]),
+        ("gradient", "grad", ["args[0]", "fc.weight", "fc.bias"]),
+        ("jacobian", "jacrev", ["args[0]", "w"]),
+        ("pullback", "vjp_fn", ["mul", "args[0]"]),
+        ("scripted_module", "script_method", ["args[0]", "part.0.weight", "part.0.bias"]),
+        ("scripted_function", "script_function", ["mul"]),
+        ("subclass_that_wraps", "wrap", ["mul"]),
+        ("subclass_that_wraps", "unwrap", ["mul"]),
+        ("cond", "mul", ["args[0]", "fc.bias"]),
+    ],
+)
+def test_operands_of_regions(model, operation, expected):
+    assert operands(lens.trace(MODELS[model][0](), (X,)), operation) == expected
+
+
+def test_a_jacobian_made_before_the_trace_is_seen_as_its_parts():
+    jacobian = torch.func.jacrev(torch.sin)
+    history = lens.trace(Model(lambda s, x: jacobian(x)), (X,))
+    names = [op.function.name for op in history.graph.ops]
+    assert names[0] == "vjp"
+    assert "vmap" in names
+    assert {leaf.kind for leaf in history.graph.leaves} == {"input"}
+
+
+def test_no_wrapper_of_a_transform_is_kept():
+    seen = []
+
+    def row(r):
+        y = r * 2
+        seen.append(weakref.ref(y))
+        return y
+
+    history = lens.trace(Model(lambda s, x: torch.func.vmap(row)(x)), (X,))
+    gc.collect()
+    assert seen[0]() is None
+    assert torch.equal(history["vmap_1"].tensor_contents, X * 2)
+
+
+def test_autograd_functions_are_scopes():
+    history = lens.trace(region_models.autograd_function(), (X,))
+    scope = history.graph.scopes[1]
+    assert (scope.cls, scope.address, scope.stop - scope.start) == ("Scaled", "<Scaled>", 2)
+    assert history["mul_1"].containing_module_origin_nested[-1] == "<Scaled>"
+
+
+@pytest.mark.parametrize("name", [
+    "autograd_function", "autograd_function_that_writes", "checkpoint_with_reentry", "checkpoint_without_reentry", "cond",
+    "vmapped", "scripted_module", "autocast", "functional", "thread",
+])  # fmt: skip
+def test_gradients_are_the_plain_ones(name):
+    grads = []
+    for trace in (False, True):
+        model = MODELS[name][0]()
+        x = X.clone().requires_grad_()
+        torch.manual_seed(5)
+        output = traced(model, (x,))[1] if trace else model(x)
+        output.sum().backward()
+        # torch.cond gives zeros to what only the other branch uses; run eagerly, that has no gradient
+        grads.append([torch.zeros_like(p) if p.grad is None else p.grad for p in (x, *model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_recomputation_in_backward_is_not_recorded():
+    model = Model(lambda s, x: checkpoint(s.b, x, use_reentrant=False), b=block())
+    history, output = traced(model, (X.clone().requires_grad_(),))
+    before = len(history.graph.ops)
+    output.sum().backward()
+    assert len(history.graph.ops) == before
+    assert model.b[0].weight.grad is not None
+
+
+class TestCompiled:
+    @pytest.mark.parametrize("how", ["torch.compile", "module.compile", "function", "fullgraph"])
+    def test_it_runs_eagerly_and_is_seen(self, how):
+        part = Model(lambda s, x: torch.relu(s.fc(x)), fc=linear())
+        plain = part(X) + 1
+        compiled = 0
+
+        def backend(graph, inputs):
+            nonlocal compiled
+            compiled += 1
+            return graph.forward
+
+        function = part
+        if how == "module.compile":
+            part.compile(backend=backend)
+        else:
+            function = torch.compile(
+                part if how == "torch.compile" else lambda x: part(x), backend=backend, fullgraph=how == "fullgraph"
+            )
+        registered = function if how == "torch.compile" else part
+        model = Model(lambda s, x: function(x) + 1, part=registered)
+        history, output = traced(model, (X,))
+        assert compiled == 0
+        assert torch.equal(output, plain)
+        assert [op.function.name for op in history.graph.ops] == ["linear", "relu", "add"]
+        assert history.graph.scopes[1].address == "part"
+        torch._dynamo.reset()
+        assert torch.equal(function(X) + 1, plain)
+        assert compiled >= 1
+
+    def test_other_threads_compile_meanwhile(self):
+        ran, inside, go = [], threading.Event(), threading.Event()
+
+        def backend(graph, inputs):
+            ran.append(1)
+            return graph.forward
+
+        compiled = torch.compile(lambda x: x.sin() + 1, backend=backend)
+
+        def other():
+            inside.wait(10)
+            compiled(X)
+            go.set()
+
+        worker = threading.Thread(target=other)
+        worker.start()
+
+        def forward(s, x):
+            inside.set()
+            go.wait(60)
+            return compiled(x)
+
+        lens.trace(Model(forward), (X,))
+        worker.join()
+        assert ran == [1]
+
+
+def test_writes_of_scripted_code_are_effects():
+    model = region_models.scripted_module_that_writes()
+    history = lens.trace(model, (X,))
+    (op,) = (op for op in history.graph.ops if op.function.opaque)
+    assert op.function.mutates
+    assert len(op.effects) == 5  # the argument, the counters, the statistics
+    assert torch.equal(history["mul_1"].tensor_contents, X)
+    assert torch.equal(model.part.calls, torch.ones(4))
+
+
+def test_a_thread_that_outlives_the_forward_is_disclosed():
+    go = threading.Event()
+    workers = []
+
+    def forward(s, x):
+        workers.append(threading.Thread(target=lambda: (go.wait(10), s.fc(x))))
+        workers[0].start()
+        return s.fc(x)
+
+    history = lens.trace(Model(forward, fc=linear()), (X,))
+    go.set()
+    workers[0].join()
+    (gap,) = history.gaps
+    assert (gap.kind, gap.location.file) == ("unseen", __file__)
+    assert len(history.graph.ops) == 1
+
+
+def test_threads_that_the_forward_did_not_start_are_left_alone():
+    stop = threading.Event()
+
+    def noise():
+        while not stop.is_set():
+            torch.ones(2) * 3
+            time.sleep(0.001)
+
+    worker = threading.Thread(target=noise)
+    worker.start()
+    history = lens.trace(Model(lambda s, x: [time.sleep(0.02), x + 1][1]), (X,))
+    stop.set()
+    worker.join()
+    assert [op.function.name for op in history.graph.ops] == ["add"]
+
+
+def test_module_calls_in_threads_are_scopes_and_numbered():
+    history = lens.trace(region_models.thread_pool(), (X,))
+    assert [(s.address, s.call) for s in history.graph.scopes] == [("", 1), ("fc", 1), ("fc", 2), ("fc", 3)]
+
+
+def test_an_exception_in_a_thread_comes_through():
+    def forward(s, x):
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: s.fc(x) @ x).result()
+
+    before = torch_marks()
+    with pytest.raises(RuntimeError) as caught:
+        lens.trace(Model(forward, fc=linear()), (X,))
+    assert [op.function.name for op in caught.value.lens_history.graph.ops] == ["linear"]
+    assert torch_marks() == before
+
+
+def test_numpy_and_other_ways_in_are_disclosed_with_their_line():
+    pytest.importorskip("numpy")
+
+    def forward(s, x):
+        a = torch.from_numpy(x.numpy() * 2)
+        b = torch.from_dlpack(x * 2)
+        return a + b + torch.frombuffer(bytearray(16), dtype=torch.float32)
+
+    history = lens.trace(Model(forward), (X,))
+    kinds = [gap.kind for gap in history.gaps]
+    assert kinds == ["external", "external", "external", "read", "read"]
+    assert all(gap.location.file == __file__ for gap in history.gaps)
+
+
+def test_a_trace_inside_a_traced_transform_or_thread():
+    inner = []
+
+    def forward(s, x):
+        def work():
+            inner.append(lens.trace(Model(lambda t, y: torch.func.vmap(torch.sin)(y) + 1), (x * 2,)))
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        worker.join()
+        return torch.func.vmap(lambda r: r * s.w)(x)
+
+    before = torch_marks()
+    history = lens.trace(Model(forward, w=weight()), (X,))
+    assert inner[0].layer_list == ["input_1", "vmap_1_1", "add_1_2", "output_1"]
+    assert history.layer_list[-2:] == [history["vmap_2"].layer_label, "output_1"]
+    assert torch_marks() == before
+
+
+def test_a_region_in_a_trace_inside_a_trace_is_one_operation_of_both():
+    inner = []
+
+    def forward(s, x):
+        inner.append(lens.trace(Model(lambda t, y: torch.func.vmap(torch.sin)(y)), (x * 2,)))
+        return inner[0]["output_1"].tensor_contents + 1
+
+    history = lens.trace(Model(forward), (X,))
+    assert inner[0].layer_list == ["input_1", "vmap_1_1", "output_1"]
+    assert history.layer_list == ["input_1", "mul_1_1", "vmap_1_2", "add_1_3", "output_1"]
+
+
+def test_garbage_collection_during_the_trace():
+    def forward(s, x):
+        for _ in range(50):
+            x = s.fc(x)
+            gc.collect(0)
+        return x
+
+    assert len(lens.trace(Model(forward, fc=linear()), (X,), save="none").graph.ops) == 50
+
+
+@pytest.mark.parametrize("name", ["scripted_module", "vmapped", "autocast", "thread_pool"])
+def test_histories_with_regions_are_saved_and_pickled(name, tmp_path):
+    history = lens.trace(MODELS[name][0](), (X,))
+    assert pickle.loads(pickle.dumps(history)).graph == history.graph
+    history.save(tmp_path / "trace.lens")
+    assert lens.load(tmp_path / "trace.lens").graph == history.graph
+
+
+# Faults
+
+
+class Injected(Exception):
+    pass
+
+
+def faulty_models():
+    def busy(s, x):
+        y = scaled_in_threads(s, x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = y + torch.func.vmap(lambda r: r * s.w)(y)
+        y[0] = 1.0
+        return torch.cond(y.sum() > 0, torch.sin, torch.cos, (y,)) + s.script(x)
+
+    def scaled_in_threads(s, x):
+        found = []
+        worker = threading.Thread(target=lambda: found.append(region_models.scaled(x, s.w)))
+        worker.start()
+        worker.join()
+        return checkpoint(s.b, found[0], use_reentrant=True)
+
+    script = torch.jit.script(linear())
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    return [
+        (Model(busy, w=weight(), b=block(), script=script), X),
+        (
+            nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Dropout()),
+            torch.ones(2, 3, 5),
+        ),
+        (encoder, torch.ones(1, 3, 4)),
+    ]
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("where", ["start", "finish", "enter", "exit"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_anywhere_leaves_nothing_behind(which, where, monkeypatch):
+    from lens.capture.recorder import Recorder
+
+    model, x = faulty_models()[which]
+    x.requires_grad_()
+    original = getattr(Recorder, where)
+    count = 0
+
+    def failing(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == fail_at:
+            raise Injected(f"{where} {count}")
+        return original(*args, **kwargs)
+
+    marks = torch_marks()
+    attributes = {name: set(vars(m)) for name, m in model.named_modules()}
+    hooks = {name: len(m._forward_hooks) for name, m in model.named_modules()}
+    monkeypatch.setattr(Recorder, where, failing)
+    fail_at = 0
+    lens.trace(model, x, passes="")
+    calls = count
+    assert calls
+    for fail_at in range(1, calls + 1):  # noqa: B007  # read by ``failing``
+        count = 0
+        with pytest.raises((Injected, IndexError)):
+            lens.trace(model, x, passes="")
+        assert torch_marks() == marks
+        assert {name: set(vars(m)) for name, m in model.named_modules()} == attributes
+        assert {name: len(m._forward_hooks) for name, m in model.named_modules()} == hooks
+    monkeypatch.undo()
+    torch.manual_seed(2)
+    state = copy.deepcopy(model.state_dict())
+    plain = model(x)
+    model.load_state_dict(state)
+    torch.manual_seed(2)
+    assert torch.equal(traced(model, x)[1], plain)
+
+
+@pytest.mark.parametrize("error", [Injected(), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize("where", ["vmap", "grad", "autograd", "checkpoint", "cond", "autocast"])
+def test_an_exception_of_the_user_in_a_region_comes_through(where, error):
+    def fail(*args):
+        raise error
+
+    class Fails(torch.autograd.Function):
+        forward = staticmethod(fail)
+
+    def forward(s, x):
+        match where:
+            case "vmap":
+                return torch.func.vmap(fail)(x)
+            case "grad":
+                return torch.func.grad(fail)(x)
+            case "autograd":
+                return Fails.apply(x)
+            case "checkpoint":
+                return checkpoint(fail, x, use_reentrant=False)
+            case "cond":
+                return torch.cond(x.sum() > 0, fail, fail, (x,))
+            case "autocast":
+                with torch.autocast("cpu"):
+                    return fail()
+
+    before = torch_marks()
+    with pytest.raises(type(error)) as caught:
+        lens.trace(Model(forward), (X,))
+    assert caught.value is error
+    assert torch_marks() == before
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_saving_a_scripted_module_inside_a_trace():
+    def forward(s, x):
+        buffer = io.BytesIO()
+        torch.jit.save(s.part, buffer)
+        buffer.seek(0)
+        return torch.jit.load(buffer)(x)
+
+    part = torch.jit.script(linear())
+    history, output = traced(Model(forward, part=part), (X,))
+    assert torch.equal(output, part(X))
+    assert [op.function.name for op in history.graph.ops] == ["script_method"]
