@@ -287,13 +287,10 @@ def _name(function: Any) -> tuple[str, str]:
     for namespace in _NAMESPACES:
         if unpatched(getattr(_owner(namespace), name, None)) is function:
             return namespace, name
-    for attribute, value in vars(torch.Tensor).items():  # __pow__, whose own name says TensorBase.pow
-        if unpatched(value) is function:
-            return "torch.Tensor", attribute
     module = getattr(function, "__module__", None) or "builtins"
     if module == "torch._tensor":  # __pow__ is a wrapper that goes by the name of what it wraps
         for attribute, member in vars(torch.Tensor).items():
-            if member is function:
+            if unpatched(member) is function:
                 return "torch.Tensor", attribute
     qualified = getattr(function, "__qualname__", name)
     if "<locals>" in qualified:

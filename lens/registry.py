@@ -56,8 +56,8 @@ BUILT_IN = Plugin(
     },
     backends={
         "torch_function": "lens.capture.torch_function:TorchFunctionBackend",
-        "torch_dispatch": "lens.capture.torch_dispatch:TorchDispatchBackend",
         "decoration": "lens.capture.decoration:DecorationBackend",
+        "torch_dispatch": "lens.capture.torch_dispatch:TorchDispatchBackend",
     },
     renderers={"graphviz": "lens.render.graphviz_text:GraphvizRenderer"},
 )

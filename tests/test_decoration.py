@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from models import (
     TwoBranches,
 )
 from real_models import REAL_MODELS
+from region_models import MODELS as REGIONS
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -270,3 +272,28 @@ def test_putting_the_replacements_in_takes_milliseconds():
         lens.trace(model, x, backend="decoration")
         times.append(time.perf_counter() - begin)
     assert min(times) < 0.05
+
+
+def test_scripting_inside_a_traced_forward():
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return torch.sum(x, dim=0) * 2
+
+    before = state_of_torch()
+    history = trace(lambda x: torch.jit.script(double)(x) + 1, torch.ones(2))
+    assert history["output_1"].tensor_contents.item() == 5.0
+    assert_untouched(before)
+
+
+@pytest.mark.parametrize("name", sorted(REGIONS))
+def test_regions_equal_those_of_torch_function(name):
+    make, _, _, inputs = REGIONS[name]
+
+    def region(backend):
+        torch.manual_seed(0)
+        history = lens.trace(make(), inputs, backend=backend, seed=1, save="none")
+        text = print_graph(history.graph, times=False, meta=False, locations=False)
+        # TorchScript names the node of its result by whether it has optimised the code yet.
+        return re.sub(r" \^\w+(?= = torch\.jit)", "", text), [gap.what for gap in history.gaps]
+
+    region("torch_function")  # torch keeps things from the first run, such as the sizes of a jagged tensor
+    assert region("decoration") == region("torch_function")

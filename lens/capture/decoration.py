@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial, update_wrapper
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from time import perf_counter
 from types import FrameType, FunctionType, MethodType
 from typing import Any
@@ -21,12 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import watch_modules
+from lens.capture.opening import asks_by_attribute
 from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight
-from lens.capture.swapping import Place, Swap, SwapTable
+from lens.capture.swapping import Place, SwapTable
 from lens.capture.watching import watch_regions
-from lens.functions import Function, Kind, describe, unpatched
+from lens.functions import Function, Kind, dense_kernel, describe, unpatched
 
 #: Tensor types whose functions nobody overrides.
 _PLAIN_TYPES = frozenset({torch.Tensor, nn.Parameter})
@@ -53,6 +54,7 @@ class DecorationBackend:
             if not emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, None))
             watch_regions(sight, stack, self.record)
+            sight.patch(stack, torch.jit._script, "_script_impl", _wrap_script)  # private: without it, scripting fails
             stack.enter_context(decorations.known_to(recording, emit.addresses.modules()))
             yield
 
@@ -62,9 +64,10 @@ class _Decorations:
 
     def __init__(self) -> None:
         self.recordings: dict[int, list[_Recording]] = {}
-        self._lock = Lock()
+        self._lock = RLock()
         self._table = SwapTable(self.wrap)
-        self._put: tuple[list[Swap], list[Place]] = [], []
+        self._places: list[Place] = []
+        self._out = False
 
     @contextmanager
     def known_to(self, recording: _Recording, modules: Iterable[nn.Module]) -> Iterator[None]:
@@ -76,8 +79,8 @@ class _Decorations:
         try:
             with self._lock:
                 self.recordings.setdefault(thread, []).append(recording)
-                swaps, places = self._table.put(modules)
-                self._put = swaps, [*self._put[1], *places]
+                self._places += self._table.places(modules)
+                self._table.put(self._places)
             yield
         finally:
             with self._lock:
@@ -85,8 +88,23 @@ class _Decorations:
                 if not self.recordings[thread]:
                     del self.recordings[thread]
                 if not self.recordings:
-                    self._table.restore(*self._put)
-                    self._put = [], []
+                    self._table.restore(self._places)
+                    self._places = []
+
+    @contextmanager
+    def taken_out(self) -> Iterator[None]:
+        """Have the originals back in the block, in all threads: for TorchScript, which compiles what it finds."""
+        with self._lock:
+            if not self._places or self._out:
+                yield
+                return
+            self._out = True
+            self._table.restore(self._places)
+            try:
+                yield
+            finally:
+                self._table.put(self._places)
+                self._out = False
 
     def wrap(self, original: Callable[..., Any], reported: Any) -> Replacement:
         """The replacement of a function; ``reported`` is None for the call method of an operator object."""
@@ -203,6 +221,7 @@ class _Recording:
                 recorder.read(function.read, (*args, *kwargs.values()), result, frame)
             return result
         opened = function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types)
+        opened = opened and not asks_by_attribute(function.callable)
         call = recorder.start(function, args, kwargs, frame, opened)
         begin = perf_counter()
         result = self.run_opened(function, site_of(call), stack, args, kwargs) if opened else run(*args, **kwargs)
@@ -219,7 +238,7 @@ class _Recording:
         self.opened.add(function)
         stack.append(self)
         try:
-            return function.callable(*args, **kwargs)
+            return (dense_kernel(function.callable) or function.callable)(*args, **kwargs)
         finally:
             stack.remove(self)
             self.opened.discard(function)
@@ -291,6 +310,14 @@ def _natively(function: Callable[..., Any], types: Sequence[type], *args: Any, *
             if result is not NotImplemented:
                 return result
     return function(*args, **kwargs)
+
+
+def _wrap_script(original: Callable[..., Any], _: Entries) -> Callable[..., Any]:
+    def script(*args: Any, **kwargs: Any) -> Any:
+        with _decorations().taken_out():
+            return original(*args, **kwargs)
+
+    return script
 
 
 def _wrap_guard(original: Callable[..., bool], threads: Entries) -> Callable[..., bool]:

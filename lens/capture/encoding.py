@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from lens.functions import unpatched
 from lens.ir.tape import RawTemplate
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol
 
@@ -139,6 +140,7 @@ class ArgumentEncoder:
         return complex(obj) if isinstance(obj, complex) else str.__str__(obj)
 
     def _opaque(self, obj: Any, visit: Visit) -> RawTemplate:
+        obj = unpatched(obj)
         number = self._object_numbers.setdefault(id(obj), len(self.objects))
         if number == len(self.objects):
             self.objects.append(obj)

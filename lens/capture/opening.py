@@ -25,6 +25,13 @@ def _no(*_: Any) -> bool:
     return False
 
 
+def asks_by_attribute(function: Any) -> bool:
+    """Whether a function reaches its guard through a module, as ``nn.init`` does: then no copy of it can be opened."""
+    code = getattr(function, "__code__", None)
+    guards = _GUARDS.keys() & code.co_names if code is not None else ()
+    return bool(guards) and not any(name in function.__globals__ for name in guards)
+
+
 class Opener:
     """Makes opened copies of functions. One per trace: the copies see the globals as they are at their making."""
 

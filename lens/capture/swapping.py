@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    ModuleType,
+    SimpleNamespace,
+    WrapperDescriptorType,
+)
 from typing import Any, TypeAlias
 
 import torch
@@ -58,8 +65,8 @@ class SwapTable:
         self._of_modules: list[Place] = []
         self._modules_seen = 0
 
-    def put(self, model: Iterable[nn.Module]) -> tuple[list[Swap], list[Place]]:
-        """Put all replacements in for a trace of a model with these modules; give what ``restore`` is to undo.
+    def places(self, model: Iterable[nn.Module]) -> list[Place]:
+        """Where the replacements are to be put for a trace of a model with these modules, besides torch's classes.
 
         Modules of Python are searched once, and again when others have been loaded; those of the model's classes
         and the main one, whose names come and go, every time.
@@ -69,17 +76,19 @@ class SwapTable:
             self._of_modules = [place for m in list(sys.modules.values()) for place in self._in_names(_names(m))]
         modules = list(model)
         own = [sys.modules.get(name) for name in {"__main__", *(type(m).__module__ for m in modules)}]
-        places = [*self._of_modules, *(place for owner in (*own, *modules) for place in self._in_names(_names(owner)))]
+        return [*self._of_modules, *(place for owner in (*own, *modules) for place in self._in_names(_names(owner)))]
+
+    def put(self, places: Iterable[Place]) -> None:
+        """Put all replacements in."""
         perform([*(put for put, _ in self._of_classes), *emptying()])
         perform([partial(names.__setitem__, name, self.replacement(names.get(name))) for names, name in places])
-        return self._of_classes, places
 
-    def restore(self, swaps: Iterable[Swap], places: Iterable[Place]) -> None:
+    def restore(self, places: Iterable[Place]) -> None:
         """Put the originals back, except under names that the program has given something else meanwhile."""
         mine = ((names, name, names.get(name)) for names, name in places)
         found = [(names, name, unpatched(value)) for names, name, value in mine if value is not None]
         actions = [partial(names.__setitem__, name, old) for names, name, old in found if id(old) in self._replacements]
-        perform([*actions, *(restore for _, restore in swaps), *emptying()])
+        perform([*actions, *(restore for _, restore in self._of_classes), *emptying()])
 
     def replacement(self, function: Any) -> Any:
         """What stands in for a function; itself if nothing does."""
@@ -166,7 +175,7 @@ def _functions() -> Iterator[tuple[Any, Any]]:
             if isinstance(function, BuiltinFunctionType) and _is_wanted(function, name):
                 yield function, function
     for name, function in vars(_BASE).items():
-        if (inspect.ismethoddescriptor(function)) and _is_wanted(function, name):
+        if isinstance(function, (MethodDescriptorType, WrapperDescriptorType)) and _is_wanted(function, name):
             yield function, _reported(function) if name.startswith("__") else function
     listed = (f for functions in overrides.get_overridable_functions().values() for f in functions)
     owners = [Tensor, *(m for name, m in list(sys.modules.items()) if name.partition(".")[0] == "torch")]

@@ -47,9 +47,9 @@ class TorchFunctionBackend:
             sight.patches.append(stack.enter_context(watch_modules(emit)))
             if emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+            watch_regions(sight, stack, self.record)
             for name in _UNTOLD_WRITERS:
                 sight.patches.append(stack.enter_context(patched(torch.Tensor, name, _tell, mode)))
-            watch_regions(sight, stack, self.record)
             stack.enter_context(mode)
             yield
 

@@ -161,7 +161,7 @@ CASES = (
     of(_set_memory, (6,), needs=("untold_writes",)),
     of(_detach, (4,)),
     of(_input_written, (3,)),
-    of(_copies, (6,)),
+    of(_copies, (6,), needs=("functions",)),  # below, a deepcopy is bytes that come from outside
     of(_identities, (6,)),
     of(_properties, (3, 3), needs=("untold_writes",)),
     Case("write_buffer", lambda: Parts(_write_buffer, count=torch.tensor(0), last=torch.zeros(2)), ramps((2,))),
