@@ -307,7 +307,7 @@ class Memory:
         write for them. From then on what lies there is compared.
         """
         if self.recorder.collect() and record.version == tensor._version:
-            return  # work in another thread wrote it, and is recorded
+            return
         found = [(record, tensor)]
         if record.storage not in self.exposed and record.storage is not None:
             self.exposed.add(record.storage)
