@@ -40,7 +40,7 @@ class JobRecorder(Recorder):
     ) -> None:
         """Save what a write is about to destroy, here and in the trace."""
         super().protect(written, operands, function, resizes)
-        self.main.protect(written, None, function, resizes)
+        self.main.memory.copy_held(written)
 
 
 def splice(main: Recorder, job: JobRecorder) -> None:
