@@ -1,0 +1,67 @@
+"""Recipes for torch_geometric: its layers, with arguments by the names of their parameters, on one small graph."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch_geometric import nn as layers
+
+from lens.model_specs import ModelCall
+
+_NODES, _WIDTH = 8, 16
+#: Values for the parameters of constructors that have no default.
+_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("in_channels", "out_channels", "channels", "hidden_channels", "emb_dim", "node_dim"), _WIDTH),
+    **dict.fromkeys(("in_channels_node", "in_channels_edge", "edge_dim", "dim_g", "dim_h"), _WIDTH),
+    **dict.fromkeys(("kernel_size", "K", "num_layers", "heads", "num_heads", "num_filters"), 2),
+    **dict.fromkeys(("num_relations", "num_edge_types", "num_types", "dim", "num_bases"), 3),
+    **dict.fromkeys(("alpha", "dropout", "cutoff"), 0.1),
+}
+
+
+def names(everything: bool) -> list[str]:
+    """All convolutions, and the whole models built of them."""
+    models = [n for n in ("GCN", "GraphSAGE", "GIN", "GAT", "PNA", "EdgeCNN", "DeepGCNLayer", "Node2Vec", "LINKX")]
+    return sorted({*layers.conv.classes, *models} - {"MessagePassing", "SimpleConv"})
+
+
+def build(name: str) -> ModelCall:
+    """A layer and a graph for it. Raises TypeError if a parameter of it is not known here."""
+    layer = getattr(layers, name)
+    model = layer(**_arguments(layer.__init__, _settings()))
+    return ModelCall(model.eval(), (), _arguments(model.forward, _graph()))
+
+
+def _settings() -> dict[str, Any]:
+    mlp = torch.nn.Sequential(torch.nn.Linear(_WIDTH, _WIDTH), torch.nn.ReLU())
+    return {**_SETTINGS, "nn": mlp, "aggregators": ["mean", "max"], "scalers": ["identity"], "deg": torch.ones(4)}
+
+
+def _graph() -> dict[str, Any]:
+    edges = torch.stack([torch.arange(_NODES), torch.arange(_NODES).roll(1)]).repeat(1, 2)
+    count = edges.shape[1]
+    return {
+        "x": torch.randn(_NODES, _WIDTH),
+        "x_0": torch.randn(_NODES, _WIDTH),
+        "edge_index": edges,
+        "hyperedge_index": edges,
+        "pos": torch.randn(_NODES, 3),
+        "normal": torch.randn(_NODES, 3),
+        "edge_attr": torch.randn(count, 3),
+        "pseudo": torch.rand(count, 3),
+        "edge_weight": torch.rand(count),
+        "edge_type": torch.randint(0, 3, (count,)),
+        "batch": torch.zeros(_NODES, dtype=torch.long),
+    }
+
+
+def _arguments(function: Any, known: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a function needs."""
+    parameters = inspect.signature(function).parameters.values()
+    wanted = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = [name for name in wanted if name not in known and name != "self"]
+    if missing:
+        raise TypeError(f"no value is known for {', '.join(missing)}")
+    return {name: known[name] for name in wanted if name != "self"}
