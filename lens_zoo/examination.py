@@ -25,6 +25,8 @@ from lens.model_specs import ModelCall
 from lens.validate.check import check
 
 _SEED = 1
+#: Stages in which only the model itself runs.
+OWN_STAGES = ("start", "build", "copy", "plain")
 _SHOWN = 4
 _LENGTH = 240
 #: Bytes of values above which only the graph makes the round trip.
@@ -91,10 +93,10 @@ def examine(
         begin = time.perf_counter()
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 - whatever a model or lens raises belongs into the ledger
-            status = "not run" if name in ("build", "plain") else "failed"
+        except Exception as error:  # whatever a model or lens raises belongs into the ledger
+            status = "not run" if name in OWN_STAGES else "failed"
             findings.fail(f"{name} raises {type(error).__name__}", error, status)
-            raise _Stop from error
+            raise _StopError from error
         finally:
             findings.seconds[name] = round(time.perf_counter() - begin, 3)
 
@@ -109,12 +111,12 @@ def examine(
         timed("metadata", lambda: _check_metadata(findings, history))
         timed("round trip", lambda: _check_round_trips(findings, history))
         timed("recurrence", lambda: _note_recurrence(findings, history.graph, feedforward))
-    except _Stop:
+    except _StopError:
         pass
     return findings
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """A stage has failed, and those after it need what it would have given."""
 
 

@@ -23,8 +23,8 @@ _SETTINGS: dict[str, Any] = {
 
 def names(everything: bool) -> list[str]:
     """All convolutions, and the whole models built of them."""
-    models = [n for n in ("GCN", "GraphSAGE", "GIN", "GAT", "PNA", "EdgeCNN", "DeepGCNLayer", "Node2Vec", "LINKX")]
-    return sorted({*layers.conv.classes, *models} - {"MessagePassing", "SimpleConv"})
+    models = ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN")
+    return sorted({*layers.conv.classes, *models} - {"MessagePassing"})
 
 
 def build(name: str) -> ModelCall:

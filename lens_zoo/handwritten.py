@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lens.model_specs import ModelCall
 
@@ -28,9 +28,10 @@ class Feedback(nn.Module):
             bottom = self.lower(x)
             if top is not None:
                 bottom = bottom + torch.sigmoid(self.down(top))
-            top = F.relu(self.upper(norm(bottom)))
+            top = functional.relu(self.upper(norm(bottom)))
         assert top is not None
-        return top.mean((2, 3))
+        pooled: Tensor = top.mean((2, 3))
+        return pooled
 
 
 class Settling(nn.Module):
@@ -81,7 +82,7 @@ class Deciding(nn.Module):
             y = self.experts[1](x)
         else:
             y = self.experts[2](x)
-        return y if (y > 0).any() else -y
+        return torch.sigmoid(y) if (y > 0).any() else torch.neg(y)
 
 
 class Branching(nn.Module):
@@ -98,7 +99,7 @@ class Branching(nn.Module):
         joined = torch.cat([self.ways["a"](left), self.ways["b"](right)], -1)
         joined[..., 0] += 1
         joined[..., 1:3].mul_(2)
-        return {"logits": F.linear(joined, self.embed.weight), "peak": joined.amax(-1)}
+        return {"logits": functional.linear(joined, self.embed.weight), "peak": joined.amax(-1)}
 
 
 class Noisy(nn.Module):
@@ -112,7 +113,7 @@ class Noisy(nn.Module):
         """Samples from a noisy categorical."""
         own = torch.Generator().manual_seed(3)
         y = self.fc(x) + torch.randn(6, generator=own) + torch.randn_like(x[:, :1])
-        y = F.dropout(y, 0.3, training=True)
+        y = functional.dropout(y, 0.3, training=True)
         return y.gather(1, torch.multinomial(y.softmax(-1), 2))
 
 
@@ -126,7 +127,7 @@ class Siamese(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """How far apart the images are."""
-        return F.cosine_similarity(self.encoder(a), self.twin(b))
+        return functional.cosine_similarity(self.encoder(a), self.twin(b))
 
 
 class Sequences(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from attrs import frozen
@@ -31,6 +32,8 @@ class Library:
 
     def function(self, name: str) -> Callable[..., Any]:
         """A function of the recipes. Raises ImportError if the library is not installed."""
+        if find_spec("torchvision"):
+            import_torchvision()  # before anything that imports it
         return getattr(import_module(f"lens_zoo.{self.module}"), name)  # type: ignore[no-any-return]
 
 
@@ -52,10 +55,10 @@ def recipes(libraries: list[str], everything: bool) -> tuple[list[str], dict[str
     for name in libraries:
         library = LIBRARIES[name]
         try:
-            import_torchvision()
+            names = library.function(library.names)(everything)
             for package in library.packages:
                 import_module(package)
-            found += [f"{name}:{model}" for model in library.function(library.names)(everything)]
+            found += [f"{name}:{model}" for model in names]
         except ImportError as error:
             missing[name] = str(error)
     return found, missing

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from attrs import asdict, define, frozen
 
-from lens_zoo.examination import Findings, examine
+from lens_zoo.examination import OWN_STAGES, Findings, examine
 from lens_zoo.libraries import builder, is_feedforward
 
 _FORK = multiprocessing.get_context("fork")
@@ -57,7 +57,7 @@ def examine_all(recipes: list[str], backend: str, limits: Limits, jobs: int) -> 
 
 def _start(recipe: str, backend: str, limits: Limits) -> _Running:
     receiver, sender = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_work, args=(recipe, backend, limits, sender))
+    process = _FORK.Process(target=_work, args=(recipe, backend, limits, sender), daemon=True)
     process.start()
     sender.close()
     return _Running(process, receiver, Findings(recipe, backend), time.monotonic())
@@ -74,13 +74,16 @@ def _finished(one: _Running, limits: Limits) -> bool:
             one.stage = message
     except EOFError:
         one.process.join()
-        one.findings.fail(f"process ended with code {one.process.exitcode}", f"at stage {one.stage}", "limit")
-        return True
+        return _stopped(one, f"process ended with code {one.process.exitcode}")
     if time.monotonic() - one.begun > limits.seconds:
         one.process.kill()
-        one.findings.fail(f"time limit of {limits.seconds:g} s", f"at stage {one.stage}", "limit")
-        return True
+        return _stopped(one, f"time limit of {limits.seconds:g} s")
     return False
+
+
+def _stopped(one: _Running, why: str) -> bool:
+    one.findings.fail(why, f"at stage {one.stage}", "not run" if one.stage in OWN_STAGES else "limit")
+    return True
 
 
 def _work(recipe: str, backend: str, limits: Limits, sender: Connection) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from lens.model_specs import ModelCall
@@ -32,18 +32,19 @@ _HEAD_SIZES = re.compile(r"(.*_)?(head_(dim|size)|d_kv|dim_head|rotary_dim|query
 _CAPS = {
     re.compile(r"(.*_)?(num|n)_(local_|routed_)?experts|moe_num_experts"): 4,
     re.compile(r"num_experts_per_tok(en)?|moe_(topk|k|top_k)|top_k(_experts)?"): 2,
-    re.compile(r"n_group|topk_group|num_nextn_predict_layers|first_k_dense_replace"): 1,
+    re.compile(r"attn_layer_period"): 2,
+    re.compile(r"n_group|num_group|topk_group|attn_layer_offset|num_nextn_predict_layers|first_k_dense_replace"): 1,
     re.compile(r"max_position_embeddings|n_positions|n_ctx|max_source_positions|sliding_window"): 256,
     re.compile(r"num_queries|num_denoising"): 20,
 }
 #: Parameters; more would take longer to initialise than to run.
-_LARGEST = 250_000_000
+_LARGEST = 120_000_000
 _SIDE = 64
 _VOCABULARY, _BATCH, _TOKENS = 256, 2, 12
 #: What is tried in turn: the divisor of widths, and the number of layers.
 _SIZES = ((16, 2), (16, 8), (4, 2), (1, 2))
 #: What a field becomes that has no value by default though the model needs one.
-_MISSING = {"vocab_size": _VOCABULARY, "num_experts_per_tok": 2, "n_routed_experts": 4, "prediction_length": 4}
+_MISSING = {"vocab_size": _VOCABULARY, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
 #: Fields of a batch of patches, as vision towers of language models take it: one film of 1 x 4 x 4 patches.
 _GRID, _PATCHES = (1, 4, 4), 16
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "mlp_layer_types")
@@ -51,7 +52,7 @@ _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "mlp_layer_types")
 
 def model_types(everything: bool) -> list[str]:
     """All model types that transformers knows."""
-    return sorted(CONFIG_MAPPING_NAMES)
+    return sorted(CONFIG_MAPPING.keys())
 
 
 def build(model_type: str) -> ModelCall:
@@ -112,8 +113,6 @@ def _shrunk(config: Any, divisor: int, count: int) -> Any:
     for name, value in fields.items():
         if isinstance(value, transformers.PreTrainedConfig):
             _shrunk(value, divisor, count)
-        elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and "mrope_section" in value:
-            value["mrope_section"] = [part // int(divisor**0.5) for part in value["mrope_section"]]
         elif value is None and name in _MISSING:
             setattr(config, name, _MISSING[name])
         elif isinstance(value, (list, tuple)):
@@ -122,7 +121,18 @@ def _shrunk(config: Any, divisor: int, count: int) -> Any:
             setattr(config, name, _smaller(name, value, layers, 1 if staged else divisor, staged))
     if fields.get("head_dim", 0) is None:
         config.head_dim = config.hidden_size // config.num_attention_heads
+    _fit_rotations(config)
     return config
+
+
+def _fit_rotations(config: Any) -> None:
+    """Rotations in three dimensions (mrope) divide half a head in three parts."""
+    rope = getattr(config, "rope_parameters", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if isinstance(rope, dict) and "rope_theta" in rope and isinstance(heads, int):
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        half = int(size * rope.get("partial_rotary_factor", 1)) // 2
+        rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
 
 
 def _shorter(name: str, value: Any, layers: int) -> Any:
@@ -155,7 +165,7 @@ def _smaller(name: str, value: int, layers: int, divisor: int, staged: bool) -> 
     if _HEAD_SIZES.fullmatch(name):
         return value // root if value % (2 * root) == 0 else value
     if _WIDTHS.fullmatch(name):
-        return value // divisor if value % divisor == 0 and value >= 64 else value
+        return value // divisor if value % divisor == 0 and value >= 64 else (value + 15) // 16 * 16
     return value
 
 
@@ -167,8 +177,16 @@ def _candidates(model: Any) -> Iterator[dict[str, Any]]:
     if "decoder_input_ids" in parameters:
         names.append("decoder_input_ids")
     usual = [n for n in ("input_ids", "pixel_values", "bbox", "input_features", "input_values") if n in parameters]
+    states = ["encoder_hidden_states", "grid_thw", "image_grid_thw", "pixel_values"]
     tried: list[list[str]] = []
-    for chosen in (names, [*names, "pixel_values"], [*names, *usual], usual, ["hidden_states", *required]):
+    for chosen in (
+        names,
+        [*names, "pixel_values"],
+        [*names, *usual],
+        usual,
+        ["hidden_states", *required],
+        [*names, *states],
+    ):
         wanted = [name for name in dict.fromkeys(chosen) if name in parameters]
         if not wanted or wanted in tried:
             continue

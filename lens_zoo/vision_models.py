@@ -17,10 +17,11 @@ _vision = import_torchvision().models
 _SIDES = (64, 96, 128, 224, 256)
 _FRAMES = 16
 #: Words of size in the names of timm, smallest first.
-_SIZE_WORDS = (
-    "test nanovit atto zepto femto pico nano xxtiny xtiny tiny xxs xx_small xxsmall xs x_small small mini little "
-    "s0 s1 b0 m0 t0 s t base medium b m large l xl huge giant gigantic"
-).split()
+_SIZE_WORDS = re.findall(
+    r"\w+",
+    "test nanovit atto zepto femto pico nano xxtiny xtiny tiny xxs xxsmall xs small mini little "
+    "s0 s1 b0 m0 t0 s t base medium b m large l xl huge giant gigantic",
+)
 
 
 def torchvision_names(everything: bool) -> list[str]:
@@ -70,9 +71,9 @@ def timm_is_feedforward(name: str) -> bool:
 
 def build_timm(name: str) -> ModelCall:
     """A model without weights and the smallest input that it takes."""
-    own = timm.create_model(name, pretrained=False).eval()
-    channels, *sides = own.default_cfg.get("input_size", (3, 224, 224))
-    return _smallest(own, ((1, channels, *square) for square in [(side, side) for side in _SIDES] + [tuple(sides)]))
+    model: Any = timm.create_model(name, pretrained=False).eval()
+    channels, *sides = model.default_cfg.get("input_size", (3, 224, 224))
+    return _smallest(model, ((1, channels, *square) for square in [(side, side) for side in _SIDES] + [tuple(sides)]))
 
 
 def _smallest(model: nn.Module, shapes: Iterator[tuple[int, ...]]) -> ModelCall:
