@@ -43,8 +43,22 @@ _SIDE = 64
 _VOCABULARY, _BATCH, _TOKENS = 256, 2, 12
 #: What is tried in turn: the divisor of widths, and the number of layers.
 _SIZES = ((16, 2), (16, 8), (4, 2), (1, 2))
+_SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "num_time_features": 1}
 #: What a field becomes that has no value by default though the model needs one.
 _MISSING = {"vocab_size": _VOCABULARY, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
+#: Constructor arguments of the types whose defaults give no model that runs.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), _SERIES),
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "esm": {"vocab_size": 128, "pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary"},
+}
+#: Arguments that are plain noise -> their shape; names stand for fields of the configuration.
+_SHAPES: dict[str, tuple[int | str, ...]] = {
+    "spectrogram": (_BATCH, _TOKENS, "model_in_dim"),
+    "mel_spectrogram": (1, "mel_dim", _TOKENS),
+    "past_values": (_BATCH, "context_length", "num_input_channels"),
+    "past_time_features": (_BATCH, 10, 1),
+}
 #: Fields of a batch of patches, as vision towers of language models take it: one film of 1 x 4 x 4 patches.
 _GRID, _PATCHES = (1, 4, 4), 16
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "mlp_layer_types")
@@ -62,7 +76,7 @@ def build(model_type: str) -> ModelCall:
     failures: list[Exception] = []
     for divisor, layers in _SIZES:
         try:
-            config = _shrunk(config_class(), divisor, layers)
+            config = _shrunk(config_class(**_SETTINGS.get(model_type, {})), divisor, layers)
             with torch.device("meta"):
                 size = sum(parameter.numel() for parameter in model_class(config).parameters())
             if size > _LARGEST:
@@ -101,7 +115,7 @@ def _model_class(model_type: str, config_class: type) -> type[nn.Module]:
     ]
     if not fitting:
         raise LookupError("no model takes this configuration by itself")
-    return min(fitting, key=lambda found: not found.__name__.endswith("Model"))
+    return min(fitting, key=lambda found: (not found.__name__.endswith("Model"), "For" not in found.__name__))
 
 
 def _shrunk(config: Any, divisor: int, count: int) -> Any:
@@ -121,6 +135,8 @@ def _shrunk(config: Any, divisor: int, count: int) -> Any:
             setattr(config, name, _smaller(name, value, layers, 1 if staged else divisor, staged))
     if fields.get("head_dim", 0) is None:
         config.head_dim = config.hidden_size // config.num_attention_heads
+    if fields.get("num_key_value_heads", 0) is None:
+        config.num_key_value_heads = config.num_attention_heads
     _fit_rotations(config)
     return config
 
@@ -192,7 +208,7 @@ def _candidates(model: Any) -> Iterator[dict[str, Any]]:
             continue
         tried.append(wanted)
         for variant in (0, 1) if any(name.startswith(("pixel", "input_")) for name in wanted) else (0,):
-            makers = _Inputs(model.config, variant, "grid_thw" in " ".join(wanted))
+            makers = _Inputs(model.config, variant, wanted)
             made = {name: makers.make(name) for name in wanted}
             if all(value is not None for value in made.values()):
                 yield made
@@ -204,11 +220,13 @@ class _Inputs:
     Args:
         config: The configuration.
         variant: 0: small images, sound without channels; 1: full images, sound with channels, bins before frames.
-        patches: Whether images are given as flat patches with a grid.
+        wanted: The names of all arguments, because the form of some follows from others.
     """
 
-    def __init__(self, config: Any, variant: int, patches: bool) -> None:
-        self.config, self.variant, self.patches = config, variant, patches
+    def __init__(self, config: Any, variant: int, wanted: list[str]) -> None:
+        self.config, self.variant = config, variant
+        self.patches = any(name.endswith("grid_thw") for name in wanted)
+        self.batch = 1 if any(name.startswith("pixel") for name in wanted) else _BATCH
         self.width = self._find("hidden_size", "d_model", "embed_dim", "n_embd", default=64)
         side = self._find("image_size", "input_size", "img_size", "pretrain_image_size", default=64)
         self.sides = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
@@ -229,25 +247,36 @@ class _Inputs:
 
     def make(self, name: str) -> Any:
         """An argument; None if nothing is known of its name."""
+        if name == "past_values" and self._find("lags_sequence", default=None):
+            return torch.randn(_BATCH, 10)
+        if name in _SHAPES:
+            dims = [self._find(dim, default=1) if isinstance(dim, str) else dim for dim in _SHAPES[name]]
+            return torch.randn(dims)
         maker = getattr(self, name.removeprefix("decoder_"), None)
         return None if maker is None else maker()
 
     def input_ids(self) -> torch.Tensor:
         """Tokens, above the numbers that special tokens usually have."""
-        return torch.randint(5, 100, (_BATCH, _TOKENS))
+        return torch.randint(5, min(100, self._find("vocab_size", default=100)), (self.batch, _TOKENS))
 
     def attention_mask(self) -> torch.Tensor:
         """All ones."""
-        return torch.ones(_BATCH, _TOKENS, dtype=torch.long)
+        return torch.ones(self.batch, _TOKENS, dtype=torch.long)
+
+    def past_observed_mask(self) -> torch.Tensor:
+        """Everything was seen."""
+        return torch.ones(_BATCH, 10)
 
     def bbox(self) -> torch.Tensor:
         """Boxes of words on a page."""
-        return torch.tensor([10, 20, 30, 40]).expand(_BATCH, _TOKENS, 4).contiguous()
+        return torch.tensor([10, 20, 30, 40]).expand(self.batch, _TOKENS, 4).contiguous()
 
     def pixel_values(self) -> torch.Tensor:
         """Images, or films if the configuration speaks of frames, or patches."""
         if self.patches:
             patch = self._find("patch_size", default=14)
+            if self.variant == 1:
+                return torch.randn(_PATCHES, self.channels, patch, patch)
             return torch.randn(_PATCHES, self.channels * self._find("temporal_patch_size", default=1) * patch**2)
         frames = self._find("num_frames", default=None)
         shape = (self.channels, *self.sides) if frames is None else (frames, self.channels, *self.sides)
