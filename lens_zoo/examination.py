@@ -266,7 +266,7 @@ def _check_round_trips(findings: Findings, history: ModelHistory) -> None:
 
 
 def _note_recurrence(findings: Findings, graph: Graph, feedforward: bool) -> None:
-    """Nothing recurs where no parameter is used twice, as far as the model is known to be feedforward."""
+    """Nothing recurs in a model that is known to be feedforward, unless a parameter of it is used twice."""
     parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
     uses = Counter(v for op in graph.ops for v in set(op.operands) if v in parameters)
     findings.parameters_shared = any(count > 1 for count in uses.values())
@@ -274,5 +274,5 @@ def _note_recurrence(findings: Findings, graph: Graph, feedforward: bool) -> Non
     for ops in facet.passes():
         if len(ops) > 1 and labels.results[ops[0]]:
             findings.recurrent.append(f"{labels.results[ops[0]][0]} x{len(ops)} ({facet.rule[ops[0]]})")
-    if feedforward and findings.recurrent:
+    if feedforward and findings.recurrent and not findings.parameters_shared:
         findings.fail("recurrent though feedforward", ", ".join(findings.recurrent[:_SHOWN]))

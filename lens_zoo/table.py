@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -34,9 +34,10 @@ def _page(ledger: list[Findings], missing: dict[str, str]) -> Iterator[str]:
     yield from _totals(ledger)
     for library, reason in missing.items():
         yield f"\n`{library}` was skipped: {_cell(reason)}."
-    yield from _section("Failed", [f for f in ledger if f.status == "failed"])
-    yield from _section("Stopped by a limit", [f for f in ledger if f.status == "limit"])
-    yield from _section("Not run", [f for f in ledger if f.status == "not run"])
+    yield from _section("Failed", "failed", ledger)
+    yield from _section("Stopped by a limit", "limit", ledger)
+    yield from _section("Not run", "not run", ledger)
+    yield from _remarks(ledger)
 
 
 def _totals(ledger: list[Findings]) -> Iterator[str]:
@@ -55,15 +56,33 @@ def _totals(ledger: list[Findings]) -> Iterator[str]:
     yield "\nWhy operations were exempt: " + "; ".join(f"{_cell(k)} ({n})" for k, n in exemptions.most_common(12)) + "."
 
 
-def _section(title: str, rows: Iterable[Findings]) -> Iterator[str]:
-    """Models with equal reasons share a line."""
+def _section(title: str, status: str, ledger: list[Findings]) -> Iterator[str]:
+    """The models of a status; those with equal reasons share a line."""
     by_reason: dict[str, list[str]] = {}
-    for row in rows:
-        by_reason.setdefault(_cell(row.reasons[0]), []).append(f"{row.recipe} ({row.backend})")
+    for row in ledger:
+        if row.status == status:
+            by_reason.setdefault(_cell(row.reasons[0]), []).append(_name(row))
     if by_reason:
         yield f"\n## {title}\n\n| models | reason |\n|---|---|"
     for reason, names in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[1])):
-        yield f"| {', '.join(name.replace(' (torch_function)', '') for name in names)} | {reason} |"
+        yield f"| {', '.join(names)} | {reason} |"
+
+
+def _remarks(ledger: list[Findings]) -> Iterator[str]:
+    """What is no failure by itself, and worth a look."""
+    unseen = [_name(row) for row in ledger if row.gaps.get("external")]
+    loops = [_name(row) for row in ledger if row.recurrent and not row.parameters_shared]
+    shared = [_name(row) for row in ledger if row.recurrent and row.parameters_shared]
+    for title, names in (
+        ("Tensors of unknown origin were used (most often a cache that an earlier run had filled, or vmap)", unseen),
+        ("Recurrent though no parameter is used twice: loops, and equal operations in a row", loops),
+        ("Recurrent, with parameters that are used more than once", shared),
+    ):
+        yield f"\n## {title}: {len(names)}\n\n{', '.join(names) or 'none'}"
+
+
+def _name(row: Findings) -> str:
+    return row.recipe if row.backend == "torch_function" else f"{row.recipe} ({row.backend})"
 
 
 def _cell(text: str) -> str:

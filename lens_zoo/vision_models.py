@@ -40,6 +40,8 @@ def build_torchvision(name: str) -> ModelCall:
     options: dict[str, Any] = {"weights": None}
     if detection or name in _vision.list_models(module=_vision.segmentation):
         options["weights_backbone"] = None
+    if detection and not name.startswith("ssd"):  # whose sizes are fixed
+        options.update(min_size=_SIDES[1], max_size=_SIDES[2])
     model = _vision.get_model(name, **options).eval()
     if detection:
         return ModelCall(model, ([torch.rand(3, 96, 128)],), {})
