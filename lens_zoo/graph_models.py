@@ -18,6 +18,13 @@ _SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("kernel_size", "K", "num_layers", "heads", "num_heads", "num_filters"), 2),
     **dict.fromkeys(("num_relations", "num_edge_types", "num_types", "dim", "num_bases"), 3),
     **dict.fromkeys(("alpha", "dropout", "cutoff"), 0.1),
+    **dict.fromkeys(("k", "space_dimensions", "propagate_dimensions", "filter_size"), 3),
+    **dict.fromkeys(("num_node_types", "edge_type_emb_dim", "edge_attr_emb_dim"), 3),
+}
+#: Layers that need an argument that their signature calls optional.
+_NEEDED = {
+    **dict.fromkeys(("RGCNConv", "FastRGCNConv", "RGATConv"), "edge_type"),
+    **dict.fromkeys(("GMMConv", "NNConv"), "edge_attr"),
 }
 
 
@@ -30,13 +37,24 @@ def names(everything: bool) -> list[str]:
 def build(name: str) -> ModelCall:
     """A layer and a graph for it. Raises TypeError if a parameter of it is not known here."""
     layer = getattr(layers, name)
-    model = layer(**_arguments(layer.__init__, _settings()))
-    return ModelCall(model.eval(), (), _arguments(model.forward, _graph()))
+    settings, graph = _settings(), _graph()
+    if name == "NNConv":
+        settings["nn"] = torch.nn.Linear(3, _WIDTH * _WIDTH)
+    model = layer(**_arguments(layer.__init__, settings, ()))
+    return ModelCall(model.eval(), (), _arguments(model.forward, graph, (_NEEDED.get(name),)))
 
 
 def _settings() -> dict[str, Any]:
-    mlp = torch.nn.Sequential(torch.nn.Linear(_WIDTH, _WIDTH), torch.nn.ReLU())
-    return {**_SETTINGS, "nn": mlp, "aggregators": ["mean", "max"], "scalers": ["identity"], "deg": torch.ones(4)}
+    mlp = torch.nn.Sequential(torch.nn.LazyLinear(_WIDTH), torch.nn.ReLU(), torch.nn.Linear(_WIDTH, _WIDTH))
+    conv = layers.GCNConv(_WIDTH, _WIDTH)
+    return {
+        **_SETTINGS,
+        "nn": mlp,
+        "conv": conv,
+        "aggregators": ["mean", "max"],
+        "scalers": ["identity"],
+        "deg": torch.ones(4),
+    }
 
 
 def _graph() -> dict[str, Any]:
@@ -57,10 +75,11 @@ def _graph() -> dict[str, Any]:
     }
 
 
-def _arguments(function: Any, known: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that a function needs."""
+def _arguments(function: Any, known: dict[str, Any], further: tuple[str | None, ...]) -> dict[str, Any]:
+    """The arguments that a function needs, and further ones."""
     parameters = inspect.signature(function).parameters.values()
-    wanted = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    ordinary = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    wanted = [p.name for p in ordinary if p.default is p.empty or p.name in further]
     missing = [name for name in wanted if name not in known and name != "self"]
     if missing:
         raise TypeError(f"no value is known for {', '.join(missing)}")

@@ -90,6 +90,8 @@ def _work(recipe: str, backend: str, limits: Limits, sender: Connection) -> None
     """What the process does: examine one model and send the findings."""
     memory = int(limits.gibibytes * _GIB)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    seconds = int(limits.seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # for the case that the parent is gone
     warnings.simplefilter("ignore")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)

@@ -22,8 +22,8 @@ def write_table(path: Path, ledger: list[Findings], missing: dict[str, str]) -> 
 def _page(ledger: list[Findings], missing: dict[str, str]) -> Iterator[str]:
     yield "# The zoo\n"
     yield (
-        f"Made by `python -m lens_zoo --table docs/zoo.md` with torch {torch.__version__}. Every model has random "
-        "weights, is in eval mode, and runs once plain and once recorded, each time from the same seed.\n"
+        f"Made by `make zoo` (`python -m lens_zoo --table docs/zoo.md`) with torch {torch.__version__}. Every model "
+        "has random weights, is in eval mode, and runs once plain and once recorded, each time from the same seed.\n"
     )
     yield (
         "**proved**: the recorded output is the plain one bit for bit, every operation that was run again from its "
