@@ -15,7 +15,7 @@ from lens.render.sizes import human_bytes
 #: More results of one call than this are drawn as one node where a drawing is too large.
 _MOST_RESULTS = 16
 #: How many nodes stay at each end of a drawing whose middle is left out.
-_END = 60
+_END = 30
 
 
 def collapse_depth(drawing: Drawing, depth: int) -> Drawing:
@@ -100,18 +100,20 @@ def fit(drawing: Drawing, most: int, rolled: bool) -> Drawing:
     total = _count(drawing, None, rolled)
     if total <= most:
         return roll(drawing) if rolled else drawing
-    drawing, done = bundle_results(drawing), ["many results of one call"]
+    bundled = bundle_results(drawing)
+    done = ["many results of one call"] if len(bundled.nodes) < len(drawing.nodes) else []
+    drawing = bundled
     depths = [None, *range(max(map(len, drawing.chains.values())), 0, -1)]
     depth = next((d for d in depths if _count(drawing, d, rolled) <= most), depths[-1])
     if depth is not None:
         drawing = collapse_depth(drawing, depth)
-        done = [f"modules at depth {depth}"]
+        done.append(f"modules at depth {depth}")
     drawing = roll(drawing) if rolled else drawing
     if len(drawing.nodes) > most:
         drawing = elide_middle(drawing, min(_END, most // 2))
         done.append("the middle")
     shown = f"{total:,} layers in {len(drawing.nodes):,} nodes"
-    note = f"Collapsed: {' and '.join(done)} ({shown}); max_nodes=None shows all"
+    note = f"Collapsed: {', '.join(done)} ({shown}); max_nodes=None shows all"
     return evolve(drawing, notes=(*drawing.notes, note))
 
 
@@ -181,6 +183,8 @@ def _bundle(nodes: list[Node]) -> Node:
 
 def _with(drawing: Drawing, replacements: list[tuple[Node, list[Node]]]) -> Drawing:
     """The drawing with nodes in the place of others. Edges inside what is replaced go, parallel ones become one."""
+    if not replacements:
+        return drawing
     first = {members[0].id: node for node, members in replacements}
     home = {member.id: node.id for node, members in replacements for member in members}
     nodes = tuple(first.get(node.id, node) for node in drawing.nodes if node.id not in home or node.id in first)
@@ -188,11 +192,11 @@ def _with(drawing: Drawing, replacements: list[tuple[Node, list[Node]]]) -> Draw
     edges: dict[tuple[str, str, str, bool], Edge] = {}
     for edge in drawing.edges:
         source, target = home.get(edge.source, edge.source), home.get(edge.target, edge.target)
-        inner = edge.source in home and source == target
-        if not inner:
-            argument = "" if target in whole else edge.argument
-            key = source, target, argument, edge.after
-            branch = edge.branch or (key in edges and edges[key].branch)
-            edges[key] = evolve(edge, source=source, target=target, argument=argument, branch=branch)
+        if edge.source in home and source == target:
+            continue
+        argument = "" if target in whole else edge.argument
+        key = source, target, argument, edge.after
+        branch = edge.branch or (key in edges and edges[key].branch)
+        edges[key] = Edge(source, target, argument, branch, edge.after, edge.leaving, edge.entering)
     clusters = without_empty(drawing.clusters, nodes)
     return evolve(drawing, nodes=nodes, edges=tuple(edges.values()), clusters=clusters)

@@ -102,13 +102,14 @@ class Node:
     @property
     def lines(self) -> tuple[str, ...]:
         """The text, first the label."""
+        tests = [": ".join(filter(None, test)) for test in self.tests]
         if self.shape == "module":
             count = sum(weight.numel for weight in self.weights)
-            weights = f"params: {count:,}" if count else ""
+            texts = [self.module, self.size, f"params: {count:,}" if count else ""]
         else:
-            weights = f"params: {', '.join(human_shape(w.shape) for w in self.weights)}" if self.weights else ""
-        tests = [": ".join(filter(None, test)) for test in self.tests]
-        return self.name, *filter(None, (self.size, weights, f"{self.module}{self.call}", *tests, *self.notes))
+            shapes = ", ".join(human_shape(weight.shape) for weight in self.weights)
+            texts = [self.size, f"params: {shapes}" if shapes else "", f"{self.module}{self.call}"]
+        return self.name, *filter(None, (*texts, *tests, *self.notes))
 
 
 @frozen

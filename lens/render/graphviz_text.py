@@ -47,7 +47,9 @@ def to_dot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up") -> str
     for kind, attributes in lowering.defaults().items():
         lines.append(f"  {kind} [{_text(attributes)}]")
     lines += _inside(lowering, None, "  ")
-    lines += [f"  {e.source} -> {e.target} [{_text(lowering.edge(e))}]" for e in drawing.edges]
+    for edge in drawing.edges:
+        attributes = _text(lowering.edge(edge))
+        lines.append(f"  {edge.source} -> {edge.target}{f' [{attributes}]' if attributes else ''}")
     return "\n".join([*lines, "}\n"])
 
 
@@ -128,7 +130,9 @@ class Lowering:
             "tooltip": quoted(node.tooltip or node.name),
         }
         if node.shape != "ellipse":
-            attributes["shape"] = "box3d" if node.shape == "module" else "box"
+            attributes["shape"] = "box"
+        if node.shape == "module":
+            attributes["peripheries"] = "2"
         if node.dashed:
             attributes["style"] = quoted("filled,dashed")
         if node.mark:
@@ -140,12 +144,13 @@ class Lowering:
 
     def edge(self, edge: Edge) -> Attributes:
         """The attributes of an edge."""
-        lines = [f"<b>{html(line)}</b>" if not line.startswith("arg") else html(line) for line in edge.lines]
+        lines = [html(line) if line == edge.argument else f"<b>{html(line)}</b>" for line in edge.lines]
         if edge.branch:
             lines.insert(0, '<font point-size="13"><b>IF</b></font>')
         attributes: Attributes = {}
         if lines:
-            attributes["label"] = f"<{'<br/>'.join(lines if self.direction == 'up' else lines[::-1])}>"
+            spaced = [f"&#160;{line}&#160;" for line in (lines if self.direction == "up" else lines[::-1])]
+            attributes["label"] = f"<{'<br/>'.join(spaced)}>"
         if edge.branch:
             attributes["penwidth"] = "2"
         if edge.after:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from attrs import frozen
+from attrs import fields_dict, frozen
 
 from lens.errors import RenderError
 from lens.ir.graph import Graph
@@ -76,6 +77,15 @@ class Options:
     theme: str | Theme = "light"
     direction: str = "up"
 
+    @classmethod
+    def of(cls, given: DrawOptions) -> Options:
+        """The options given as keywords. Raises RenderError if there is no such option, or on a wrong value."""
+        for name in given:
+            if name not in fields_dict(cls):
+                near = get_close_matches(name, fields_dict(cls), n=1) or fields_dict(cls)
+                raise RenderError(f"pictures have no option {name!r}", where=f"{name}=", hint=f"give {', '.join(near)}")
+        return cls(**given)
+
     def __attrs_post_init__(self) -> None:
         if self.view not in ("unrolled", "rolled"):
             raise RenderError(f"there is no view {self.view!r}", where="view=", hint="give unrolled or rolled")
@@ -113,7 +123,7 @@ class Pictures:
 
     def drawing(self, **options: Unpack[DrawOptions]) -> Drawing:
         """The drawing before it is laid out; options as for ``draw``. ``lens.render.drawing_text`` prints it."""
-        return compose(self.graph, Options(**options))
+        return compose(self.graph, Options.of(options))
 
     def draw(
         self,
@@ -135,7 +145,7 @@ class Pictures:
                 ``dot``).
         """
         kind = format_of(path, format)
-        chosen = Options(**options)
+        chosen = Options.of(options)
         drawing = compose(self.graph, chosen)
         for note in drawing.notes:
             if note.startswith("Collapsed"):
@@ -144,7 +154,7 @@ class Pictures:
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
-        chosen = Options(**options)
+        chosen = Options.of(options)
         return to_pydot(compose(self.graph, chosen), find_theme(chosen.theme), chosen.direction)
 
     def _repr_svg_(self) -> str | None:
