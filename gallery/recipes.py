@@ -122,11 +122,11 @@ FAMILIES = {
         "fcn_resnet50": segmenter("fcn_resnet50"),
         "deeplabv3_mobilenet_v3_large": segmenter("deeplabv3_mobilenet_v3_large"),
         "lraspp_mobilenet_v3_large": segmenter("lraspp_mobilenet_v3_large"),
-        "ssdlite320_mobilenet_v3_large": detector("ssdlite320_mobilenet_v3_large"),
         "retinanet_resnet50_fpn": detector("retinanet_resnet50_fpn"),
-        "fasterrcnn_mobilenet_v3_large_320_fpn": detector("fasterrcnn_mobilenet_v3_large_320_fpn"),
         "r3d_18": video("r3d_18"),
         "r2plus1d_18": video("r2plus1d_18"),
+        "mc3_18": video("mc3_18"),
+        "swin3d_t": video("swin3d_t"),
     },
     "language and speech (transformers)": {
         "gpt2": transformer("gpt2", n_layer=4, n_embd=64, n_head=4),

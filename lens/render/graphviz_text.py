@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 from attrs import frozen
@@ -29,6 +30,17 @@ Attributes = dict[str, str]
 
 
 @frozen
+class Title:
+    """Where the title of a box stands, and how much room is left beside it, in widths of the title."""
+
+    side: str = "left"
+    room: int = 1
+
+
+NO_TITLES: Mapping[str, Title] = MappingProxyType({})
+
+
+@frozen
 class GraphvizRenderer:
     """A graph as DOT text."""
 
@@ -40,16 +52,18 @@ class GraphvizRenderer:
         return to_dot(make_drawing(graph))
 
 
-def to_dot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up") -> str:
+def to_dot(
+    drawing: Drawing, theme: Theme = LIGHT, direction: str = "up", titles: Mapping[str, Title] = NO_TITLES
+) -> str:
     """The DOT text of a drawing. Linear. Raises RenderError if the direction is unknown."""
-    lowering = Lowering(drawing, theme, direction)
+    lowering = Lowering(drawing, theme, direction, titles)
     lines = ["digraph lens {"]
     for kind, attributes in lowering.defaults().items():
         lines.append(f"  {kind} [{_text(attributes)}]")
     lines += _inside(lowering, None, "  ")
     for edge in drawing.edges:
-        attributes = _text(lowering.edge(edge))
-        lines.append(f"  {edge.source} -> {edge.target}{f' [{attributes}]' if attributes else ''}")
+        label = _text(lowering.edge(edge))
+        lines.append(f"  {edge.source} -> {edge.target}{f' [{label}]' if label else ''}")
     return "\n".join([*lines, "}\n"])
 
 
@@ -74,14 +88,15 @@ class Lowering:
         drawing: The drawing.
         theme: Its colours.
         direction: Where the output stands: up, down, right or left.
+        titles: How the titles of clusters are set, where that is not the usual way.
     """
 
-    def __init__(self, drawing: Drawing, theme: Theme, direction: str) -> None:
+    def __init__(self, drawing: Drawing, theme: Theme, direction: str, titles: Mapping[str, Title] = NO_TITLES) -> None:
         if direction not in DIRECTIONS:
             raise RenderError(
                 f"there is no direction {direction!r}", where="direction=", hint=f"give {', '.join(DIRECTIONS)}"
             )
-        self.drawing, self.theme, self.direction = drawing, theme, direction
+        self.drawing, self.theme, self.direction, self.titles = drawing, theme, direction, titles
         self.nodes: dict[str | None, list[Node]] = defaultdict(list)
         self.clusters: dict[str | None, list[Cluster]] = defaultdict(list)
         for node in drawing.nodes:
@@ -160,21 +175,22 @@ class Lowering:
     def cluster(self, cluster: Cluster) -> Attributes:
         """The attributes of the box of a module.
 
-        Its title is given room for itself twice, so that an arrow from the middle of the box does not cross it.
+        Beside its title there is room, so that an arrow from the middle of the box does not cross it.
         """
         depth = len(self.drawing.chains[cluster.id])
         address, cls = cluster.lines
-        upright = self.direction in ("up", "down")
-        width = round(max(len(address), len(cls)) * _LETTER * _BOX_FONT) if upright else 1
-        size = f'<font point-size="{_BOX_FONT}">'
+        title = self.titles.get(cluster.id, Title())
+        letters = max(len(address), len(cls)) if self.direction in ("up", "down") else 0
+        space = f'<td width="{round(letters * _LETTER * _BOX_FONT * title.room)}"></td>'
         rows = (f"<b>{html(address)}</b>", html(cls))
-        cells = [f'<tr><td align="left">{size}{row}</font></td><td width="{width}"></td></tr>' for row in rows]
-        table = '<table border="0" cellborder="0" cellspacing="0" cellpadding="0">'
+        cells = [f'<td align="{title.side}"><font point-size="{_BOX_FONT}">{row}</font></td>' for row in rows]
+        cells = [f"{space}{cell}" if title.side == "right" else f"{cell}{space}" for cell in cells]
+        table = '<table border="0" cellborder="0" cellspacing="0" cellpadding="0"><tr>'
         return {
             "id": quoted(cluster.id),
-            "label": f"<{table}{''.join(cells)}</table>>",
+            "label": f"<{table}{'</tr><tr>'.join(cells)}</tr></table>>",
             "labelloc": "b" if self.direction == "up" else "t",
-            "labeljust": "l",
+            "labeljust": title.side[0],
             "style": "rounded",
             "color": quoted(self.theme.box),
             "penwidth": {1: "2", 2: "1.5"}.get(depth, "1"),

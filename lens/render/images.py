@@ -12,7 +12,7 @@ from lens.errors import RenderError
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
-_PURE_FORMATS = ("svg", "png")
+_PURE_FORMATS = ("svg", "png", "json0")
 _TIMEOUT_SECONDS = 600
 
 
@@ -53,7 +53,7 @@ def lay_out(dot_text: str, kind: str) -> bytes:
 
     Args:
         dot_text: The text.
-        kind: svg, png or pdf.
+        kind: svg, png, pdf, or json0 (the layout as data).
 
     Raises:
         RenderError: if no program for it is installed, or if it fails.

@@ -21,6 +21,7 @@ from lens.render.images import format_of, lay_out, write_picture
 from lens.render.pydot_objects import to_pydot
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
+from lens.render.titles import settled_dot
 
 if TYPE_CHECKING:
     import pydot
@@ -150,7 +151,8 @@ class Pictures:
         for note in drawing.notes:
             if note.startswith("Collapsed"):
                 warnings.warn(note, stacklevel=2)
-        return write_picture(to_dot(drawing, find_theme(chosen.theme), chosen.direction), path, kind)
+        lower = to_dot if kind == "dot" else settled_dot
+        return write_picture(lower(drawing, find_theme(chosen.theme), chosen.direction), path, kind)
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
@@ -163,6 +165,6 @@ class Pictures:
         if len(drawing.nodes) > _NOTEBOOK_NODES:
             return None
         try:
-            return lay_out(to_dot(drawing), "svg").decode()
+            return lay_out(settled_dot(drawing, find_theme("light"), "up"), "svg").decode()
         except RenderError:
             return None
