@@ -3,6 +3,8 @@
 ``python tests/test_drawing.py`` writes the golden texts anew; look at the pictures before committing them.
 """
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from torch import nn
 import lens
 from lens.render.drawing import Drawing, Edge, Node, pass_ranges
 from lens.render.drawing_text import print_drawing
-from lens.render.graphviz_text import Lowering, html, quoted, to_dot
+from lens.render.graphviz_text import Lowering, Title, html, quoted, to_dot
+from lens.render.images import lay_out
 from lens.render.rolling import roll
 from lens.render.themes import DARK, LIGHT, PRINT, THEMES
+from lens.render.titles import crossings, settled_dot
 
 GOLDEN = Path(__file__).parent / "drawings"
 
@@ -123,7 +127,7 @@ def test_a_branch_that_begins_with_a_new_tensor_says_if_itself():
 
 def test_figure_3a_passes():
     nodes, edges, _, _ = lowered(drawn("3a"), view="rolled")
-    assert "<b>linear_1_2</b> (x2)" in nodes["linear_1_2 (x2)"]["label"]
+    assert "<b>linear_1_2 (x2)</b>" in nodes["linear_1_2 (x2)"]["label"]
     assert "In 1" in edges["input_1", "cos_1_1 (x2)"]["label"]
     assert "In 2" in edges["sin_1_4", "cos_1_1 (x2)"]["label"]
     assert "Out 1" in edges["add_1_3 (x2)", "sin_1_4"]["label"]
@@ -218,6 +222,60 @@ def test_pydot_says_the_same():
         (inner,) = outer.get_subgraphs()
         assert [node.get_name() for node in inner.get_nodes() if node.get_name() != "graph"] == ["op0", "op1"]
         assert Lowering(drawing, LIGHT, "up").node(drawing.nodes[1])["label"] == inner.get_node("op0")[0].get_label()
+
+
+@pytest.mark.parametrize("view", ["unrolled", "rolled"])
+def test_titles_of_modules_stand_where_no_arrow_crosses_them(view):
+    class Siamese(nn.Module):
+        def __init__(self):
+            super().__init__()
+            inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+            self.tower = nn.Sequential(inner, nn.Linear(3, 3))
+
+        def forward(self, left, right):
+            left, right = self.tower(left), self.tower(right)
+            return left - right, left * right
+
+    drawing = lens.trace(Siamese(), (torch.ones(2, 3), torch.ones(2, 3))).drawing(view=view)
+    usual = {cluster.id: Title() for cluster in drawing.clusters}
+    before = crossings(json.loads(lay_out(to_dot(drawing), "json0")), usual)
+    assert any(left for left, _ in before.values())
+    text = settled_dot(drawing, LIGHT, "up")
+    titles = {}
+    for cluster in drawing.clusters:
+        (attributes,) = re.findall(rf"subgraph {cluster.id} {{\s+graph \[(.*)\]", text)
+        width = int(re.search(r'<td width="(\d+)">', attributes)[1])
+        room = round(width / (0.56 * 11 * max(map(len, cluster.lines))))
+        titles[cluster.id] = Title("right" if "labeljust=r" in attributes else "left", room)
+    after = crossings(json.loads(lay_out(text, "json0")), titles)
+    assert [after[name][title.side == "right"] for name, title in titles.items()] == [0] * len(titles)
+
+
+def boxes_of(layout):
+    """Of a layout (graphviz's json): the boxes of nodes and of the texts on arrows."""
+    for node in layout["objects"]:
+        if "pos" in node:
+            (x, y), w, h = map(float, node["pos"].split(",")), float(node["width"]) * 36, float(node["height"]) * 36
+            yield x - w, y - h, x + w, y + h
+    for edge in layout["edges"]:
+        words = [part for part in edge.get("_ldraw_", ()) if part["op"] == "T" and part["text"].strip()]
+        for x, y, w, align in ((*word["pt"], word["width"], word["align"]) for word in words):
+            x -= {"l": 0, "c": w / 2, "r": w}[align]
+            yield x, y, x + w, y + 6
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_overlaps_and_nothing_is_cut(name):
+    for view in ("unrolled", "rolled"):
+        drawing = drawn(name).drawing(view=view)
+        layout = json.loads(lay_out(settled_dot(drawing, LIGHT, "up"), "json"))
+        width, height = (float(n) for n in layout["bb"].split(",")[2:])
+        boxes = list(boxes_of(layout))
+        assert len(boxes) >= len(drawing.nodes) + len([edge for edge in drawing.edges if edge.lines])
+        for i, (x0, y0, x1, y1) in enumerate(boxes):
+            assert -1 <= x0 < x1 <= width + 1
+            assert -1 <= y0 < y1 <= height + 1
+            assert not [b for b in boxes[i + 1 :] if b[0] < x1 and x0 < b[2] and b[1] < y1 and y0 < b[3]]
 
 
 def test_pass_ranges():

@@ -19,7 +19,7 @@ StyleFunction = Callable[[Node], "Mapping[str, str] | None"]
 def colour_by(drawing: Drawing, metric: str, theme: Theme) -> Drawing:
     """Colour every layer by what it takes, in steps from nothing to the most, and add a legend. Linear.
 
-    Layers whose share is unknown stay as they are.
+    Inputs and outputs, and layers of which it is unknown, stay as they are.
 
     Raises:
         RenderError: if there is no such metric.
@@ -40,6 +40,8 @@ def colour_by(drawing: Drawing, metric: str, theme: Theme) -> Drawing:
 
 
 def _amount(node: Node, metric: str) -> float | None:
+    if node.role in ("input", "output"):
+        return None
     if metric == "time":
         return node.cost.seconds or None
     if metric == "memory":

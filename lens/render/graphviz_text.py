@@ -127,7 +127,7 @@ class Lowering:
             "color": quoted(theme.line),
             "style": "filled",
             "shape": "ellipse",
-            "margin": quoted("0.1,0.05"),
+            "margin": quoted("0.14,0.06"),
             "height": "0.3",
         }
         edge = {**font, "fontsize": str(_EDGE_FONT), "color": quoted(theme.line), "arrowsize": "0.7"}
@@ -140,7 +140,7 @@ class Lowering:
         head = f'<font point-size="13"><b>{html(node.head)}</b></font><br/>' if node.head else ""
         attributes = {
             "id": quoted(node.id),
-            "label": f"<{head}{_bold_first(node.lines, node.suffix)}>",
+            "label": f"<{head}{_bold_first(node.lines)}>",
             "fillcolor": quoted(fill),
             "tooltip": quoted(node.tooltip or node.name),
         }
@@ -204,21 +204,21 @@ class Lowering:
         rows += [f'<font point-size="12">{html(line)}</font>' for line in drawing.title[1:]]
         accent = self.theme.marks["gap"]
         rows += [f'<font point-size="11" color="{accent}">{html(note)}</font>' for note in drawing.notes]
-        table = [f'<tr><td align="left" colspan="2">{row}</td></tr>' for row in rows]
         if drawing.legend is not None:
-            table.append(f'<tr><td align="left" colspan="2"><b>{html(drawing.legend.title)}</b></td></tr>')
-            for colour, text in drawing.legend.entries:
-                cell = f'<td width="24" fixedsize="false" border="1" bgcolor="{colour}"> </td>'
-                table.append(f'<tr>{cell}<td align="left"><font point-size="11"> {html(text)}</font></td></tr>')
-        return f'<<table border="0" cellborder="0" cellspacing="1" cellpadding="1">{"".join(table)}</table>>'
+            cells = "".join(
+                f'<tr><td border="1" width="18" bgcolor="{colour}"></td><td align="left">{html(text)}</td></tr>'
+                for colour, text in drawing.legend.entries
+            )
+            title = f'<tr><td colspan="2" align="left"><b>{html(drawing.legend.title)}</b></td></tr>'
+            table = f'<table border="0" cellborder="0" cellspacing="3" cellpadding="1">{title}{cells}</table>'
+            rows.append(f'<font point-size="11">{table}</font>')
+        lines = "".join(f'<tr><td align="left">{row}</td></tr>' for row in rows)
+        return f'<<table border="0" cellborder="0" cellspacing="1" cellpadding="1">{lines}</table>>'
 
 
-def _bold_first(lines: Sequence[str], suffix: str) -> str:
+def _bold_first(lines: Sequence[str]) -> str:
     """The lines of a label, the name of the layer bold."""
-    name = lines[0].removesuffix(suffix) if suffix.startswith(" ") else lines[0]
-    rest = "<br/>".join(html(line) for line in lines[1:])
-    first = f"<b>{html(name)}</b>{html(suffix) if suffix.startswith(' ') else ''}"
-    return f"{first}<br/>{rest}" if rest else first
+    return "<br/>".join((f"<b>{html(lines[0])}</b>", *map(html, lines[1:])))
 
 
 def html(text: str) -> str:

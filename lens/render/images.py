@@ -12,8 +12,10 @@ from lens.errors import RenderError
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
-_PURE_FORMATS = ("svg", "png", "json0")
+_PURE_FORMATS = ("svg", "png", "json", "json0")
 _TIMEOUT_SECONDS = 600
+#: What graphviz writes into an SVG for Helvetica, and the fonts of the same widths that other systems have.
+_FONTS, _SAME_WIDTH = b'"Helvetica,sans-Serif"', b'"Helvetica,Arial,Liberation Sans,Nimbus Sans,sans-serif"'
 
 
 def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
@@ -53,7 +55,7 @@ def lay_out(dot_text: str, kind: str) -> bytes:
 
     Args:
         dot_text: The text.
-        kind: svg, png, pdf, or json0 (the layout as data).
+        kind: svg, png, pdf, json (the layout as data), json0 (without the text).
 
     Raises:
         RenderError: if no program for it is installed, or if it fails.
@@ -79,7 +81,7 @@ def lay_out(dot_text: str, kind: str) -> bytes:
             where=f"format {kind}",
             hint='write the text instead, path="graph.dot", and report this picture',
         )
-    return done.stdout
+    return done.stdout.replace(_FONTS, _SAME_WIDTH) if kind == "svg" else done.stdout
 
 
 def _program(kind: str) -> str:

@@ -11,8 +11,9 @@ from lens.render.graphviz_text import Title, to_dot
 from lens.render.images import lay_out
 from lens.render.themes import Theme
 
-#: Larger drawings are laid out once only; their titles stay on the left.
-_MOST_NODES = 350
+#: Larger drawings, and denser ones, are slow to lay out: once only; their titles stay on the left.
+_MOST_NODES = 1000
+_MOST_EDGES_PER_NODE = 2
 _STEPS = 12
 #: The room beside a title that arrows cross on either side, in widths of the title.
 _MORE_ROOM = 2
@@ -28,7 +29,9 @@ def settled_dot(drawing: Drawing, theme: Theme, direction: str) -> str:
     Raises:
         RenderError: if no program here can lay it out.
     """
-    if direction not in ("up", "down") or not drawing.clusters or len(drawing.nodes) > _MOST_NODES:
+    nodes = len(drawing.nodes)
+    slow = nodes > _MOST_NODES or len(drawing.edges) > _MOST_EDGES_PER_NODE * nodes
+    if direction not in ("up", "down") or not drawing.clusters or slow:
         return to_dot(drawing, theme, direction)
     titles = {cluster.id: Title() for cluster in drawing.clusters}
     for room in (1, _MORE_ROOM):
