@@ -102,6 +102,8 @@ def test_figure_2e_buffers_and_running_statistics():
     assert [n for n in nodes if n.startswith("buffer")] == ["buffer_3"]
     assert len([n for n in lowered(history, statistics=True)[0] if n.startswith("buffer")]) == 3
     assert not [n for n in lowered(history, buffers=False, statistics=True)[0] if n.startswith("buffer")]
+    aten = lens.trace(Buffers(), torch.ones(2, 3), backend="torch_dispatch")
+    assert [node.module for node in aten.drawing().nodes if node.role == "buffer"] == ["@scale"]
 
 
 def test_figure_2f_the_condition_and_where_its_branch_begins():

@@ -79,13 +79,14 @@ def elide_middle(drawing: Drawing, end: int = _END) -> Drawing:
     """The first and the last nodes, and one for all between them. Linear."""
     middle = list(drawing.nodes[end:-end])
     count = sum(node.members for node in middle)
-    nbytes = sum(node.cost.nbytes for node in middle)
+    weights = tuple(dict.fromkeys(weight for node in middle for weight in node.weights))
     node = Node(
         "middle",
         f"{count:,} more layers",
-        notes=(f"{middle[0].name} ... {middle[-1].name}", human_bytes(nbytes)),
+        weights=weights,
+        role="parameters" if weights else "plain",
         shape="module",
-        weights=tuple(dict.fromkeys(w for node in middle for w in node.weights)),
+        notes=(f"{middle[0].name} ... {middle[-1].name}", human_bytes(sum(node.cost.nbytes for node in middle))),
         cost=sum((node.cost for node in middle), Cost()),
         members=count,
     )
