@@ -4,13 +4,17 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format bench operators zoo clean
+.PHONY: demo gallery test lint format bench operators zoo clean
 
 demo: $(VENV)/models.stamp
 	$(PY) examples/demo.py
 
 test: $(VENV)/test.stamp
 	$(PY) -m pytest -n 2
+
+# About 60 models as pictures, with an index: out/gallery/index.html.
+gallery: $(VENV)/test.stamp
+	$(PY) gallery/build.py
 
 lint: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check .
