@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format bench operators clean
+.PHONY: demo gallery test lint format bench operators zoo clean
 
 demo: $(VENV)/models.stamp
 	$(PY) examples/demo.py
@@ -12,11 +12,19 @@ demo: $(VENV)/models.stamp
 test: $(VENV)/test.stamp
 	$(PY) -m pytest -n 2
 
+# About 60 models as pictures, with an index: out/gallery/index.html.
+gallery: $(VENV)/test.stamp
+	$(PY) gallery/build.py
+
 lint: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+zoo: $(VENV)/test.stamp
+	$(PIP) torch_geometric scipy
+	$(PY) -m lens_zoo --table docs/zoo.md
 
 format: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check --fix .

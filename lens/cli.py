@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ examples:
   lens trace my_model.py:make_model --input 1x10 -o model.png
   lens show convnext.lens
   lens show convnext.lens --graph
+  lens show convnext.lens -o convnext.svg --view rolled --depth 2 --color-by time
   lens show convnext.lens --pipeline "orphans,recurrence,labels" --time --dump-after steps/
   lens passes
   lens backends
@@ -82,10 +84,10 @@ def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="1x3x224x224, or 1x16:int64; once per argument; by default what the model's library expects",
     )
     trace.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
-    trace.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
     trace.add_argument("--save-to", metavar="FILE", help="write the trace, which `lens show` reads")
     trace.add_argument("--summary", action="store_true", help="print the table of layers")
     trace.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
+    _add_picture(trace)
     trace.set_defaults(run=_trace)
 
 
@@ -97,12 +99,43 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--renderer", metavar="NAME", help="print what this renderer, of lens or of a plugin, makes of it"
     )
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
-    show.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
     show.add_argument("--pipeline", metavar="TEXT", help='run these passes first, such as "orphans,recurrence,labels"')
     show.add_argument("--dump-after", metavar="DIR", help="write the graph after every pass into this folder")
     show.add_argument("--time", action="store_true", help="print what every pass took")
     show.add_argument("--verify", choices=["off", "cheap", "full"], default="cheap", help="checks between passes")
+    _add_picture(show)
     show.set_defaults(run=_show)
+
+
+def _add_picture(command: argparse.ArgumentParser) -> None:
+    """The options of a picture; their names are those of ``history.draw``."""
+    group = command.add_argument_group("picture")
+    group.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
+    group.add_argument("--view", choices=["unrolled", "rolled"], help="every pass of a layer as a node, or all as one")
+    group.add_argument("--depth", type=int, metavar="N", help="modules at this depth as one node each")
+    group.add_argument(
+        "--collapse", action="append", metavar="ADDRESS", help="this module as one node; blocks.* for all"
+    )
+    group.add_argument("--max-nodes", type=int, metavar="N", help="collapse more beyond this; 0 never (default 1000)")
+    group.add_argument("--theme", choices=["light", "dark", "print"])
+    group.add_argument("--direction", choices=["up", "down", "right", "left"], help="where the output stands")
+    group.add_argument("--color-by", choices=["time", "memory", "parameters", "flops"], help="colour, with a legend")
+    group.add_argument("--legend", action="store_true", help="explain the colours")
+    group.add_argument("--statistics", action="store_true", help="show running statistics of normalisation layers")
+    group.add_argument("--no-buffers", dest="buffers", action="store_false", help="hide buffers")
+
+
+def _draw(history: ModelHistory, arguments: argparse.Namespace) -> None:
+    names = ("view", "depth", "collapse", "max_nodes", "theme", "direction", "color_by", "legend", "statistics")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.max_nodes == 0:
+        options["max_nodes"] = None
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        path = history.draw(arguments.output, buffers=arguments.buffers, **options)
+    for note in notes:
+        print(f"note:    {note.message}", file=sys.stderr)
+    print(f"picture: {path}")
 
 
 def _trace(arguments: argparse.Namespace) -> None:
@@ -118,7 +151,7 @@ def _trace(arguments: argparse.Namespace) -> None:
     if arguments.summary or not (arguments.output or arguments.save_to):
         print(history)
     if arguments.output:
-        print(f"picture: {history.draw(arguments.output)}")
+        _draw(history, arguments)
     if arguments.save_to:
         print(f"trace:   {history.save(arguments.save_to)}")
 
@@ -140,7 +173,7 @@ def _show(arguments: argparse.Namespace) -> None:
     elif not arguments.output:
         print(history)
     if arguments.output:
-        print(f"picture: {history.draw(arguments.output)}")
+        _draw(history, arguments)
 
 
 def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHistory:

@@ -16,7 +16,7 @@ from lens.ir.gaps import Gap, find_gaps
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassRecord
-from lens.render.images import draw_to_file
+from lens.render.picture import Pictures
 from lens.render.summary import summarize
 from lens.render.tables import pandas_table
 from lens.render.trace_file import write_trace
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-class ModelHistory:
+class ModelHistory(Pictures):
     """A full record of one forward pass.
 
     Index it with a label (``conv2d_2_4``, ``conv2d_2``, ``conv2d_2:1``), a module address (``features.3``,
@@ -333,17 +333,9 @@ class ModelHistory:
     def __repr__(self) -> str:
         return f"<ModelHistory of {self.model_name}: {len(self)} entries>"
 
-    def draw(self, path: str | PathLike[str], *, format: str | None = None) -> str:  # noqa: A002 - what users call it
-        """Draw the graph into a file and give its path.
-
-        Args:
-            path: The file; its ending chooses the format (svg, png, pdf, dot) unless ``format`` does.
-            format: One of svg, png, pdf, dot.
-
-        Raises:
-            RenderError: on an unknown format, an unwritable path, or if no renderer is there (pdf needs ``dot``).
-        """
-        return draw_to_file(self.graph, path, format)
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The summary, in notebooks that show no picture."""
+        printer.text(str(self))
 
     def save(self, path: str | PathLike[str], *, payloads: bool = True) -> str:
         """Write the history to a file that ``lens.load`` reads, and give its path.

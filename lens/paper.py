@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,8 +15,13 @@ from lens.capture.inputs import check_call, positional
 from lens.capture.selection import Save
 from lens.capture.tensor_table import version_of
 from lens.history import ModelHistory
+from lens.render.images import format_of
+from lens.render.picture import DrawOptions, Options
 from lens.session import trace
 from lens.validate.check import check
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def get_model_activations(
@@ -62,14 +67,22 @@ def show_model_graph(
     *,
     kwargs: dict[str, Any] | None = None,
     seed: int | None = None,
+    **options: Unpack[DrawOptions],
 ) -> str:
     """Draw the model's graph, without saving any activation, and give the path of the picture.
 
     Args:
         model, inputs, kwargs, seed: As in ``get_model_activations``.
         path: The picture; its ending chooses the format (svg, png, pdf, dot).
+        **options: Such as ``view="rolled"``, ``depth=2``, ``theme="dark"``: see ``lens.render.picture.Options``.
+
+    Raises:
+        RenderError: if an option or the format is unknown, or the picture cannot be made. The model does not run then
+            where that can be told before.
     """
-    return get_model_structure(model, inputs, kwargs=kwargs, seed=seed).draw(path)
+    format_of(path)
+    Options.of(options)
+    return get_model_structure(model, inputs, kwargs=kwargs, seed=seed).draw(path, **options)
 
 
 def validate_saved_activations(

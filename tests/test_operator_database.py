@@ -16,6 +16,9 @@ from operator_database import EXEMPT, NOT_RUN, UNINITIALISED, backends, entries
 from witness import Call, examine
 
 SHARDS = 16
+#: Torch's databases hold these Python-level functions in a ``functools.partial``, where decoration does not see them:
+#: their interior is recorded instead (docs/adr/006-decoration.md).
+UNSEEN = {"decoration": {"nn.functional.hardsigmoid", "nn.functional.mish"}}
 #: Per entry and dtype; ``benchmarks/operator_coverage.py`` takes five, and writes docs/operator-coverage.md.
 SAMPLES = 2
 
@@ -24,7 +27,8 @@ SAMPLES = 2
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_every_entry(shard, backend):
     faults = {entry.name: entry.outcome(backend, SAMPLES).faults for entry in entries()[shard::SHARDS]}
-    assert {name: found for name, found in faults.items() if found} == {}
+    faulty = {name: found for name, found in faults.items() if found}
+    assert faulty.keys() == UNSEEN.get(backend, set()) & faults.keys(), faulty
 
 
 def test_the_tables_of_reasons_name_entries():

@@ -62,9 +62,9 @@ class Call:
         function = copy.deepcopy(self.function) if isinstance(self.function, nn.Module) else self.function
         return Call(self.variant, self.dtype, function, args, kwargs)
 
-    def run(self) -> Any:
+    def run(self, function: Callable[..., Any] | None = None) -> Any:
         torch.default_generator.manual_seed(SEED)
-        return self.function(*self.args, **self.kwargs)
+        return (function or self.function)(*self.args, **self.kwargs)
 
 
 @frozen
@@ -199,12 +199,13 @@ class Step(nn.Module):
     def __init__(self, call: Call) -> None:
         super().__init__()
         self.call = call
-        self.module = call.function if isinstance(call.function, nn.Module) else None
+        #: An attribute of the module, so that decoration, too, finds what was bound before the trace.
+        self.function = call.function
         self.result: Any = None
         self.generator: Any = None
 
     def forward(self, args: Any, kwargs: Any) -> Any:
-        self.result = self.call.run()
+        self.result = self.call.run(self.function)
         self.generator = torch.get_rng_state()
         return self.result
 

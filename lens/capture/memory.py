@@ -75,6 +75,19 @@ class Memory:
                 if member.held:
                     self.keeper.copy(member)
 
+    def copy_held(self, written: Sequence[torch.Tensor]) -> None:
+        """What ``protect`` does for a write that another thread makes; what nobody saw is left for this thread."""
+        for tensor in written:
+            record = self.tensors.find(tensor)
+            if record is None:
+                continue
+            if record.held:
+                self.keeper.copy(record)
+            for member, _, overlaps in self.tensors.sharing(record, tensor):
+                self._place(record.value, record, tensor)
+                if overlaps and member.held:
+                    self.keeper.copy(member)
+
     def _check_members(self, record: TensorRecord, operands: list[int]) -> None:
         """Look at who shares the memory, as long as only a write out of sight can have changed it."""
         self._renewed.clear()
@@ -307,7 +320,7 @@ class Memory:
         write for them. From then on what lies there is compared.
         """
         if self.recorder.collect() and record.version == tensor._version:
-            return  # work in another thread wrote it, and is recorded
+            return
         found = [(record, tensor)]
         if record.storage not in self.exposed and record.storage is not None:
             self.exposed.add(record.storage)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lens.capture.tensor_table import TensorRecord, TensorTable, storage_of
+from lens.capture.tensor_table import EXPOSED, TensorRecord, TensorTable, storage_of
 
 #: How many parts of one memory are remembered after their tensors have died; of more, the oldest are forgotten.
 _MOST_PARTS = 64
@@ -107,7 +107,7 @@ class MemoryPlaces:
         record = known[1].get(part) if known else None
         if record is None:
             return None
-        self._table.add(tensor, record.value).pending = record.pending
+        self._table.add(tensor, record.value).pending = tuple(op for op in record.pending if op != EXPOSED)
         return self._value_of(tensor)
 
     def _sweep(self) -> None:

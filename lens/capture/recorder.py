@@ -95,7 +95,7 @@ class Recorder:
         self.running: Function | None = None
         #: Set by a backend that can tell the value of a tensor which comes as an object never met.
         self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
-        #: Set where work in other threads is recorded: puts what has ended onto the tape; whether there was any.
+        #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
         self.collect: Callable[[], bool] = lambda: False
         self.addresses = addresses
         self._locator = locator

@@ -28,6 +28,7 @@ class JobRecorder(Recorder):
         """Make a tensor a leaf of this tape; the other thread may know it as something else."""
         value = super().leaf(tensor, kind, addresses, site)
         self.sources.append((value, tensor))
+        self.memory.stop_counting(tensor)  # other threads may write to it too
         return value
 
     def protect(
@@ -39,7 +40,7 @@ class JobRecorder(Recorder):
     ) -> None:
         """Save what a write is about to destroy, here and in the trace."""
         super().protect(written, operands, function, resizes)
-        self.main.protect(written, None, function, resizes)
+        self.main.memory.copy_held(written)
 
 
 def splice(main: Recorder, job: JobRecorder) -> None:
@@ -52,6 +53,10 @@ class _Splicing:
         self.main = main
         self.job = job
         #: Values of the leaves of the job, as the trace knows them now; then all other values.
+        for _, tensor in job.sources:
+            record = main.tensors.find(tensor)
+            if record is not None:
+                record.seen(tensor)  # the job tells what it wrote
         self.values = {value: main.value_of(tensor) for value, tensor in job.sources}
         self.ops = len(main.tape.ops)
         self.scopes = len(main.tape.scopes)

@@ -48,7 +48,7 @@ class TorchDispatchBackend:
     def record(self, emit: Recorder) -> Iterator[None]:
         """Watch this thread while the block lasts."""
         mode = _DispatchMode(emit)
-        emit.recognise = mode.places.find
+        emit.recognise, emit.collect = mode.places.find, mode.settle
         with ExitStack() as stack:
             stack.enter_context(watch_modules(emit))
             if not emit.keep_fast_paths:
@@ -192,8 +192,12 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether the last call returned or wrote to this tensor (``in`` would compare the tensors themselves)."""
         return any(latest is record for latest in self.latest)
 
-    def settle(self) -> None:
-        """See what autograd did to the last results after this mode had run: version counters, ``grad_fn``."""
+    def settle(self) -> bool:
+        """See what autograd did to the last results after this mode had run: version counters, ``grad_fn``.
+
+        Whether there was anything to see.
+        """
+        seen = bool(self.latest or self.bumped)
         values = self.recorder.tape.values
         for record in (*self.latest, *self.bumped) if self.bumped else self.latest:
             tensor = record()
@@ -207,6 +211,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor is not None and tensor.requires_grad and tensor.grad_fn is not None:
                 *row, _ = values[record.value]
                 values[record.value] = (*row, type(tensor.grad_fn).__name__)  # type: ignore[assignment]
+        return seen
 
     def end(self) -> None:
         """Notice what happened after the last call."""

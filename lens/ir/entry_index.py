@@ -14,8 +14,8 @@ from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 
-#: Layers whose buffers are running statistics.
-_NORMALISATION = frozenset({"batchnorm", "instancenorm"})
+#: In the types of layers whose buffers are running statistics, ``nativebatchnorm`` of aten among them.
+_NORMALISATION = ("batchnorm", "instancenorm")
 
 
 @frozen
@@ -118,7 +118,7 @@ class EntryIndex:
         if row.leaf is None or self.graph.leaves[row.leaf].kind != "buffer":
             return False
         users = [self.graph.ops[op] for op in self.graph.users(row.value)]
-        return bool(users) and all(layer_type(op.function) in _NORMALISATION for op in users)
+        return bool(users) and all(any(word in layer_type(op.function) for word in _NORMALISATION) for op in users)
 
     # Lookup
 

@@ -10,7 +10,7 @@ from lens.ir.elements import Leaf, Location
 from lens.ir.graph import Graph
 
 #: Reads whose result goes on as Python or NumPy data: what is computed from it is not in the graph.
-_ESCAPES = {
+ESCAPES = {
     "numpy": "what NumPy computes from it is not in the graph",
     "dlpack": "what another library computes from it is not in the graph",
     "tolist": "the numbers read are constants of this run",
@@ -59,9 +59,9 @@ class Gap:
 def find_gaps(graph: Graph) -> tuple[Gap, ...]:
     """All gaps of a graph: external tensors, then reads by place, then settings. Linear."""
     gaps = [_external(graph, leaf) for leaf in graph.leaves if leaf.kind == "external"]
-    reads = Counter((read.kind, read.location) for read in graph.reads if read.kind in _ESCAPES)
+    reads = Counter((read.kind, read.location) for read in graph.reads if read.kind in ESCAPES)
     for (kind, location), times in reads.items():
-        gaps.append(Gap("read", f"{kind}() took a value out of the graph", _ESCAPES[kind], location, times))
+        gaps.append(Gap("read", f"{kind}() took a value out of the graph", ESCAPES[kind], location, times))
     opaque = Counter((str(op.function), op.location) for op in graph.ops if op.function.opaque)
     for (name, location), times in opaque.items():
         advice = next(text for prefix, text in _OPAQUE.items() if name.startswith(prefix))

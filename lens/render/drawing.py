@@ -1,194 +1,199 @@
-"""The drawing: nodes, edges and clusters, made once from a graph and lowered by renderers.
+"""The drawing: the document between a graph and a picture.
 
-The visual code is that of the paper's Figure 2.
+``drafting`` makes one from a graph; ``rolling``, ``collapsing`` and ``colouring`` turn one into another;
+``graphviz_text`` and ``pydot_objects`` lower one. The visual code is that of the paper's Figures 2 and 3.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import cached_property
 
 from attrs import frozen
 
-from lens.ir.elements import Op, Scope
-from lens.ir.entry_index import EntryIndex, EntryRow
-from lens.ir.facets import Conditionals
-from lens.ir.graph import Graph
-from lens.ir.naming import layer_type
-from lens.ir.templates import slots
-from lens.render.sizes import human_bytes, human_shape
+from lens.render.sizes import human_shape
 
-#: Layers whose result does not depend on the order of their operands.
-COMMUTATIVE = frozenset({"add", "mul", "eq", "ne", "and", "or", "xor", "maximum", "minimum"})
+
+@frozen
+class Weight:
+    """A parameter that a layer reads."""
+
+    id: int
+    shape: tuple[int, ...]
+    numel: int
+    nbytes: int
+
+
+@frozen
+class Cost:
+    """What a layer takes: seconds, bytes of its tensors, floating point operations (None where unknown)."""
+
+    seconds: float = 0.0
+    nbytes: int = 0
+    flops: int | None = None
+
+    def __add__(self, other: Cost) -> Cost:
+        known = [cost.flops for cost in (self, other) if cost.flops is not None]
+        return Cost(self.seconds + other.seconds, self.nbytes + other.nbytes, sum(known) if known else None)
 
 
 @frozen
 class Node:
-    """A layer.
+    """A layer, one pass of it, or a collapsed module.
 
     Args:
-        id: Unique in the drawing.
-        lines: The text, first the label.
-        role: input, output, parameters, buffer, condition, or plain: what decides its colour.
-        module: Whether it is the one operation of a module (a box) or not (an ellipse).
+        id: Unique in the drawing, and the id of its element in an SVG.
+        label: The layer's label; a collapsed module's ``@address``.
+        suffix: ``:2`` for a pass, `` (x3)`` for all, nothing for the only one.
+        size: Shape and bytes of its tensor.
+        weights: Its parameters.
+        module: The address of the module whose one operation it is; for leaves the address.
+        call: The call of that module, as ``:2``.
+        role: input, output, parameters, buffer, external, condition, fault, or plain: what decides its colour.
+        shape: ``ellipse``; ``box`` for the one operation of a module; ``module`` for a collapsed module.
         dashed: Whether it makes a tensor inside the model.
         cluster: The cluster it stands in, if any.
+        pass_num, passes: Which pass of how many.
+        tests: For conditions: (construct, outcome) such as ``("if", "True")``.
+        head: A bold word above the label, such as IF.
+        notes: Further lines.
+        mark: ``gap``, ``fault`` or nothing: what decides its border.
         tooltip: More about it.
+        cost: What it takes.
+        members: How many layers it stands for.
+        group: Nodes with the same group are results of the same call.
+        fill: Its colour, where that is not its role's.
+        style: Attributes of DOT from the user's style function.
     """
 
     id: str
-    lines: tuple[str, ...]
+    label: str
+    suffix: str = ""
+    size: str = ""
+    weights: tuple[Weight, ...] = ()
+    module: str = ""
+    call: str = ""
     role: str = "plain"
-    module: bool = False
+    shape: str = "ellipse"
     dashed: bool = False
     cluster: str | None = None
+    pass_num: int = 1
+    passes: int = 1
+    tests: tuple[tuple[str, str], ...] = ()
+    head: str = ""
+    notes: tuple[str, ...] = ()
+    mark: str = ""
     tooltip: str = ""
+    cost: Cost = Cost()
+    members: int = 1
+    group: int | None = None
+    fill: str = ""
+    style: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The label with its suffix: unique in the drawing."""
+        return f"{self.label}{self.suffix}"
+
+    @property
+    def type(self) -> str:
+        """The layer's type, such as ``conv2d``; empty for collapsed modules."""
+        return "" if self.shape == "module" else self.label.partition("_")[0]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The text, first the label."""
+        tests = [": ".join(filter(None, test)) for test in self.tests]
+        if self.shape == "module":
+            count = sum(weight.numel for weight in self.weights)
+            texts = [self.module, self.size, f"params: {count:,}" if count else ""]
+        else:
+            shapes = ", ".join(human_shape(weight.shape) for weight in self.weights)
+            texts = [self.size, f"params: {shapes}" if shapes else "", f"{self.module}{self.call}"]
+        return self.name, *filter(None, (*texts, *tests, *self.notes))
 
 
 @frozen
 class Edge:
-    """A tensor going from one layer to another.
+    """Tensors going from one layer to another.
 
-    ``label`` is its argument position where that matters, after IF where the evaluation of a condition begins.
+    Args:
+        source, target: Ids of nodes.
+        argument: Where the tensor stands in the call, where that matters.
+        branch: Whether the evaluation of a condition begins here.
+        after: Whether no tensor goes here: what failed came after.
+        leaving, entering: In rolled drawings, the passes of the source and of the target, where that differs by pass.
     """
 
     source: str
     target: str
-    label: str = ""
+    argument: str = ""
+    branch: bool = False
+    after: bool = False
+    leaving: tuple[int, ...] = ()
+    entering: tuple[int, ...] = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The text, from the target to the source."""
+        entering = f"In {pass_ranges(self.entering)}" if self.entering else ""
+        leaving = f"Out {pass_ranges(self.leaving)}" if self.leaving else ""
+        return tuple(filter(None, (entering, self.argument, leaving)))
 
 
 @frozen
 class Cluster:
-    """The box of a module of several operations."""
+    """The box of a module of several operations: one call, or in rolled drawings all of them."""
 
     id: str
-    lines: tuple[str, ...]
+    address: str
+    cls: str
+    suffix: str = ""
     parent: str | None = None
+    call: int = 1
+    calls: int = 1
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The text: address and class."""
+        return f"@{self.address}{self.suffix}", f"({self.cls})"
 
 
 @frozen
+class Legend:
+    """What the colours mean: pairs of colour and text."""
+
+    title: str
+    entries: tuple[tuple[str, str], ...]
+
+
+@frozen(slots=False)
 class Drawing:
-    """A picture before it is laid out."""
+    """A picture before it is laid out. Clusters stand after their parents, nodes in order of execution."""
 
-    title: tuple[str, ...]
-    nodes: tuple[Node, ...]
-    edges: tuple[Edge, ...]
-    clusters: tuple[Cluster, ...]
+    title: tuple[str, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    clusters: tuple[Cluster, ...] = ()
+    notes: tuple[str, ...] = ()
+    legend: Legend | None = None
+    rolled: bool = False
 
-
-def make_drawing(graph: Graph) -> Drawing:
-    """The unrolled drawing of a graph that has labels. Linear."""
-    return _Drafting(graph).drawing()
-
-
-class _Drafting:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.index = EntryIndex(graph)
-        self.conditionals = graph.get(Conditionals)
-        self.ops_inside = Counter({scope.id: scope.stop - scope.start for scope in graph.scopes})
-        self.rows = [row for row in self.index.rows if not self.index.is_statistic(row)]
-        self.shown = {row.number for row in self.rows}
-
-    def drawing(self) -> Drawing:
-        return Drawing(
-            self._title(),
-            tuple(self._node(row) for row in self.rows),
-            tuple(edge for row in self.rows for edge in self._edges(row)),
-            tuple(self._cluster(scope) for scope in self.graph.scopes if self._has_box(scope)),
-        )
-
-    def _title(self) -> tuple[str, ...]:
-        rows = [row for row in self.index.rows if row.output is None]
-        size = sum(self.graph.values[row.value].type.nbytes for row in rows)
-        parameters = [parameter.type for parameter in self.graph.meta.parameters]
-        weights = human_bytes(sum(t.nbytes for t in parameters))
-        return (
-            self.graph.meta.model,
-            f"{len(rows)} tensors total ({human_bytes(size)})",
-            f"{sum(t.numel for t in parameters):,} parameters ({weights})",
-        )
-
-    def _has_box(self, scope: Scope) -> bool:
-        return scope.parent is not None and self.ops_inside[scope.id] > 1
-
-    def _cluster(self, scope: Scope) -> Cluster:
-        outer = [s for s in self.graph.scope_chain(scope.parent) if self._has_box(s)]
-        parent = _cluster_id(outer[-1]) if outer else None
-        return Cluster(_cluster_id(scope), (f"@{self.index.scope_label(scope)}", f"({scope.cls})"), parent)
-
-    def _node(self, row: EntryRow) -> Node:
-        value_type = self.graph.values[row.value].type
-        lines = [row.name, f"{human_shape(value_type.shape)} ({human_bytes(value_type.nbytes)})"]
-        op = None if row.op is None else self.graph.ops[row.op]
-        if op is None:
-            lines += self._leaf_lines(row)
-            return Node(_node_id(row), tuple(lines), self._role(row), dashed=self._dashed(row))
-        parameters = self._parameter_shapes(op)
-        if parameters:
-            lines.append(f"params: {', '.join(parameters)}")
-        scopes = [s for s in self.graph.scope_chain(op.scope) if s.parent is not None]
-        bottom = bool(scopes) and self.ops_inside[scopes[-1].id] == 1
-        if bottom:
-            lines.append(f"@{self.index.scope_label(scopes[-1])}")
-        boxes = [_cluster_id(s) for s in scopes if self._has_box(s)]
-        return Node(
-            _node_id(row),
-            tuple(lines),
-            self._role(row),
-            bottom,
-            not op.operands,
-            boxes[-1] if boxes else None,
-            f"{op.function}{f' at {op.location}' if op.location else ''}",
-        )
-
-    def _leaf_lines(self, row: EntryRow) -> list[str]:
-        addresses = self.graph.leaves[row.leaf].addresses if row.leaf is not None else ()
-        return [f"@{addresses[0]}"] if addresses else []
-
-    def _dashed(self, row: EntryRow) -> bool:
-        return row.leaf is not None and self.graph.leaves[row.leaf].kind == "external"
-
-    def _role(self, row: EntryRow) -> str:
-        if row.output is not None:
-            return "output"
-        if row.leaf is not None:
-            kind = self.graph.leaves[row.leaf].kind
-            return "input" if kind == "input" else "buffer"
-        op = None if row.op is None else self.graph.ops[row.op]
-        if op is not None and self.conditionals and self.conditionals.final[op.id]:
-            return "condition"
-        return "parameters" if op is not None and self._parameter_shapes(op) else "plain"
-
-    def _parameter_shapes(self, op: Op) -> list[str]:
-        values = (self.graph.values[v] for v in op.operands)
-        leaves = ((v, self.graph.leaves[v.leaf]) for v in values if v.leaf is not None)
-        return [human_shape(v.type.shape) for v, leaf in leaves if leaf.kind == "parameter"]
-
-    def _edges(self, row: EntryRow) -> list[Edge]:
-        parents = [n for n in self.index.parents[row.number] if n in self.shown]
-        names = self._argument_names(row) if len(parents) > 1 else {}
-        if self.conditionals and row.op is not None and self.conditionals.starts[row.op]:
-            names = {n: " ".join(filter(None, ("IF", names.get(n)))) for n in parents}
-        return [Edge(_node_id(self.index.rows[n]), _node_id(row), names.get(n, "")) for n in parents]
-
-    def _argument_names(self, row: EntryRow) -> dict[int, str]:
-        """Per parent of a non-commutative layer, where it stands in the call."""
-        op = None if row.op is None else self.graph.ops[row.op]
-        if op is None or layer_type(op.function) in COMMUTATIVE:
-            return {}
-        arguments = [(f"arg {i}", arg) for i, arg in enumerate(op.args)] + list(op.kwargs)
-        names: dict[int, list[str]] = {}
-        for name, template in arguments:
-            for slot in slots(template):
-                parent = self.index.by_value.get(op.operands[slot])
-                if parent is not None and name not in names.setdefault(parent.number, []):
-                    names[parent.number].append(name)
-        return {number: ", ".join(found) for number, found in names.items()}
+    @cached_property
+    def chains(self) -> dict[str | None, tuple[Cluster, ...]]:
+        """Per cluster (and for none), the clusters around and including it, outermost first."""
+        found: dict[str | None, tuple[Cluster, ...]] = {None: ()}
+        for cluster in self.clusters:
+            found[cluster.id] = (*found[cluster.parent], cluster)
+        return found
 
 
-def _node_id(row: EntryRow) -> str:
-    return f"n{row.number}"
-
-
-def _cluster_id(scope: Scope) -> str:
-    return f"cluster_{scope.id}"
+def pass_ranges(passes: tuple[int, ...]) -> str:
+    """Numbers of passes in short, such as ``1-3, 7``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(passes)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    texts = ["-".join(map(str, run)) for run in runs]
+    return ", ".join(texts if len(texts) <= 6 else [*texts[:3], "...", *texts[-2:]])

@@ -9,31 +9,35 @@ from os import PathLike
 from pathlib import Path
 
 from lens.errors import RenderError
-from lens.ir.graph import Graph
-from lens.render.graphviz_text import GraphvizRenderer
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
-_PURE_FORMATS = ("svg", "png")
+_PURE_FORMATS = ("svg", "png", "json", "json0")
 _TIMEOUT_SECONDS = 600
+#: What graphviz writes into an SVG for Helvetica, and the fonts of the same widths that other systems have.
+_FONTS, _SAME_WIDTH = b'"Helvetica,sans-Serif"', b'"Helvetica,Arial,Liberation Sans,Nimbus Sans,sans-serif"'
 
 
-def draw_to_file(graph: Graph, path: str | PathLike[str], kind: str | None = None) -> str:
-    """Draw a graph into a file and give its path.
-
-    Raises:
-        RenderError: on an unknown format, an unwritable path, or if no program can lay it out.
-    """
-    target = Path(path)
-    kind = kind or target.suffix.removeprefix(".").lower()
+def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
+    """The format of a picture: the one asked for, else what the path ends in. Raises RenderError if it is unknown."""
+    kind = kind or Path(path).suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         raise RenderError(
             f"lens cannot draw {kind or 'a file without an ending'!r}",
-            where=str(target),
+            where=str(path),
             hint=f"let the path end in one of .{', .'.join(FORMATS)}",
         )
-    text = GraphvizRenderer().render(graph)
-    data = text.encode() if kind == "dot" else lay_out(text, kind)
+    return kind
+
+
+def write_picture(dot_text: str, path: str | PathLike[str], kind: str) -> str:
+    """Lay a DOT text out, write it to a file and give its path.
+
+    Raises:
+        RenderError: on an unwritable path, or if no program can lay it out.
+    """
+    target = Path(path)
+    data = dot_text.encode() if kind == "dot" else lay_out(dot_text, kind)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
@@ -51,7 +55,7 @@ def lay_out(dot_text: str, kind: str) -> bytes:
 
     Args:
         dot_text: The text.
-        kind: svg, png or pdf.
+        kind: svg, png, pdf, json (the layout as data), json0 (without the text).
 
     Raises:
         RenderError: if no program for it is installed, or if it fails.
@@ -77,7 +81,7 @@ def lay_out(dot_text: str, kind: str) -> bytes:
             where=f"format {kind}",
             hint='write the text instead, path="graph.dot", and report this picture',
         )
-    return done.stdout
+    return done.stdout.replace(_FONTS, _SAME_WIDTH) if kind == "svg" else done.stdout
 
 
 def _program(kind: str) -> str:

@@ -25,3 +25,11 @@ def human_seconds(seconds: float) -> str:
         if seconds >= factor:
             return f"{seconds / factor:.1f} {unit}"
     return f"{seconds * 1e9:.0f} ns" if seconds else "0 s"
+
+
+def human_count(count: float) -> str:
+    """A number in short: ``1.2 M``."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count:.0f}"

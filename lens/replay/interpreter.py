@@ -162,6 +162,8 @@ def _distinct(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Iterator[tuple[ValueId, torch.Tensor]]:
     """Pair the slots of a form with the tensors that stand there in what was returned."""
     if isinstance(form, Slot):
+        if returned is None:  # what only a derivative needs, which nobody asks for here
+            return
         if not isinstance(returned, torch.Tensor):
             raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
         yield results[form.index], returned

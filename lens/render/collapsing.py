@@ -1,0 +1,203 @@
+"""Smaller drawings: modules, the results of one call, and long middles as one node each. Drawing to Drawing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+
+from attrs import evolve
+
+from lens.errors import RenderError
+from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node
+from lens.render.rolling import roll, without_empty
+from lens.render.sizes import human_bytes
+
+#: More results of one call than this are drawn as one node where a drawing is too large.
+_MOST_RESULTS = 16
+#: How many nodes stay at each end of a drawing whose middle is left out.
+_END = 30
+
+
+def collapse_depth(drawing: Drawing, depth: int) -> Drawing:
+    """Every module at this depth as one node; 1 is the modules that the model itself calls. Linear."""
+    return collapse(drawing, {chain[-1].id for chain in drawing.chains.values() if len(chain) == depth})
+
+
+def collapse_modules(drawing: Drawing, addresses: Collection[str]) -> Drawing:
+    """All calls of the named modules as one node each; ``blocks.*`` names the modules directly inside ``blocks``.
+
+    Raises:
+        RenderError: if there is no box of such a module.
+    """
+    chosen: set[str] = set()
+    for address in addresses:
+        found = {c.id for c in drawing.clusters if _names(address, c)}
+        if not found:
+            known = ", ".join(dict.fromkeys(cluster.address for cluster in drawing.clusters))
+            raise RenderError(
+                f"no module {address!r} with several operations was called",
+                where=f"collapse={address!r}",
+                hint=f"these can be collapsed: {known[:500] or 'none'}",
+            )
+        chosen |= found
+    return collapse(drawing, chosen)
+
+
+def _names(address: str, cluster: Cluster) -> bool:
+    if address.endswith(".*"):
+        return cluster.address.rpartition(".")[0] == address[:-2]
+    return address in (cluster.address, f"{cluster.address}:{cluster.call}")
+
+
+def collapse(drawing: Drawing, clusters: Collection[str]) -> Drawing:
+    """These clusters (ids) as one node each, the outermost where they are nested. Linear."""
+    outermost: dict[str | None, Cluster] = {}
+    for cluster, chain in drawing.chains.items():
+        found = next((c for c in chain if c.id in clusters), None)
+        if found is not None:
+            outermost[cluster] = found
+    inside: dict[str, list[Node]] = defaultdict(list)
+    for node in drawing.nodes:
+        if node.cluster in outermost:
+            inside[outermost[node.cluster].id].append(node)
+    leaving = _leaving(drawing, {node.id: cluster for cluster, nodes in inside.items() for node in nodes})
+    by_id = {cluster.id: cluster for cluster in drawing.clusters}
+    return _with(drawing, [(_module_node(by_id[c], nodes, leaving.get(c)), nodes) for c, nodes in inside.items()])
+
+
+def bundle_results(drawing: Drawing) -> Drawing:
+    """The results of every call that has many of them as one node. Linear."""
+    groups: dict[int, list[Node]] = defaultdict(list)
+    for node in drawing.nodes:
+        if node.group is not None:
+            groups[node.group].append(node)
+    many = [nodes for nodes in groups.values() if len(nodes) > _MOST_RESULTS]
+    return _with(drawing, [(_bundle(nodes), nodes) for nodes in many])
+
+
+def elide_middle(drawing: Drawing, end: int = _END) -> Drawing:
+    """The first and the last nodes, and one for all between them. Linear."""
+    middle = list(drawing.nodes[end:-end])
+    count = sum(node.members for node in middle)
+    weights = tuple(dict.fromkeys(weight for node in middle for weight in node.weights))
+    node = Node(
+        "middle",
+        f"{count:,} more layers",
+        weights=weights,
+        role="parameters" if weights else "plain",
+        shape="module",
+        notes=(f"{middle[0].name} ... {middle[-1].name}", human_bytes(sum(node.cost.nbytes for node in middle))),
+        cost=sum((node.cost for node in middle), Cost()),
+        members=count,
+    )
+    return _with(drawing, [(node, middle)])
+
+
+def fit(drawing: Drawing, most: int, rolled: bool) -> Drawing:
+    """The drawing, rolled if so asked, with no more than about so many nodes; a note says what was collapsed.
+
+    First the results of calls with many of them become one node, then modules, the deepest first, then the middle.
+    """
+    total = _count(drawing, None, rolled)
+    if total <= most:
+        return roll(drawing) if rolled else drawing
+    bundled = bundle_results(drawing)
+    done = ["many results of one call"] if len(bundled.nodes) < len(drawing.nodes) else []
+    drawing = bundled
+    depths = [None, *range(max(map(len, drawing.chains.values())), 0, -1)]
+    depth = next((d for d in depths if _count(drawing, d, rolled) <= most), depths[-1])
+    if depth is not None:
+        drawing = collapse_depth(drawing, depth)
+        done.append(f"modules at depth {depth}")
+    drawing = roll(drawing) if rolled else drawing
+    if len(drawing.nodes) > most:
+        drawing = elide_middle(drawing, min(_END, most // 2))
+        done.append("the middle")
+    shown = f"{total:,} layers in {len(drawing.nodes):,} nodes"
+    note = f"Collapsed: {', '.join(done)} ({shown}); max_nodes=None shows all"
+    return evolve(drawing, notes=(*drawing.notes, note))
+
+
+def _count(drawing: Drawing, depth: int | None, rolled: bool) -> int:
+    """How many nodes there would be with the modules at a depth collapsed."""
+    found: set[tuple[str, ...]] = set()
+    for node in drawing.nodes:
+        chain = drawing.chains[node.cluster]
+        if depth is not None and len(chain) >= depth:
+            box = chain[depth - 1]
+            found.add(("module", box.address if rolled else box.id))
+        else:
+            found.add((node.label,) if rolled and node.passes > 1 else ("", node.id))
+    return len(found)
+
+
+def _leaving(drawing: Drawing, owner: dict[str, str]) -> dict[str, str]:
+    """Per collapsed cluster, the last node inside whose tensor goes outside."""
+    found: dict[str, str] = {}
+    order = {node.id: place for place, node in enumerate(drawing.nodes)}
+    for edge in drawing.edges:
+        cluster = owner.get(edge.source)
+        if cluster is not None and owner.get(edge.target) != cluster and not edge.after:
+            found[cluster] = max(found.get(cluster, edge.source), edge.source, key=order.__getitem__)
+    return found
+
+
+def _module_node(cluster: Cluster, nodes: list[Node], leaving: str | None) -> Node:
+    count = sum(node.members for node in nodes)
+    weights = tuple(dict.fromkeys(w for node in nodes for w in node.weights))
+    tests = sum(len(node.tests) for node in nodes)
+    result = next((node for node in nodes if node.id == leaving), nodes[-1])
+    failed = any(node.role == "fault" for node in nodes)
+    notes = [f"{tests} {'test' if tests == 1 else 'tests'} inside"] if tests else []
+    notes += dict.fromkeys(note for node in nodes if node.mark for note in node.notes[-1:])
+    label, cls = cluster.lines
+    return Node(
+        f"module{cluster.id.removeprefix('cluster')}",
+        f"@{cluster.address}",
+        cluster.suffix,
+        result.size,
+        weights,
+        cls,
+        role="fault" if failed else "parameters" if weights else "plain",
+        shape="module",
+        cluster=cluster.parent,
+        pass_num=cluster.call,
+        passes=cluster.calls,
+        notes=(f"{count:,} layers", *notes),
+        mark="fault" if failed else next((node.mark for node in nodes if node.mark), ""),
+        tooltip=f"{label} {cls}\n{count:,} layers, {nodes[0].name} to {nodes[-1].name}",
+        cost=sum((node.cost for node in nodes), Cost()),
+        members=count,
+    )
+
+
+def _bundle(nodes: list[Node]) -> Node:
+    first, last = nodes[0], nodes[-1]
+    return evolve(
+        first,
+        label=f"{first.label} ... {last.label}",
+        notes=(*first.notes, f"{len(nodes):,} results"),
+        cost=sum((node.cost for node in nodes), Cost()),
+        members=len(nodes),
+    )
+
+
+def _with(drawing: Drawing, replacements: list[tuple[Node, list[Node]]]) -> Drawing:
+    """The drawing with nodes in the place of others. Edges inside what is replaced go, parallel ones become one."""
+    if not replacements:
+        return drawing
+    first = {members[0].id: node for node, members in replacements}
+    home = {member.id: node.id for node, members in replacements for member in members}
+    nodes = tuple(first.get(node.id, node) for node in drawing.nodes if node.id not in home or node.id in first)
+    whole = {node.id for node, _ in replacements}
+    edges: dict[tuple[str, str, str, bool], Edge] = {}
+    for edge in drawing.edges:
+        source, target = home.get(edge.source, edge.source), home.get(edge.target, edge.target)
+        if edge.source in home and source == target:
+            continue
+        argument = "" if target in whole else edge.argument
+        key = source, target, argument, edge.after
+        branch = edge.branch or (key in edges and edges[key].branch)
+        edges[key] = Edge(source, target, argument, branch, edge.after, edge.leaving, edge.entering)
+    clusters = without_empty(drawing.clusters, nodes)
+    return evolve(drawing, nodes=nodes, edges=tuple(edges.values()), clusters=clusters)

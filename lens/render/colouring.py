@@ -1,0 +1,68 @@
+"""Colours that tell more than the role: a metric, the user's own style, and the legend. Drawing to Drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from attrs import evolve
+
+from lens.errors import RenderError
+from lens.render.drawing import Drawing, Legend, Node
+from lens.render.sizes import human_bytes, human_count, human_seconds
+from lens.render.themes import ROLES, Theme
+
+METRICS: tuple[str, ...] = ("time", "memory", "parameters", "flops")
+#: A user's function: attributes of DOT for a node, such as ``{"fillcolor": "gold"}``, or None.
+StyleFunction = Callable[[Node], "Mapping[str, str] | None"]
+
+
+def colour_by(drawing: Drawing, metric: str, theme: Theme) -> Drawing:
+    """Colour every layer by what it takes, in steps from nothing to the most, and add a legend. Linear.
+
+    Inputs and outputs, and layers of which it is unknown, stay as they are.
+
+    Raises:
+        RenderError: if there is no such metric.
+    """
+    if metric not in METRICS:
+        raise RenderError(f"there is no metric {metric!r}", where="color_by=", hint=f"give {', '.join(METRICS)}")
+    amounts = [_amount(node, metric) for node in drawing.nodes]
+    most = max((amount for amount in amounts if amount), default=0)
+    steps = len(theme.scale)
+    nodes = tuple(
+        node if amount is None else evolve(node, fill=theme.scale[_step(amount, most, steps)])
+        for node, amount in zip(drawing.nodes, amounts, strict=True)
+    )
+    shown = {"time": human_seconds, "memory": human_bytes, "parameters": human_count, "flops": human_count}[metric]
+    entries = [(theme.scale[i], f"up to {shown(most * (i + 1) / steps)}") for i in range(steps)]
+    title = {"time": "time", "memory": "size of the tensors", "flops": "floating point operations"}.get(metric, metric)
+    return evolve(drawing, nodes=nodes, legend=Legend(title, tuple(entries) if most else ()))
+
+
+def _amount(node: Node, metric: str) -> float | None:
+    if node.role in ("input", "output"):
+        return None
+    if metric == "time":
+        return node.cost.seconds or None
+    if metric == "memory":
+        return node.cost.nbytes or None
+    if metric == "parameters":
+        return sum(weight.numel for weight in node.weights) or None
+    return node.cost.flops
+
+
+def _step(amount: float, most: float, steps: int) -> int:
+    return min(steps - 1, int(steps * amount / most)) if most else 0
+
+
+def legend_of_roles(drawing: Drawing, theme: Theme) -> Drawing:
+    """Add what the colours of the roles mean, for the roles that occur."""
+    used = {node.role for node in drawing.nodes}
+    entries = tuple((theme.fills[role], text) for role, text in ROLES.items() if role in used)
+    return evolve(drawing, legend=Legend("colours", entries))
+
+
+def restyle(drawing: Drawing, style: StyleFunction) -> Drawing:
+    """Give every node the attributes that a function of the user chooses for it."""
+    styled = ((node, style(node)) for node in drawing.nodes)
+    return evolve(drawing, nodes=tuple(evolve(n, style=tuple(s.items())) if s else n for n, s in styled))

@@ -1,0 +1,170 @@
+"""What users say to draw: the options, and the methods of a history that take them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from os import PathLike
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from attrs import fields_dict, frozen
+
+from lens.errors import RenderError
+from lens.ir.graph import Graph
+from lens.render.collapsing import collapse_depth, collapse_modules, fit
+from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
+from lens.render.drafting import make_drawing
+from lens.render.drawing import Drawing
+from lens.render.graphviz_text import to_dot
+from lens.render.images import format_of, lay_out, write_picture
+from lens.render.pydot_objects import to_pydot
+from lens.render.rolling import roll
+from lens.render.themes import Theme, find_theme
+from lens.render.titles import settled_dot
+
+if TYPE_CHECKING:
+    import pydot
+    from typing_extensions import Unpack
+
+#: A notebook shows the picture of drawings of up to so many nodes by itself.
+_NOTEBOOK_NODES = 150
+Metric = Literal["time", "memory", "parameters", "flops"]
+
+
+class DrawOptions(TypedDict, total=False):
+    """The options of a picture, as keywords; see ``Options``."""
+
+    view: Literal["unrolled", "rolled"]
+    depth: int | None
+    collapse: str | Sequence[str]
+    max_nodes: int | None
+    buffers: bool
+    statistics: bool
+    color_by: Metric | None
+    legend: bool
+    style: StyleFunction | None
+    theme: str | Theme
+    direction: Literal["up", "down", "right", "left"]
+
+
+@frozen
+class Options:
+    """The options of a picture.
+
+    Args:
+        view: ``unrolled``: every pass of a layer is a node; ``rolled``: all passes are one.
+        depth: Modules at this depth are one node each; 1 is the modules that the model itself calls.
+        collapse: Addresses of modules that are one node each; ``blocks.*`` is every module directly in ``blocks``.
+        max_nodes: Larger drawings are collapsed further, which a note and a warning say; None never collapses.
+        buffers: Whether buffers are shown.
+        statistics: Whether the running statistics of normalisation layers are shown among them.
+        color_by: Colour the layers by ``time``, ``memory``, ``parameters`` or ``flops``, with a legend.
+        legend: Explain the colours.
+        style: A function of a node (``lens.render.drawing.Node``) that gives attributes of DOT for it, or None.
+        theme: ``light``, ``dark``, ``print``, or a ``lens.render.themes.Theme``.
+        direction: Where the output stands: ``up``, ``down``, ``right``, ``left``.
+    """
+
+    view: str = "unrolled"
+    depth: int | None = None
+    collapse: str | Sequence[str] = ()
+    max_nodes: int | None = 1000
+    buffers: bool = True
+    statistics: bool = False
+    color_by: str | None = None
+    legend: bool = False
+    style: StyleFunction | None = None
+    theme: str | Theme = "light"
+    direction: str = "up"
+
+    @classmethod
+    def of(cls, given: DrawOptions) -> Options:
+        """The options given as keywords. Raises RenderError if there is no such option, or on a wrong value."""
+        for name in given:
+            if name not in fields_dict(cls):
+                near = get_close_matches(name, fields_dict(cls), n=1) or fields_dict(cls)
+                raise RenderError(f"pictures have no option {name!r}", where=f"{name}=", hint=f"give {', '.join(near)}")
+        return cls(**given)
+
+    def __attrs_post_init__(self) -> None:
+        if self.view not in ("unrolled", "rolled"):
+            raise RenderError(f"there is no view {self.view!r}", where="view=", hint="give unrolled or rolled")
+        for name, least in (("depth", 1), ("max_nodes", 10)):
+            number = getattr(self, name)
+            if number is not None and not (type(number) is int and number >= least):
+                raise RenderError(f"{name} cannot be {number!r}", where=f"{name}=", hint=f"give {least}, more, or None")
+
+
+def compose(graph: Graph, options: Options) -> Drawing:
+    """The drawing of a graph that has labels, by the options. Linear."""
+    theme = find_theme(options.theme)
+    rolled = options.view == "rolled"
+    drawing = make_drawing(graph, buffers=options.buffers, statistics=options.statistics)
+    if options.collapse:
+        addresses = [options.collapse] if isinstance(options.collapse, str) else options.collapse
+        drawing = collapse_modules(drawing, addresses)
+    if options.depth is not None:
+        drawing = collapse_depth(drawing, options.depth)
+    if options.max_nodes is not None:
+        drawing = fit(drawing, options.max_nodes, rolled)
+    elif rolled:
+        drawing = roll(drawing)
+    if options.legend:
+        drawing = legend_of_roles(drawing, theme)
+    if options.color_by is not None:
+        drawing = colour_by(drawing, options.color_by, theme)
+    return drawing if options.style is None else restyle(drawing, options.style)
+
+
+class Pictures:
+    """The methods of a history that draw."""
+
+    graph: Graph
+
+    def drawing(self, **options: Unpack[DrawOptions]) -> Drawing:
+        """The drawing before it is laid out; options as for ``draw``. ``lens.render.drawing_text`` prints it."""
+        return compose(self.graph, Options.of(options))
+
+    def draw(
+        self,
+        path: str | PathLike[str],
+        *,
+        format: str | None = None,  # noqa: A002 - what users call it
+        **options: Unpack[DrawOptions],
+    ) -> str:
+        """Draw the graph into a file and give its path.
+
+        Args:
+            path: The file; its ending chooses the format (svg, png, pdf, dot) unless ``format`` does.
+            format: One of svg, png, pdf, dot.
+            **options: ``view``, ``depth``, ``collapse``, ``max_nodes``, ``buffers``, ``statistics``, ``color_by``,
+                ``legend``, ``style``, ``theme``, ``direction``: see ``lens.render.picture.Options``.
+
+        Raises:
+            RenderError: on an unknown option or format, an unwritable path, or if no renderer is there (pdf needs
+                ``dot``).
+        """
+        kind = format_of(path, format)
+        chosen = Options.of(options)
+        drawing = compose(self.graph, chosen)
+        for note in drawing.notes:
+            if note.startswith("Collapsed"):
+                warnings.warn(note, stacklevel=2)
+        lower = to_dot if kind == "dot" else settled_dot
+        return write_picture(lower(drawing, find_theme(chosen.theme), chosen.direction), path, kind)
+
+    def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
+        """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
+        chosen = Options.of(options)
+        return to_pydot(compose(self.graph, chosen), find_theme(chosen.theme), chosen.direction)
+
+    def _repr_svg_(self) -> str | None:
+        """The picture for notebooks; None if the drawing is large or nothing here can lay it out."""
+        drawing = compose(self.graph, Options(max_nodes=None))
+        if len(drawing.nodes) > _NOTEBOOK_NODES:
+            return None
+        try:
+            return lay_out(settled_dot(drawing, find_theme("light"), "up"), "svg").decode()
+        except RenderError:
+            return None

@@ -1,0 +1,43 @@
+"""The lowering of a drawing to the objects of pydot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lens.errors import RenderError
+from lens.render.drawing import Drawing
+from lens.render.graphviz_text import Lowering
+from lens.render.themes import LIGHT, Theme
+
+if TYPE_CHECKING:
+    import pydot
+
+
+def to_pydot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up") -> pydot.Dot:
+    """The drawing as a ``pydot.Dot``, to be changed and written further. Linear.
+
+    Raises:
+        RenderError: if pydot is not installed, or the direction unknown.
+    """
+    try:
+        import pydot
+    except ImportError as error:
+        raise RenderError(
+            "pydot is not installed", where="to_pydot", hint="pip install 'lens-trace[export]'"
+        ) from error
+    make: Any = pydot
+    lowering = Lowering(drawing, theme, direction)
+    defaults = lowering.defaults()
+    graph = make.Dot("lens", graph_type="digraph", **defaults["graph"])
+    graph.set_node_defaults(**defaults["node"])
+    graph.set_edge_defaults(**defaults["edge"])
+    homes: dict[str | None, Any] = {None: graph}
+    for cluster in drawing.clusters:
+        homes[cluster.id] = make.Subgraph(cluster.id, **lowering.cluster(cluster))
+    for node in drawing.nodes:
+        homes[node.cluster].add_node(make.Node(node.id, **lowering.node(node)))
+    for cluster in reversed(drawing.clusters):
+        homes[cluster.parent].add_subgraph(homes[cluster.id])
+    for edge in drawing.edges:
+        graph.add_edge(make.Edge(edge.source, edge.target, **lowering.edge(edge)))
+    return graph  # type: ignore[no-any-return]

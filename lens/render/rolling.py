@@ -1,0 +1,118 @@
+"""The rolled drawing: all passes of a layer as one node (paper, Figure 3)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from attrs import evolve
+
+from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, pass_ranges
+
+
+def roll(drawing: Drawing) -> Drawing:
+    """The rolled form of an unrolled drawing. Linear.
+
+    A layer's node says how many passes it has. Where its inputs or outputs differ by pass, the edges say which passes
+    take them. All calls of a module share a box; a layer whose passes ran in several modules stands in the innermost
+    box that encloses them all.
+    """
+    groups: dict[str, list[Node]] = defaultdict(list)
+    for node in drawing.nodes:
+        groups[node.label if node.passes > 1 else node.id].append(node)
+    boxes, box_of = _rolled_clusters(drawing)
+    chains = {cluster: tuple(box_of[c.id] for c in chain) for cluster, chain in drawing.chains.items()}
+    nodes = tuple(_rolled_node(passes, [chains[n.cluster] for n in passes]) for passes in groups.values())
+    home = {node.id: passes[0].id for passes in groups.values() for node in passes}
+    edges = _rolled_edges(drawing, home)
+    return evolve(drawing, nodes=nodes, edges=edges, clusters=without_empty(boxes, nodes), rolled=True)
+
+
+def without_empty(clusters: Sequence[Cluster], nodes: Iterable[Node]) -> tuple[Cluster, ...]:
+    """The clusters that have a node, directly or further in."""
+    parents = {cluster.id: cluster.parent for cluster in clusters}
+    used: set[str | None] = set()
+    for node in nodes:
+        inside = node.cluster
+        while inside is not None and inside not in used:
+            used.add(inside)
+            inside = parents[inside]
+    return tuple(cluster for cluster in clusters if cluster.id in used)
+
+
+def _rolled_clusters(drawing: Drawing) -> tuple[list[Cluster], dict[str, str]]:
+    """One cluster per module and place of its call, and for every cluster the one that it becomes."""
+    first: dict[tuple[str | None, str], Cluster] = {}
+    counts: dict[str, int] = defaultdict(int)
+    becomes: dict[str, str] = {}
+    for cluster in drawing.clusters:
+        parent = None if cluster.parent is None else becomes[cluster.parent]
+        kept = first.setdefault((parent, cluster.address), evolve(cluster, parent=parent))
+        becomes[cluster.id] = kept.id
+        counts[kept.id] += 1
+    boxes = [evolve(c, suffix=f" (x{counts[c.id]})" if counts[c.id] > 1 else "") for c in first.values()]
+    return boxes, becomes
+
+
+def _rolled_node(passes: list[Node], chains: list[tuple[str, ...]]) -> Node:
+    first, last = passes[0], passes[-1]
+    shared = chains[0]
+    for chain in chains:
+        same = (i for i, (a, b) in enumerate(zip(shared, chain, strict=False)) if a != b)
+        shared = shared[: next(same, min(len(shared), len(chain)))]
+    cluster = shared[-1] if shared else None
+    if len(passes) == 1:
+        return evolve(first, cluster=cluster, call="")
+    modules = dict.fromkeys(node.module for node in passes if node.module)
+    return evolve(
+        first,
+        suffix=f" (x{len(passes)})",
+        size=first.size if all(node.size == first.size for node in passes) else f"{first.size} ... {last.size}",
+        weights=tuple(dict.fromkeys(w for node in passes for w in node.weights)),
+        module=_few(list(modules)),
+        call="",
+        role=next((n.role for n in passes if n.role != "plain"), "plain"),
+        dashed=all(node.dashed for node in passes),
+        cluster=cluster,
+        tests=_rolled_tests(passes),
+        head=next((n.head for n in passes if n.head), ""),
+        notes=tuple(dict.fromkeys(note for node in passes for note in node.notes)),
+        mark=next((n.mark for n in passes if n.mark), ""),
+        cost=sum((node.cost for node in passes), Cost()),
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"])
+
+
+def _rolled_tests(passes: list[Node]) -> tuple[tuple[str, str], ...]:
+    """Per construct the outcome, with the passes where it differs, as ``True 1-9, False 10``."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for node in passes:
+        for construct, outcome in node.tests:
+            found.setdefault(construct, {}).setdefault(outcome, []).append(node.pass_num)
+    tests = []
+    for construct, outcomes in found.items():
+        parts = [f"{outcome or 'open'} {pass_ranges(tuple(numbers))}" for outcome, numbers in outcomes.items()]
+        tests.append((construct, next(iter(outcomes)) if len(outcomes) == 1 else ", ".join(parts)))
+    return tuple(tests)
+
+
+def _rolled_edges(drawing: Drawing, home: dict[str, str]) -> tuple[Edge, ...]:
+    nodes = {node.id: node for node in drawing.nodes}
+    merged: dict[tuple[str, str, str, bool, bool], list[Edge]] = defaultdict(list)
+    for edge in drawing.edges:
+        key = home[edge.source], home[edge.target], edge.argument, edge.branch, edge.after
+        merged[key].append(edge)
+    total: dict[str, set[int]] = defaultdict(set)
+    for node in drawing.nodes:
+        total[home[node.id]].add(node.pass_num)
+    edges = []
+    for (source, target, argument, branch, after), found in merged.items():
+        leaving = {nodes[edge.source].pass_num for edge in found}
+        entering = {nodes[edge.target].pass_num for edge in found}
+        some_leave = () if leaving == total[source] else tuple(sorted(leaving))
+        some_enter = () if entering == total[target] else tuple(sorted(entering))
+        edges.append(Edge(source, target, argument, branch, after, some_leave, some_enter))
+    return tuple(edges)

@@ -1,0 +1,265 @@
+"""Drawings of odd and of large models: everything draws, and no picture is too large to lay out."""
+
+import subprocess
+import sys
+import time
+import warnings
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+from models import Body, LSTMLoop
+from torch import nn
+
+import lens
+from lens.cli import main
+from lens.errors import RenderError
+from lens.render.graphviz_text import to_dot
+
+
+def svg_of(history, tmp_path, **options):
+    """The picture, parsed; XML that is not well formed raises."""
+    return ET.fromstring(Path(history.draw(tmp_path / "a.svg", **options)).read_text(encoding="utf-8"))
+
+
+def texts(svg):
+    return [text for node in svg.iter() if node.tag.endswith("}text") for text in node.itertext()]
+
+
+NAMES = ['a:b<c>&"d"', "\\l", "line\nend", "Ünïcode漢字", " ", "\x07", "%s{}|", "<b>", "--", "'"]
+
+
+@pytest.mark.parametrize("view", ["unrolled", "rolled"])
+def test_strange_names_draw(view, tmp_path):
+    blocks = nn.ModuleDict({name: nn.Sequential(nn.ReLU(), nn.Tanh()) for name in NAMES})
+    model = Body(lambda x: [x := block(x) for block in blocks.values()][-1])
+    model.blocks = blocks
+    history = lens.trace(model, torch.ones(2))
+    shown = "\n".join(texts(svg_of(history, tmp_path, view=view)))
+    everywhere = ('@blocks.a:b<c>&"d"', "@blocks.\\l")
+    for name in everywhere if view == "rolled" else (*everywhere, "@blocks.Ünïcode漢字", "@blocks.<b>"):
+        assert name in shown
+    for depth in (1, 2):
+        svg_of(history, tmp_path, view=view, depth=depth)
+
+
+def test_odd_tensors_draw(tmp_path):
+    def forward(x):
+        return x.sum(), x[:0], x.new_zeros(0, 3), (x > 0).any()
+
+    history = lens.trace(Body(forward), torch.ones(2, 3))
+    assert {"scalar (4 B)", "0x3 (0 B)"} <= set(texts(svg_of(history, tmp_path)))
+
+
+@pytest.mark.parametrize("view", ["unrolled", "rolled"])
+def test_models_without_modules_inputs_or_outputs_draw(view, tmp_path):
+    class Nothing(nn.Module):
+        def forward(self):
+            return None
+
+    class NoInputs(nn.Module):
+        def forward(self):
+            return torch.ones(2) + 1
+
+    class NoOutputs(nn.Module):
+        def forward(self, x):
+            self.kept = torch.relu(x)
+
+    for model, args in (
+        (Nothing(), ()),
+        (NoInputs(), ()),
+        (NoOutputs(), torch.ones(2)),
+        (Body(torch.relu), torch.ones(1)),
+    ):
+        history = lens.trace(model, args)
+        assert type(model).__name__ in texts(svg_of(history, tmp_path, view=view, color_by="memory", legend=True))
+
+
+def test_fan_out_of_1000(tmp_path):
+    history = lens.trace(Body(lambda x: torch.stack([x + i for i in range(1000)])), torch.ones(2))
+    with pytest.warns(UserWarning, match="the middle"):
+        svg = svg_of(history, tmp_path)
+    assert "943 more layers" in texts(svg)
+    everything = history.drawing(max_nodes=None)
+    assert (len(everything.nodes), len(everything.edges)) == (1003, 2001)
+    assert any("add_1000_1000" in text for text in texts(svg_of(history, tmp_path, max_nodes=None)))
+
+
+def test_a_module_called_100_times(tmp_path):
+    block = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model = nn.Sequential(*[block] * 100)
+    history = lens.trace(model, torch.ones(2))
+    assert len(history.drawing().clusters) == 100
+    rolled = history.drawing(view="rolled")
+    assert [cluster.lines for cluster in rolled.clusters] == [("@0 (x100)", "(Sequential)")]
+    assert "(x100)" in "".join(texts(svg_of(history, tmp_path, view="rolled")))
+    svg_of(history, tmp_path)
+
+
+def test_depth_and_named_modules():
+    block = lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    history = lens.trace(nn.Sequential(nn.Sequential(block(), block()), block()), torch.ones(2))
+    names = lambda **options: [node.name for node in history.drawing(**options).nodes]
+    assert names(depth=1) == ["input_1", "@0", "@1", "output_1"]
+    assert names(depth=2) == ["input_1", "@0.0", "@0.1", "linear_3_5", "relu_3_6", "output_1"]
+    assert names(collapse=["0.1", "1"]) == ["input_1", "linear_1_1", "relu_1_2", "@0.1", "@1", "output_1"]
+    assert names(collapse="0.*") == names(depth=2)
+    whole = next(node for node in history.drawing(depth=1).nodes if node.name == "@0")
+    assert whole.lines == ("@0", "(Sequential)", "2 (8 B)", "params: 12", "4 layers")
+    assert [(e.source, e.target) for e in history.drawing(depth=1).edges] == [
+        ("leaf0", "module_1"),
+        ("module_1", "module_8"),
+        ("module_8", "output0"),
+    ]
+    with pytest.raises(RenderError, match=r"0\.7"):
+        names(collapse="0.7")
+
+
+def test_a_collapsed_module_that_is_called_again_rolls():
+    block = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    history = lens.trace(nn.Sequential(block, block, nn.Tanh()), torch.ones(2))
+    drawing = history.drawing(depth=1, view="rolled")
+    assert [node.name for node in drawing.nodes] == ["input_1", "@0 (x2)", "tanh_1_3", "output_1"]
+    assert [edge.lines for edge in drawing.edges] == [("In 1",), ("In 2", "Out 1"), ("Out 2",), ()]
+
+
+def test_options_are_checked(tmp_path):
+    history = lens.trace(Body(torch.relu), torch.ones(2))
+    wrong = [
+        {"view": "sideways"},
+        {"depth": 0},
+        {"depth": True},
+        {"max_nodes": 2},
+        {"theme": "pink"},
+        {"direction": "in"},
+        {"color_by": "age"},
+        {"collapse": ["x"]},
+        {"veiw": "rolled"},
+    ]
+    for options in wrong:
+        with pytest.raises(RenderError):
+            history.draw(tmp_path / "a.dot", **options)
+    ran = []
+    with pytest.raises(RenderError, match="veiw"):
+        lens.show_model_graph(Body(ran.append), torch.ones(2), tmp_path / "a.svg", veiw="rolled")
+    assert not ran
+    path = lens.show_model_graph(Body(torch.relu), torch.ones(2), tmp_path / "a.dot", view="rolled", theme="dark")
+    assert "#1b1e24" in Path(path).read_text()
+
+
+def test_the_command_line_draws(tmp_path, capsys):
+    history = lens.trace(Body(lambda x: [x := torch.sin(x) + i for i in range(600)][-1]), torch.ones(2))
+    trace = history.save(tmp_path / "t.lens")
+    picture = str(tmp_path / "a.dot")
+    assert main(["show", trace, "-o", picture, "--view", "rolled", "--theme", "print", "--color-by", "memory"]) == 0
+    shown = capsys.readouterr()
+    assert picture in shown.out
+    assert "note:    Collapsed" in shown.err
+    assert main(["show", trace, "-o", picture, "--max-nodes", "0", "--legend", "--no-buffers"]) == 0
+    assert Path(picture).read_text().count("  op1199 [") == 1
+    assert main(["show", trace, "-o", picture, "--depth", "0"]) == 2
+
+
+def chain(blocks):
+    model = nn.Module()
+    model.blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)) for _ in range(blocks))
+
+    def forward(x):
+        for block in model.blocks:
+            x = x + block(x)
+        return x
+
+    model.forward = forward
+    return model
+
+
+def test_the_text_of_10000_operations_takes_less_than_a_second():
+    with torch.no_grad():
+        history = lens.trace(chain(2500), torch.ones(1, 2), save="none")
+    assert len(history.graph.ops) == 10_000
+    for options, nodes in (({}, 61), ({"view": "rolled"}, 61), ({"max_nodes": None}, 10_002)):
+        seconds = []
+        for _ in range(3):
+            begun = time.process_time()
+            drawing = history.drawing(**options)
+            to_dot(drawing)
+            seconds.append(time.process_time() - begun)
+        assert len(drawing.nodes) == nodes
+        assert min(seconds) < 1
+
+
+def test_collapsing_stops_at_the_depth_that_fits():
+    history = lens.trace(chain(300), torch.ones(1, 2), save="none")
+    drawing = history.drawing()
+    assert len(drawing.nodes) == 602
+    assert drawing.notes == ("Collapsed: modules at depth 1 (1,202 layers in 602 nodes); max_nodes=None shows all",)
+    assert len(history.drawing(max_nodes=100).nodes) == 61
+    assert not history.drawing(max_nodes=2000).notes
+
+
+@pytest.mark.parametrize("view", ["unrolled", "rolled"])
+def test_a_long_loop_draws_in_seconds(view, tmp_path):
+    with torch.no_grad():
+        history = lens.trace(LSTMLoop(), torch.ones(2000, 2, 4), save="none")
+    begun = time.perf_counter()
+    with pytest.warns(UserWarning, match="Collapsed"):
+        history.draw(tmp_path / "a.svg", view=view)
+    assert time.perf_counter() - begun < 10
+    assert len(history.drawing(view=view).nodes) == {"unrolled": 61, "rolled": 6}[view]
+
+
+def test_notebooks_show_small_pictures_and_summaries_of_large_models():
+    small = lens.trace(Body(torch.relu), torch.ones(2))
+    assert small._repr_svg_().rstrip().endswith("</svg>")
+    large = lens.trace(chain(50), torch.ones(1, 2))
+    assert large._repr_svg_() is None
+
+    class Printer:
+        text = str
+
+    class Recording:
+        def __init__(self):
+            self.said = ""
+
+        def text(self, text):
+            self.said += text
+
+    printer = Recording()
+    large._repr_pretty_(printer, False)
+    assert printer.said == str(large)
+
+
+def test_no_layout_program_is_needed_at_import_or_in_notebooks(tmp_path, monkeypatch):
+    history = lens.trace(Body(torch.relu), torch.ones(2))
+    monkeypatch.setattr("lens.render.images.shutil.which", lambda name: None)
+    monkeypatch.setattr("lens.render.images.sys.executable", str(tmp_path / "python"))
+    assert history._repr_svg_() is None
+    with pytest.raises(RenderError, match="no program here can draw svg"):
+        history.draw(tmp_path / "a.svg")
+    assert Path(history.draw(tmp_path / "a.dot")).exists()
+
+
+def test_drawing_needs_neither_torch_nor_pydot(tmp_path):
+    script = """
+import sys
+sys.modules["torch"] = sys.modules["pydot"] = None
+import lens.render.picture, lens.render.drawing_text
+from lens.errors import RenderError
+from lens.render.drawing import Drawing
+from lens.render.pydot_objects import to_pydot
+try:
+    to_pydot(Drawing())
+except RenderError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pydot is not installed" in done.stdout
+
+
+def test_no_warning_where_nothing_was_collapsed(tmp_path):
+    history = lens.trace(Body(torch.relu), torch.ones(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history.draw(tmp_path / "a.svg", view="rolled")
