@@ -13,6 +13,7 @@ from torch import nn
 
 import lens
 from lens.errors import StaleValueError
+from lens.ir.tape import number_values
 from lens.ir.verifier import find_problems
 from lens.replay.program import replay, sources
 
@@ -194,6 +195,7 @@ class Program(nn.Module):
         self.register_buffer("state", torch.randn(4, 2, generator=generator))
         self.row = self.state[1]  # known to the model only as a plain attribute
         self.snapshots = []
+        self.recorder = None
 
     def forward(self, x, y):
         tensors = [x, y, self.weight, x * 1.0, y + 1]
@@ -223,6 +225,7 @@ class Program(nn.Module):
         """Copies of the tensors alive and, in a traced run, the values that they stand for."""
         modes = torch.overrides._get_current_function_mode_stack()
         recorder = modes[-1].recorder if modes else None
+        self.recorder = recorder or self.recorder
         with torch._C.DisableTorchFunction():
             for t in tensors:
                 value = None
@@ -281,6 +284,8 @@ def check(steps, mode):
         torch.manual_seed(0)
         model = Program(steps)
         history = lens.trace(model, arguments(), passes="")
+    ids = number_values(model.recorder.tape)
+    live = [(None if value is None else ids[value], tensor) for value, tensor in model.snapshots]
     assert torch.equal(torch.get_rng_state(), state)
     assert len(plain.snapshots) == len(model.snapshots)
     for (_, a), (_, b) in zip(plain.snapshots, model.snapshots, strict=True):
@@ -289,12 +294,12 @@ def check(steps, mode):
     assert find_problems(graph) == []
     if not any(name in HIDDEN or name in REACHING for name, *_ in steps):
         assert "external" not in {leaf.kind for leaf in graph.leaves}
-    leaves = starting_values(history, model.snapshots) if hidden else sources(graph, payloads)
+    leaves = starting_values(history, live) if hidden else sources(graph, payloads)
     if not leaves.keys() >= {leaf.value for leaf in graph.leaves}:
         return  # lost before anybody saw it: the trace says so
     made = leaves | replay(graph, leaves, payloads=payloads)
     compare(made, readable(payloads, payloads, hidden), history, "saved")
-    for value, tensor in model.snapshots:
+    for value, tensor in live:
         if value is not None and not hidden:
             assert same(made[value], tensor), ("live", value, made[value], tensor, graph.ops)
     # From the middle, with the values as they are, each alone in its memory.

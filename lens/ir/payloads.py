@@ -87,7 +87,8 @@ class PayloadStore:
     layouts: dict[ValueId, Layout] = field(factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PayloadStore, (self.values, self.rng_states)  # functions and the like cannot be pickled in general
+        # Functions and the like cannot be pickled in general.
+        return PayloadStore, (self.values, self.rng_states, {}, self.layouts)
 
     def __contains__(self, value: ValueId) -> bool:
         return value in self.values

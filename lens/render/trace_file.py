@@ -20,7 +20,8 @@ from lens.ir.codec import CONVERTER, dump_facet, load_facet, structure
 from lens.ir.elements import OpId, ValueId
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
-from lens.ir.payloads import Payload, PayloadStore
+from lens.ir.layouts import Layout
+from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.types import DTYPES, TensorType
 from lens.ir.verifier import verify
 
@@ -70,6 +71,7 @@ def write_trace(history: ModelHistory, path: str | PathLike[str], payloads: bool
         "logging_seconds": history.logging_seconds,
         "values": _dump_values(graph, history.payloads) if payloads else {},
         "rng_states": _dump_states(history.payloads) if payloads else {},
+        "layouts": _dump_layouts(history.payloads) if payloads else {},
     }
     document["graph"].pop("facets", None)
     data = msgpack.packb(document)
@@ -112,7 +114,9 @@ def read_trace(path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()) 
     try:
         graph = structure(document["graph"], Graph, f"{path}, graph")
         loaded = [load_facet(name, body, facets) for name, body in document["facets"]]
-        store = PayloadStore(_load_values(document["values"], len(graph.values)), _load_states(document["rng_states"]))
+        values = _load_values(document["values"], len(graph.values))
+        layouts = {ValueId(v): structure(body, Layout, f"{path}, layouts") for v, body in document["layouts"].items()}
+        store = PayloadStore(values, _load_states(document["rng_states"]), layouts=layouts)
         seconds = float(document["logging_seconds"])
         graph = graph.with_facets(*loaded)
         verify(graph)
@@ -151,7 +155,8 @@ def _damaged(where: str, what: str) -> FileFormatError:
 def _dump_values(graph: Graph, payloads: PayloadStore) -> dict[int, list[Any]]:
     """All saved values but the parameters, which are the model's and not the run's."""
     parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
-    return {v: _dump_tensor(payloads.read(v)) for v in payloads if v not in parameters}
+    kept = (v for v in payloads if v not in parameters and not isinstance(payloads.values[v], Stale))
+    return {v: _dump_tensor(payloads.read(v)) for v in kept}
 
 
 def _dump_states(payloads: PayloadStore) -> dict[int, dict[str, list[Any]]]:
@@ -159,6 +164,10 @@ def _dump_states(payloads: PayloadStore) -> dict[int, dict[str, list[Any]]]:
         op: {device: _dump_tensor(state) for device, state in states.items()}
         for op, states in payloads.rng_states.items()
     }
+
+
+def _dump_layouts(payloads: PayloadStore) -> dict[int, Any]:
+    return {v: CONVERTER.unstructure(layout) for v, layout in payloads.layouts.items()}
 
 
 def _dump_tensor(tensor: Any) -> list[Any]:

@@ -16,10 +16,12 @@ from lens.errors import ReplayError
 from lens.ir.elements import Leaf, Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
+from lens.ir.templates import Opaque
 from lens.replay.interpreter import Interpreter
 
 #: What an operation raises when its arguments do not fit.
 OPERATION_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+_FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
 _UNINITIALISED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
 
 
@@ -93,14 +95,29 @@ def sources(graph: Graph, payloads: PayloadStore, model: nn.Module | None = None
     """
     found = {leaf.value: _leaf(leaf, payloads, model) for leaf in graph.leaves}
     for op in graph.ops:
-        if has_unknown_results(op):
+        if makes_garbage(op) or why_not_run(op):
             found.update({v: payloads.read(v) for v in op.results if v in payloads})
     return found
 
 
-def has_unknown_results(op: Op) -> bool:
-    """Whether what an op makes is not determined by what it is given."""
-    return op.function.name.partition(".")[0] in _UNINITIALISED or op.function.namespace == "torch.autograd"
+def why_not_run(op: Op) -> str:
+    """Why an operation cannot be run on its own, if it cannot."""
+    if op.function.namespace == "torch.autograd":
+        return "walks the autograd graph of the run, which is gone"
+    if op.function.name == "grad.__get__":
+        return "a gradient stands beside its tensor; it is not computed from it"
+    if op.function.name in _FORWARD_MODE:
+        return "belongs to a level of forward-mode differentiation that is gone"
+    if op.function.opaque and not isinstance(op.args[0], Opaque):
+        return "says where a tensor came from; nothing was called"
+    if op.function.opaque and op.function.mutates:
+        return "opaque, and would write to the model again"
+    return ""
+
+
+def makes_garbage(op: Op) -> bool:
+    """Whether an operation makes uninitialised memory."""
+    return op.function.name.partition(".")[0] in _UNINITIALISED
 
 
 def _leaf(leaf: Leaf, payloads: PayloadStore, model: nn.Module | None) -> torch.Tensor:

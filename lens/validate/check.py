@@ -12,9 +12,8 @@ from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.templates import Opaque
 from lens.replay.interpreter import Interpreter
-from lens.replay.program import OPERATION_ERRORS, has_unknown_results
+from lens.replay.program import OPERATION_ERRORS, makes_garbage, why_not_run
 from lens.validate.report import Report, Status, Verdict
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 #: A replayed result may differ by this much where a kernel does not sum in the same order twice.
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
 _ATTEMPTS = 2
-_FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
 
 
 #: Results that are scratch memory for a derivative, by position: their padding is not initialised.
@@ -57,7 +55,7 @@ class _Check:
         return Report(tuple(verdicts))
 
     def _verdict(self, interpreter: Interpreter, op: Op) -> tuple[Status, str]:
-        reason = _not_to_run(op)
+        reason = why_not_run(op)
         if reason:
             return "exempt", reason
         if any(map(self._unshaped, op.operands)):
@@ -78,7 +76,7 @@ class _Check:
             return "failed", f"run again it raises {type(error).__name__}: {str(error).splitlines()[0][:200]}"
         if any(_without_data(tensor) for tensor in (*operands.values(), *saved.values())):
             return "exempt", "a tensor without data"
-        if has_unknown_results(op):
+        if makes_garbage(op):
             return "exempt", "makes uninitialised memory"
         if not saved.keys() <= replayed.keys():
             if not op.function.composite:
@@ -150,21 +148,6 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> str:
             return ""
         return f"up to {float((found - expected).abs().max()):.3g} apart"
     return "other values"
-
-
-def _not_to_run(op: Op) -> str:
-    """Why an operation cannot be run on its own, if it cannot."""
-    if op.function.namespace == "torch.autograd":
-        return "walks the autograd graph of the run, which is gone"
-    if op.function.name == "grad.__get__":
-        return "a gradient stands beside its tensor; it is not computed from it"
-    if op.function.name in _FORWARD_MODE:
-        return "belongs to a level of forward-mode differentiation that is gone"
-    if op.function.opaque and not isinstance(op.args[0], Opaque):
-        return "says where a tensor came from; nothing was called"
-    if op.function.opaque and op.function.mutates:
-        return "opaque, and would write to the model again"
-    return ""
 
 
 def _without_data(tensor: torch.Tensor) -> bool:

@@ -1,0 +1,332 @@
+"""Value semantics of memory: each test is a small case of something that was once recorded wrongly."""
+
+import pytest
+import torch
+from attrs import evolve
+from models import Body, InPlaceThroughView, TwoBranches
+from torch import nn
+
+import lens
+from lens.errors import ReplayError, StaleValueError
+from lens.ir.payloads import PayloadStore
+from lens.ir.verifier import find_problems
+from lens.replay.program import replay, sources
+from lens.validate.check import check
+
+
+def traced(function, *args, **options):
+    """A history whose whole replay gives every value that was saved."""
+    history = lens.trace(Body(function), args or (torch.arange(1.0, 7.0).view(2, 3),), **options)
+    graph, payloads = history.graph, history.payloads
+    assert find_problems(graph) == []
+    made = replay(graph, sources(graph, payloads), payloads=payloads)
+    for value in made.keys() & set(payloads):
+        assert torch.equal(made[value], payloads.read(value)), value
+    return history
+
+
+def function_names(history):
+    return [op.function.name for op in history.graph.ops]
+
+
+def only(history, name):
+    (op,) = (op for op in history.graph.ops if op.function.name == name)
+    return op
+
+
+def test_set_gives_a_tensor_other_memory():
+    def forward(x):
+        a, b = x + 1, x * 2
+        a.set_(b)
+        a.add_(1)
+        return b.sum()
+
+    history = traced(forward)
+    op = only(history, "set_")
+    assert history.graph.values[op.results[0]].alias_of == op.operands[1]
+    assert op.effects == ()
+    assert torch.equal(history.payloads.read(op.operands[0]), torch.arange(2.0, 8.0).view(2, 3))
+    assert history["sum_1"].parent_layers == [history["add_2"].layer_label]
+
+
+def test_assigning_data_writes_to_nobody():
+    def forward(x):
+        a, b = x + 1, x * 2
+        a.data = b
+        b.add_(1)
+        return a + b
+
+    history = traced(forward)
+    op = only(history, "data.__set__")
+    assert history.graph.values[op.results[0]].alias_of == op.operands[1]
+    assert op.effects == ()
+    assert len(only(history, "add_").effects) == 1
+
+
+@pytest.mark.parametrize("name", ["t_", "squeeze_", "unsqueeze_"])
+def test_changing_the_shape_of_a_view_in_place_writes_no_memory(name):
+    def forward(x):
+        y = x * 2
+        getattr(y[:1], name)(*([0] if name == "unsqueeze_" else []))
+        return y + 1
+
+    history = traced(forward)
+    assert not any(op.effects for op in history.graph.ops)
+    assert history["add_1"].parent_layers == ["mul_1_1"]
+
+
+def test_overlapping_tensors_of_a_foreach_are_written_once():
+    def forward(x):
+        y = x * 2
+        t = y.t()
+        torch._foreach_mul_([t, t[:1]], 2.0)
+        return y + 1
+
+    op = only(traced(forward), "_foreach_mul_")
+    assert len(op.results) == 2
+    assert len(op.effects) == 1
+
+
+def test_as_strided_depends_on_whoever_shows_that_memory():
+    def forward(x):
+        y = x * 2
+        tail = y.view(-1)[4:]
+        y[0] = 0.0
+        return tail.as_strided((2,), (1,), 0)
+
+    history = traced(forward)
+    op = only(history, "as_strided")
+    assert only(history, "__setitem__").results[0] in op.reads
+    assert torch.equal(history["output_1"].tensor_contents, torch.zeros(2))
+
+
+def test_memory_that_no_tensor_shows_any_more_is_external():
+    def forward(x):
+        return (x * 2).view(-1)[4:].as_strided((2,), (1,), 0) + 1
+
+    with torch.inference_mode():
+        history = lens.trace(Body(forward), torch.ones(2, 3), save="none")
+    assert [leaf.kind for leaf in history.graph.leaves] == ["input", "external"]
+    (gap,) = history.gaps
+    assert gap.location.file == __file__
+
+
+def test_shrinking_and_growing_again_in_place():
+    def forward(x):
+        y = x * 2
+        y.resize_(2)
+        return y.resize_(5) + 1
+
+    with torch.no_grad():
+        history = traced(forward)
+    assert torch.equal(history["output_1"].tensor_contents, torch.arange(1.0, 6.0) * 2 + 1)
+
+
+def test_a_result_that_grows_over_its_base():
+    def forward(x):
+        y = x * 2
+        torch.add(x, 100, out=y.view(-1)[:0])
+        return y + 1
+
+    with torch.no_grad():
+        history = traced(forward)
+    assert torch.equal(history["mul_1"].tensor_contents, torch.arange(1.0, 7.0).view(2, 3) * 2)
+    assert torch.equal(history["output_1"].tensor_contents, torch.arange(1.0, 7.0).view(2, 3) + 101)
+
+
+class Cache(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(3, 2))
+        self.row = self.cache[1]
+
+    def forward(self, x):
+        self.row.add_(x)
+        return self.cache * 2
+
+
+def test_a_buffer_written_through_a_view_that_the_model_keeps():
+    history = lens.trace(Cache(), torch.ones(2))
+    assert history["mul_1"].parent_layers == ["add_1_1"]
+    assert torch.equal(history["cache"].tensor_contents, torch.zeros(3, 2))
+    assert check(history).ok
+
+
+def test_an_input_and_a_parameter_that_the_model_writes_to():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            x[0] += 5
+            with torch.no_grad():
+                self.weight.mul_(2)
+            return x * self.weight
+
+    x = torch.zeros(2, 3)
+    history = lens.trace(Model(), x)
+    assert torch.equal(history["input_1"].tensor_contents, torch.zeros(2, 3))
+    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    assert torch.equal(made[history.graph.outputs.values[0]], torch.tensor([[10.0] * 3, [0.0] * 3]))
+    assert check(history).ok
+
+
+def test_a_write_out_of_sight_is_stale_and_a_gap():
+    def forward(x):
+        y = x * 2
+        with torch._C.DisableTorchFunction():
+            y.add_(1)
+        return y + 1
+
+    history = lens.trace(Body(forward), torch.ones(2))
+    with pytest.raises(StaleValueError):
+        history.payloads.read(only(history, "mul").results[0])
+    (leaf,) = (leaf for leaf in history.graph.leaves if leaf.kind == "external")
+    assert torch.equal(history.payloads.read(leaf.value), torch.full((2,), 3.0))
+    assert history["add_1"].parent_layers == ["external_1"]
+    (gap,) = history.gaps
+    assert gap.location.line == forward.__code__.co_firstlineno + 4
+
+
+def test_a_write_out_of_sight_to_memory_with_two_counts():
+    def forward(x):
+        y = x * 2
+        data = y.data  # torch counts its writes apart
+        with torch._C.DisableTorchFunction():
+            data.add_(1)
+        return data + 1, y + 1
+
+    history = lens.trace(Body(forward), torch.ones(2))
+    assert history["add_2"].parent_layers == ["external_2"]
+    with pytest.raises(StaleValueError):
+        history.payloads.read(only(history, "mul").results[0])
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_what_numpy_writes_is_external_and_what_was_saved_stays_right(mode):
+    pytest.importorskip("numpy")
+
+    def forward(x):
+        y = x * 2
+        z = x * 3
+        y.detach().numpy()[0] = 7
+        z.detach().numpy()
+        return y + 1, z + 1
+
+    with mode():
+        history = traced(forward, torch.ones(2))
+    assert torch.equal(history["mul_1"].tensor_contents, torch.full((2,), 2.0))
+    assert history["add_1"].parent_layers == ["external_1"]
+    assert history["add_2"].parent_layers == ["mul_2_2"]
+
+
+def test_tracing_does_not_wake_what_torch_refuses():
+    def forward(x):
+        window = x.unfold(0, 2, 1)
+        x[:] = nn.Parameter(torch.ones(3))
+        return window.zero_()
+
+    with pytest.raises(RuntimeError) as plain:
+        forward(torch.zeros(3))
+    with pytest.raises(RuntimeError) as traced_error:
+        lens.trace(Body(forward), torch.zeros(3))
+    assert str(plain.value) == str(traced_error.value)
+
+
+def test_spectral_norm_and_batch_norm_replay():
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3))
+    with torch.no_grad():
+        history = lens.trace(model, torch.randn(5, 4))
+    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    saved = made.keys() & set(history.payloads)
+    assert all(torch.equal(made[v], history.payloads.read(v)) for v in saved)
+    assert check(history).ok
+
+
+def test_autocast_replays():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1))
+    with torch.autocast("cpu"):
+        history = lens.trace(model, torch.randn(5, 4))
+    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    assert all(torch.equal(made[v], history.payloads.read(v)) for v in made)
+    assert check(history).ok
+
+
+# Replay
+
+
+def test_a_range_with_other_values_in_it():
+    history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
+    graph, payloads = history.graph, history.payloads
+    mul, view, write, total = graph.ops
+    view_value = torch.full((2, 2), 10.0)
+    given = {mul.results[0]: payloads.read(mul.results[0]), view.results[0]: view_value}
+    made = replay(graph, given, payloads=payloads, start=1, want=[total.results[0], write.results[0]])
+    assert made[total.results[0]] == 2 * (30 + 30 + 2 + 2)
+    assert made.keys() == {total.results[0], write.results[0]}
+    assert torch.equal(view_value, torch.full((2, 2), 10.0))
+
+
+def test_a_missing_value_is_named():
+    history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
+    with pytest.raises(ReplayError, match="needed and not there") as caught:
+        replay(history.graph, {}, start=2)
+    assert "mul_" in caught.value.where
+    with pytest.raises(ReplayError, match="nothing in the range"):
+        replay(history.graph, {}, stop=0, want=[history.graph.ops[0].results[0]])
+    with pytest.raises(ReplayError, match="is not saved"):
+        sources(history.graph, PayloadStore())
+
+
+def test_a_loaded_trace_replays_with_the_parameters_of_the_model(tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = TwoBranches()
+
+        def forward(self, x):
+            y = self.inner(x)
+            y.detach()[:, 1:].mul_(2)
+            return y.t().contiguous()
+
+    model = Model()
+    with torch.no_grad():
+        history = lens.trace(model, torch.ones(2, 4))
+    history.save(tmp_path / "trace.lens")
+    loaded = lens.load(tmp_path / "trace.lens")
+    start = sources(loaded.graph, loaded.payloads, model)
+    (output,) = loaded.graph.outputs.values
+    made = replay(loaded.graph, start, payloads=loaded.payloads, want=[output])
+    assert torch.equal(made[output], history["output_1"].tensor_contents)
+
+
+def test_a_raw_graph_replays_and_a_closed_composite_writes_to_a_copy():
+    x = torch.randn(3)
+    history = lens.trace(Body(lambda t: torch.nn.functional.relu(t, inplace=True) + 1), x.clone(), passes="")
+    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    assert torch.equal(made[history.graph.outputs.values[0]], x.relu() + 1)
+    api = lens.trace(
+        Body(lambda t: torch.nn.functional.relu(t, inplace=True) + 1),
+        x.clone(),
+        passes="granularity{level=api},labels",
+    )
+    start = sources(api.graph, api.payloads)
+    replay(api.graph, start, payloads=api.payloads)
+    assert torch.equal(start[api.graph.inputs.values[0]], x)
+
+
+def test_an_operation_that_fails_is_named():
+    history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
+    given = {history.graph.inputs.values[0]: torch.ones(2)}
+    with pytest.raises(ReplayError, match="IndexError") as caught:
+        replay(history.graph, given, payloads=history.payloads)
+    assert "__getitem__" in caught.value.where
+
+
+def test_a_layout_that_does_not_fit_is_not_used():
+    history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
+    payloads = history.payloads
+    payloads.layouts = {v: evolve(layout, strides=()) for v, layout in payloads.layouts.items()}
+    made = replay(history.graph, sources(history.graph, payloads), payloads=payloads)
+    assert torch.equal(made[history.graph.ops[2].results[0]], torch.full((2, 2), 6.0))
