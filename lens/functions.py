@@ -228,7 +228,7 @@ def describe(function: Callable[..., Any]) -> Function:
 def _in_place_flag(function: Any) -> tuple[Place, tuple[Place, ...]] | None:
     """For a Python function with a parameter ``inplace``: it, and the first parameter, which is what it writes to."""
     code = getattr(function, "__code__", None)  # a higher-order operator has none
-    names = code.co_varnames[: code.co_argcount] if code else ()
+    names: Sequence[str] = code.co_varnames[: code.co_argcount] if code else ()
     return ((names.index("inplace"), "inplace"), ((0, names[0]),)) if "inplace" in names else None
 
 
