@@ -13,7 +13,7 @@ import lens
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLES = ("operator-coverage.md", "zoo.md")  # without code
+TABLES = ("operator-coverage.md", "private-names.md", "zoo.md")  # without code
 PAGES = [page for page in PAGES if page.name not in TABLES]
 
 
@@ -60,3 +60,14 @@ sys.exit(main(["conform", "plain_mode"]))
     assert "traffic" in {
         facet.original for facet in lens.load(tmp_path / "u.lens").graph.facets if hasattr(facet, "original")
     }
+
+
+def test_every_private_name_of_torch_is_listed():
+    listed = (ROOT / "docs" / "private-names.md").read_text(encoding="utf-8")
+    sources = [p for p in (ROOT / "lens").rglob("*.py") if not p.match("*_cases.py")]
+    pattern = r"\b(?:torch|overrides)\.(?:[a-zA-Z.]*\.)?_[a-zA-Z][a-zA-Z_]*(?:\.[A-Za-z_]+)*"
+    used = {name for path in sources for name in re.findall(pattern, path.read_text(encoding="utf-8"))}
+    words = set(re.findall(r"[A-Za-z_]+", listed))
+    private = {word for name in used for word in name.split(".") if word.startswith("_") and not word.startswith("__")}
+    assert {"_push_mode", "_functorch"} <= private
+    assert private <= words

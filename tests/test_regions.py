@@ -25,7 +25,10 @@ from lens.validate.check import check
 
 def torch_marks():
     """What a trace patches, and what it must leave as it was."""
+    import torch._dynamo.mutation_guard  # when it is loaded it replaces names of torch's for good
     from torch._functorch import apis, eager_transforms
+
+    torch._dynamo.mutation_guard.install_generation_tagging_init()
 
     owners = [torch, nn.Module, torch.overrides, torch.Tensor, torch._C.ScriptFunction, torch._C.ScriptMethod, apis,
               eager_transforms, torch.func, torch.autocast, threading.Thread, type(torch.autograd.Function)]  # fmt: skip

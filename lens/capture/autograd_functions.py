@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from threading import get_ident
 from typing import Any
 
-import torch
 from torch.autograd import Function
 
+from lens.capture.keeping import UNSEEN
 from lens.capture.patches import Entries
 from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
@@ -51,7 +51,7 @@ def _run(recorder: Recorder, stand_in: Any, forward: Callable[..., Any], *args: 
     try:
         output = forward(*args, **kwargs)
         for tensor in getattr(args[0], "dirty_tensors", None) or () if args else ():
-            with torch._C.DisableTorchFunction():
+            with UNSEEN():
                 recorder.protect((tensor,))  # torch counts up its version once more when it returns
                 recorder.memory.stop_counting(tensor)
         return output

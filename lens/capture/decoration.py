@@ -24,7 +24,7 @@ from lens.capture.module_calls import watch_modules
 from lens.capture.opening import asks_by_attribute
 from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Recorder, site_of
-from lens.capture.regions import Sight
+from lens.capture.regions import Sight, missing_names
 from lens.capture.swapping import Place, SwapTable
 from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, dense_kernel, describe, unpatched
@@ -42,8 +42,8 @@ class DecorationBackend:
     )
 
     def unavailable(self) -> str | None:
-        """Why indexing cannot be replaced without a trace in this Python; None if it can."""
-        return unknown_layout()
+        """Why this torch lacks what it needs, or indexing cannot be put back in this Python; None if neither."""
+        return missing_names() or unknown_layout()
 
     @contextmanager
     def record(self, emit: Recorder) -> Iterator[None]:

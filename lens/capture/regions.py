@@ -19,12 +19,29 @@ from attrs import evolve
 from torch import overrides
 from torch.overrides import TorchFunctionMode
 
+from lens.capture.keeping import UNSEEN
 from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
 from lens.functions import Function, Kind, call_opaque
 from lens.ir.elements import FnRef
 from lens.ir.templates import Slot
+
+#: private: how a region is taken out of sight; without them neither Python-level backend can be used.
+_MODE_STACK = (
+    "_push_mode",
+    "_pop_mode",
+    "_pop_mode_temporarily",
+    "_get_current_function_mode",
+    "_get_current_function_mode_stack",
+    "_len_torch_function_stack",
+)
+
+
+def missing_names() -> str | None:
+    """Why regions cannot be recorded with this torch; None if they can."""
+    missing = [name for name in _MODE_STACK if not hasattr(overrides, name)]
+    return f"this torch has no torch.overrides.{missing[0]}" if missing else None
 
 
 class Sight:
@@ -151,13 +168,13 @@ def run_region(
         if level < 0:
             return target(*args, **kwargs)
         region = _Region(sights[level].recorder, ref, closed_over, may_write)
-        with torch._C.DisableTorchFunction():
+        with UNSEEN():
             call = region.start((target, *args), kwargs, frame)
         begin = perf_counter()
         with sights[level].covered(region.observer):
             result = region.observed(lambda: run(level - 1))
         duration = perf_counter() - begin
-        with torch._C.DisableTorchFunction():
+        with UNSEEN():
             region.finish(call, result, duration)
         return result
 
@@ -196,7 +213,7 @@ class _Region:
         """Run the body; keep the generator's state from before if it drew numbers."""
         before = torch.default_generator.get_state()
         result = body()
-        with torch._C.DisableTorchFunction():
+        with UNSEEN():
             drew = not torch.equal(before, torch.default_generator.get_state())
         self.states = {"cpu": before} if drew else None
         return result

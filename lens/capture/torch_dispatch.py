@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lens.capture.keeping import UNSEEN
 from lens.capture.memory_places import MemoryPlaces
 from lens.capture.module_calls import watch_modules
 from lens.capture.recorder import Recorder, written_by
@@ -99,7 +100,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.handle(func, args, kwargs or {}, frame)  # takes functions, whose Python code runs as usual
         # Above this mode everything has happened; but what is called from Python would start there again, with the
         # ``__torch_function__`` of the user's modes and tensor subclasses.
-        with torch._C.DisableTorchFunction():
+        with UNSEEN():
             return self.handle(func, args, kwargs or {}, frame)
 
     def handle(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
@@ -215,7 +216,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
         """Notice what happened after the last call."""
-        with torch._C.DisableTorchFunction():
+        with UNSEEN():
             self.settle()
             alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
             self.look_at(alive, {}, sys._getframe(0))

@@ -23,7 +23,7 @@ from lens.capture.module_calls import watch_modules
 from lens.capture.opening import Opener
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
-from lens.capture.regions import Sight
+from lens.capture.regions import Sight, missing_names
 from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, describe, unpatched
 
@@ -37,8 +37,8 @@ class TorchFunctionBackend:
     )
 
     def unavailable(self) -> str | None:
-        """None: every torch that lens supports has the mode."""
-        return None
+        """Why this torch lacks what it needs; None if it does not."""
+        return missing_names()
 
     @contextmanager
     def record(self, emit: Recorder) -> Iterator[None]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lens.capture.keeping import UNSEEN
 from lens.capture.recorder import Recorder
 from lens.capture.regions import knows
 from lens.functions import Function, Kind, call_opaque
@@ -45,7 +46,7 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _derive(recorder: Recorder, function: Function, sources: Sequence[torch.Tensor], tensor: torch.Tensor) -> int:
-    with torch._C.DisableTorchFunction():
+    with UNSEEN():
         call = recorder.start(function, (None, *sources), None, sys._getframe(2))
         recorder.finish(call, tensor, 0.0)
     record = recorder.tensors.find(tensor)

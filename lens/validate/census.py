@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from attrs import define, field
 
+from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.recorder import Call, Recorder
 from lens.capture.torch_dispatch import TorchDispatchMode, calling_frame
@@ -190,5 +191,5 @@ class CensusMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.recorder.notice(func, args, kwargs, calling_frame(sys._getframe(1)))
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)  # takes functions, whose Python code runs as usual
-        with torch._C.DisableTorchFunction():  # or the backend would see, because of the census, what it does not see
+        with UNSEEN():  # or the backend would see, because of the census, what it does not see
             return func(*args, **kwargs)
