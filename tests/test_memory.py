@@ -264,6 +264,14 @@ def test_autocast_replays():
     assert check(history).ok
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_an_lstm_replays_with_the_kernel_of_the_run(mode):
+    with mode():
+        history = lens.trace(nn.LSTM(4, 8, 2), torch.randn(5, 2, 4))
+    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    assert all(torch.equal(made[v], history.payloads.read(v)) for v in made)
+
+
 # Replay
 
 
