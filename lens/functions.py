@@ -221,8 +221,15 @@ def describe(function: Callable[..., Any]) -> Function:
         ref,
         Kind.COMPOSITE if composite else Kind.OP,
         writes=writes,
-        statistics=None if composite else _UPDATES_STATISTICS.get(short),
+        statistics=_in_place_flag(function) if composite else _UPDATES_STATISTICS.get(short),
     )
+
+
+def _in_place_flag(function: Any) -> tuple[Place, tuple[Place, ...]] | None:
+    """For a Python function with a parameter ``inplace``: it, and the first parameter, which is what it writes to."""
+    code = getattr(function, "__code__", None)  # a higher-order operator has none
+    names: Sequence[str] = code.co_varnames[: code.co_argcount] if code else ()
+    return ((names.index("inplace"), "inplace"), ((0, names[0]),)) if "inplace" in names else None
 
 
 def call_opaque(target: Callable[..., Any], *args: Any, closed_over: Any = (), **kwargs: Any) -> Any:

@@ -44,6 +44,7 @@ CAPABILITIES = frozenset(
         "scopes",  # module calls
         "sites",  # file and line of each operation
         "scripted",  # operations inside TorchScript
+        "regions",  # autograd functions as scopes, autocast, transforms and closed code as one operation
         "fast_paths",  # the fused eval paths of attention, which an active mode would switch off
         "untold_writes",  # Tensor.set_ and assignments to .real and .imag, of which torch tells no mode
     }

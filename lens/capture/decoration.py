@@ -37,7 +37,9 @@ class DecorationBackend:
     """Records through replaced functions of torch; opens composites."""
 
     name = "decoration"
-    capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites", "fast_paths", "untold_writes"})
+    capabilities = frozenset(
+        {"functions", "composites", "reads", "scopes", "sites", "fast_paths", "untold_writes", "regions"}
+    )
 
     def unavailable(self) -> str | None:
         """Why indexing cannot be replaced without a trace in this Python; None if it can."""

@@ -32,7 +32,9 @@ class TorchFunctionBackend:
     """Records through a ``TorchFunctionMode``; opens composites; replaces ``_UNTOLD_WRITERS`` and no other function."""
 
     name = "torch_function"
-    capabilities = frozenset({"functions", "composites", "reads", "scopes", "sites", "fast_paths", "untold_writes"})
+    capabilities = frozenset(
+        {"functions", "composites", "reads", "scopes", "sites", "fast_paths", "untold_writes", "regions"}
+    )
 
     def unavailable(self) -> str | None:
         """None: every torch that lens supports has the mode."""

@@ -76,6 +76,8 @@ class Trial:
         yield from self.case.needs
         if expected and "\n  scope " in expected:
             yield "scopes"
+        if expected and ('scope "<' in expected or " autocast=" in expected):
+            yield "regions"
         if self.granularity == "aten":  # which reads are operators depends on nothing but torch
             return
         if expected and any(line.lstrip().startswith("read ") for line in expected.splitlines()):
