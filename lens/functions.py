@@ -95,7 +95,7 @@ _METADATA = frozenset(
     ]
 )
 #: Properties that are tensors; every other property is metadata.
-_TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "imag", "_base"})
+_TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "imag"})
 #: Python methods that must run as they are: their bodies handle the tensor object itself, not its values.
 _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__cuda_array_interface__"})
 #: Names that end in an underscore and change no values.

@@ -100,6 +100,17 @@ def test_as_strided_depends_on_whoever_shows_that_memory():
     assert torch.equal(history["output_1"].tensor_contents, torch.zeros(2))
 
 
+def test_the_base_of_a_view_is_not_computed_from_the_view():
+    def forward(x):
+        y = x * 2
+        row = y[0]
+        y[1] = 0.0
+        return row._base + 1
+
+    history = traced(forward)
+    assert history["add_1"].parent_layers == [history["setitem_1"].layer_label]
+
+
 def test_memory_that_no_tensor_shows_any_more_is_external():
     def forward(x):
         return (x * 2).view(-1)[4:].as_strided((2,), (1,), 0) + 1
@@ -251,6 +262,14 @@ def test_autocast_replays():
     made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
     assert all(torch.equal(made[v], history.payloads.read(v)) for v in made)
     assert check(history).ok
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_an_lstm_replays_with_the_kernel_of_the_run(mode):
+    with mode():
+        history = lens.trace(nn.LSTM(4, 8, 2), torch.randn(5, 2, 4))
+    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    assert all(torch.equal(made[v], history.payloads.read(v)) for v in made)
 
 
 # Replay

@@ -17,7 +17,7 @@ from lens.ir.tape import number_values
 from lens.ir.verifier import find_problems
 from lens.replay.program import replay, sources
 
-PROGRAMS = int(os.environ.get("LENS_PROGRAMS", "350"))
+PROGRAMS = int(os.environ.get("LENS_PROGRAMS", "600"))
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 
 VIEWS = {

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import lens
 from lens import registry
-from lens.capture.memory import odd_type
+from lens.capture.unseen import odd_type
 from lens.functions import resolve
 from lens.history import ModelHistory
 from lens.ir.elements import Op, ValueId

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.parameter import is_lazy
 
-from lens.capture.keeping import UNSEEN
-from lens.capture.tensor_table import EXPOSED, TensorRecord, storage_of
+from lens.capture.tensor_table import TensorRecord, storage_of
+from lens.capture.unseen import UnseenWrites
 from lens.functions import Function
 from lens.ir.layouts import Layout
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from lens.capture.recorder import Call, Recorder
 
 
-class Memory:
+class Memory(UnseenWrites):
     """The writes in place of one run.
 
     Args:
@@ -29,19 +28,11 @@ class Memory:
     """
 
     def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self.tape = recorder.tape
-        self.tensors = recorder.tensors
-        self.keeper = recorder.keeper
+        super().__init__(recorder)
         #: Storages that leaves lie in: other tensors of the model may lie there too, unmet so far.
         self.leaf_storages: set[int | None] = set()
         self._model_tensors: dict[int | None, list[torch.Tensor]] | None = None
-        #: Storages that others than torch can write to, and what their tensors last held, by id of the record.
-        self.exposed: set[int | None] = set()
-        self._snapshots: dict[int, torch.Tensor] = {}
         self.numbers: dict[int | None, int] = {}
-        #: Values whose tensors were found to have been written to out of sight -> what they are now.
-        self._renewed: dict[int, int] = {}
 
     # Before a write
 
@@ -57,7 +48,7 @@ class Memory:
             record = self.tensors.find(tensor)
             if record is None:
                 continue
-            self._check_members(record, operands)
+            self.check_members(record, operands)
             if record.held:
                 self.keeper.copy(record)
             if moves:
@@ -87,14 +78,6 @@ class Memory:
                 self._place(record.value, record, tensor)
                 if overlaps and member.held:
                     self.keeper.copy(member)
-
-    def _check_members(self, record: TensorRecord, operands: list[int]) -> None:
-        """Look at who shares the memory, as long as only a write out of sight can have changed it."""
-        self._renewed.clear()
-        for member, other in self.tensors.members(record):
-            self._check(member, other)
-        if self._renewed:  # operands among them
-            operands[:] = [self._renewed.get(v, v) for v in operands]
 
     def _meet_model(self, record: TensorRecord) -> None:
         """Meet all tensors of the model that lie in this memory, while it holds what it held at the beginning."""
@@ -179,10 +162,10 @@ class Memory:
         if storage_of(tensor) == left:
             return False
         if mates or record.exposed:  # a write to one of them may count for the tensor that has left, and the other way
-            self._watch(mates + others)
+            self.watch(mates + others)
             self.exposed |= {left, storage_of(tensor)}
         self.tensors.move(record, tensor)
-        self._watch_one(record, tensor)
+        self.watch_one(record, tensor)
         return True
 
     def _mark_moved(self, record: TensorRecord, operands: list[int]) -> None:
@@ -190,13 +173,6 @@ class Memory:
         found = [m.value for m, _ in self.tensors.members(record) if m.value in operands]
         row = self.tape.values[record.value]
         self.tape.values[record.value] = (*row[:4], found[0] if found else None, row[5])
-
-    def new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
-        """A new value for a tensor whose memory was written to."""
-        value = len(self.tape.values)
-        self.tape.values.append((*odd_type(tensor), record.value, grad_name(tensor)))
-        record.value = value
-        return value
 
     def settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Turn writes through other tensors into values, now that this tensor is looked at."""
@@ -209,12 +185,6 @@ class Memory:
             self.tape.effects.append((position, old, self.new_version(record, tensor)))
         if pending and self.keeper.everything:  # the last version only: the memory holds no other any more
             self.keeper.hold(record, record.value, tensor)
-
-    def drop_pending(self, record: TensorRecord) -> tuple[int, ...]:
-        """The ops that wrote to a tensor through others since it was last looked at; they are not pending any more."""
-        exposed = int(record.exposed)
-        pending, record.pending = record.pending[exposed:], record.pending[:exposed]
-        return pending
 
     # Memory that is shown again
 
@@ -260,114 +230,3 @@ class Memory:
         self.tape.effects.append((position, old, self.new_version(member, other)))
         if self.keeper.everything:
             self.keeper.hold(member, member.value, other)
-
-    # Writes that lens did not see
-
-    def stop_counting(self, tensor: torch.Tensor) -> None:
-        """Trust torch's count of writes no more for a tensor and those that share its memory."""
-        record = self.tensors.find(tensor)
-        if record is not None:
-            for one in (record, *(member for member, _ in self.tensors.members(record))):
-                one.version = None
-
-    def expose(self, tensor: torch.Tensor) -> None:
-        """Note that others than torch can write to a tensor's memory from now on, without a trace."""
-        record = self.tensors.find(tensor)
-        if record is None or record.storage is None:
-            return
-        self._watch([(record, tensor), *self.tensors.members(record)])
-
-    def _watch(self, members: list[tuple[TensorRecord, torch.Tensor]]) -> None:
-        """Compare what is in these tensors from now on, and hold copies."""
-        for member, other in members:
-            self._check(member, other)
-        self.exposed.update(member.storage for member, _ in members)
-        for member, other in members:
-            self._watch_one(member, other)
-
-    def _watch_one(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        if record.storage in self.exposed:
-            if record.held:
-                self.keeper.copy(record)
-            self.snap(record, tensor)
-
-    def snap(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        """Remember what is in a tensor whose memory is exposed."""
-        if record.storage not in self.exposed:
-            return
-        if not record.exposed:
-            record.pending = (EXPOSED, *record.pending)
-            record.version = None
-        with UNSEEN():
-            self._snapshots[id(record)] = tensor.detach().clone()
-
-    def _check(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        if record.exposed:
-            changed = self._has_changed(record, tensor)
-        else:
-            changed = record.version is not None and record.version != tensor._version
-        if changed:
-            self.look(record, tensor)
-
-    def _has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
-        with UNSEEN():
-            return not _same_bits(tensor, self._snapshots[id(record)])
-
-    def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        """Give a tensor that was written to out of sight a new value, whose origin is unknown.
-
-        So do all that share the memory, when this happens to it for the first time: torch need not have counted the
-        write for them. From then on what lies there is compared.
-        """
-        if self.recorder.collect() and record.version == tensor._version:
-            return
-        found = [(record, tensor)]
-        if record.storage not in self.exposed and record.storage is not None:
-            self.exposed.add(record.storage)
-            found += self.tensors.members(record)
-        with UNSEEN():  # a module call looks at its arguments under the mode
-            for member, other in found:
-                self._renew(member, other)
-
-    def _renew(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        self.keeper.lose(record)
-        self.drop_pending(record)
-        self.snap(record, tensor)
-        old, value = record.value, self.new_version(record, tensor)
-        self._renewed[old] = value
-        self.tape.leaves.append(("external", value, (), tensor.requires_grad, self.recorder.site()))
-        if self.keeper.everything or self.keeper.leaves:
-            self.keeper.hold(record, value, tensor)
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    flat = (t.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for t in (a, b))
-    return torch.equal(*flat)
-
-
-def grad_name(tensor: torch.Tensor) -> str | None:
-    """The class of a tensor's autograd node, if it has one and asking does no harm.
-
-    A view whose memory was written to makes its node when it is asked for it, and torch then allows writes that it
-    had refused.
-    """
-    if is_lazy(tensor) or tensor._is_view():
-        return None
-    grad = tensor.grad_fn
-    return None if grad is None else type(grad).__name__
-
-
-def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:
-    """Shape, dtype, device and layout of any tensor.
-
-    Ragged extents of nested tensors are -1; parameters that a lazy module has yet to shape are empty.
-    """
-    if is_lazy(tensor):  # it has no attribute ``shape``
-        return tuple(tensor.size()), tensor.dtype, tensor.device, "strided"
-    if not tensor.is_nested:
-        return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.layout
-    parts = [tuple(part.shape) for part in tensor.unbind()]
-    ragged = (next(iter(n)) if len(n) == 1 else -1 for n in map(set, zip(*parts, strict=True)))
-    return (len(parts), *ragged), tensor.dtype, tensor.device, "nested"

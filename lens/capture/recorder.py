@@ -19,10 +19,11 @@ from torch.nn.parameter import is_lazy
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder
 from lens.capture.keeping import Keeper, generator_states
-from lens.capture.memory import Memory, odd_type
+from lens.capture.memory import Memory
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, TensorTable
+from lens.capture.unseen import odd_type
 from lens.functions import Function
 from lens.ir.elements import LeafKind
 from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site, Tape

@@ -27,6 +27,8 @@ from lens.replay.arguments import build
 
 #: The keyword under which the recorder notes the autocast state of a call; no argument of the function.
 AUTOCAST = "autocast"
+#: Functions for which torch picks another kernel, with other last bits, where a derivative may be asked for.
+_ASKS_FOR_GRAD = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"})
 Tensors = Mapping[ValueId, torch.Tensor]
 
 
@@ -52,27 +54,39 @@ class Interpreter:
         Raises:
             ReplayError: if the function or an argument is not there.
         """
+        if op.function.name not in _ASKS_FOR_GRAD:
+            with torch.no_grad():
+                return self._run(op, values)
+        alike = {v: values[v].detach().requires_grad_(self._had_grad(v)) for v in op.reads}
+        with torch.set_grad_enabled(any(self._had_grad(v) for v in op.results)):
+            return {v: tensor.detach() for v, tensor in self._run(op, alike).items()}
+
+    def _had_grad(self, value: ValueId) -> bool:
+        """Whether a derivative by this value could have been asked for in the run."""
+        known = self.graph.values[value]
+        return known.grad_fn is not None or (known.leaf is not None and self.graph.leaves[known.leaf].trainable)
+
+    def _run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
         function = describe(resolve(op.function))
         operands = [values[v] for v in op.operands]
         arena = None
-        with torch.no_grad():
-            args, kwargs = self._arguments(op, operands)
-            written = operands if _may_write_any(op, function) else function.written(args, kwargs)
-            if written or op.effects:
-                arena = self._arena(op, values, written)
-                operands = [arena.placed.get(v, values[v]) for v in op.operands]
-            if arena and function.reaches and op.results and op.results[0] in self.payloads.layouts:
-                return self._shown(op, arena)
-            args, kwargs = self._arguments(op, operands)
-            try:
-                with self._generators(op, kwargs), _autocast(op):
-                    returned = function.callable(*args, **kwargs)
-            except RuntimeError:
-                if not op.function.view:
-                    raise
-                # A view of a copy that has not the strides of the run: what it shows depends on the elements alone.
-                args, kwargs = self._arguments(op, [tensor.contiguous() for tensor in operands])
+        args, kwargs = self._arguments(op, operands)
+        written = operands if _may_write_any(op, function) else function.written(args, kwargs)
+        if written or op.effects:
+            arena = self._arena(op, values, written)
+            operands = [arena.placed.get(v, values[v]) for v in op.operands]
+        if arena and function.reaches and op.results and op.results[0] in self.payloads.layouts:
+            return self._shown(op, arena)
+        args, kwargs = self._arguments(op, operands)
+        try:
+            with self._generators(op, kwargs), _autocast(op):
                 returned = function.callable(*args, **kwargs)
+        except RuntimeError:
+            if not op.function.view:
+                raise
+            # A view of a copy that has not the strides of the run: what it shows depends on the elements alone.
+            args, kwargs = self._arguments(op, [tensor.contiguous() for tensor in operands])
+            returned = function.callable(*args, **kwargs)
         made = dict(_matched(op.form, returned, op.results))
         missing = [value for value in op.results if value not in made]
         if missing:
