@@ -53,11 +53,7 @@ class _Splicing:
         self.main = main
         self.job = job
         #: Values of the leaves of the job, as the trace knows them now; then all other values.
-        for _, tensor in job.sources:
-            record = main.tensors.find(tensor)
-            if record is not None:
-                record.seen(tensor)  # the job tells what it wrote
-        self.values = {value: main.value_of(tensor) for value, tensor in job.sources}
+        self.values = {value: self.value_here(tensor) for value, tensor in job.sources}
         self.ops = len(main.tape.ops)
         self.scopes = len(main.tape.scopes)
         self.objects = len(main.encoder.objects)
@@ -87,6 +83,15 @@ class _Splicing:
         main.keeper.take_over(job.keeper, self.values, self.ops, memories)
         main.memory.leaf_storages |= job.memory.leaf_storages
         self.tensors()
+
+    def value_here(self, tensor: torch.Tensor) -> int:
+        """What the trace knows a tensor as. Its count of writes says nothing: other jobs may be writing right now."""
+        record = self.main.tensors.find(tensor)
+        if record is None:
+            return self.main.value_of(tensor)
+        if record.pending:
+            self.main.memory.settle(record, tensor)
+        return record.value
 
     def mapped(self, values: Sequence[int]) -> list[int]:
         return [self.values[value] for value in values]

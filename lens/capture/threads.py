@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.patches import Entries, hidden
 from lens.capture.recorder import Recorder
@@ -86,8 +87,9 @@ class Jobs:
         """
         numbers = sorted(self._ended) if owner is None else [self._owners.get(owner, -1)]
         ended = [job for number in numbers if (job := self._ended.pop(number, None)) is not None]
-        for job in ended:
-            splice(self._recorder, job)
+        with UNSEEN():
+            for job in ended:
+                splice(self._recorder, job)
         return bool(ended)
 
     def close(self) -> None:
