@@ -89,6 +89,7 @@ _METADATA = frozenset(
         "retain_grad",
         "record_stream",
         "_is_view",
+        "_fix_weakref",
         "backward",
         "__repr__",
         "__format__",
