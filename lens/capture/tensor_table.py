@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -14,14 +14,9 @@ _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
 EXPOSED = -1
 
 
-def _owned(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as a weak reference gives it, made safe to keep: only a view in C++ may have kept it alive."""
-    tensor._fix_weakref()  # type: ignore[attr-defined]
-    return tensor
-
-
-#: private: a torch without the method needs no such care.
-_FIX = _owned if hasattr(torch.Tensor, "_fix_weakref") else lambda tensor: tensor
+#: private: makes a tensor that a weak reference gives safe to keep, where only a view in C++ has kept it alive. A torch
+#: without it needs no such care. Looked up now, before a backend replaces the methods of tensors.
+_FIX_WEAKREF: Callable[[torch.Tensor], None] = getattr(torch.Tensor, "_fix_weakref", lambda _: None)
 
 
 class TensorRecord(weakref.ref[torch.Tensor]):
@@ -118,7 +113,10 @@ class TensorTable:
         """The live records on a memory, but for one, with their tensors."""
         members = self._by_storage.get(storage, ()) if storage is not None else ()
         live = ((m, m()) for m in members if m is not but and m.storage == storage)
-        return [(member, _FIX(tensor)) for member, tensor in live if tensor is not None]
+        found = [(member, tensor) for member, tensor in live if tensor is not None]
+        for _, tensor in found:
+            _FIX_WEAKREF(tensor)
+        return found
 
     def records_on(self, storage: int | None) -> list[TensorRecord]:
         """The records of live tensors on a memory, oldest first."""
