@@ -190,8 +190,17 @@ class Replacement:
         return unpatched, (self.lens_original,)
 
 
-@cache
+_MAKING = RLock()
+
+
 def _decorations() -> _Decorations:
+    """The one table of this process, made when it is first needed."""
+    with _MAKING:
+        return _made()
+
+
+@cache
+def _made() -> _Decorations:
     return _Decorations()
 
 

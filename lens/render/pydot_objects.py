@@ -28,7 +28,7 @@ def to_pydot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up") -> p
     make: Any = pydot
     lowering = Lowering(drawing, theme, direction)
     defaults = lowering.defaults()
-    graph = make.Dot("lens", graph_type="digraph", **defaults["graph"])
+    graph: Any = make.Dot("lens", graph_type="digraph", **defaults["graph"])
     graph.set_node_defaults(**defaults["node"])
     graph.set_edge_defaults(**defaults["edge"])
     homes: dict[str | None, Any] = {None: graph}
@@ -40,4 +40,5 @@ def to_pydot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up") -> p
         homes[cluster.parent].add_subgraph(homes[cluster.id])
     for edge in drawing.edges:
         graph.add_edge(make.Edge(edge.source, edge.target, **lowering.edge(edge)))
-    return graph  # type: ignore[no-any-return]
+    drawn: pydot.Dot = graph
+    return drawn
