@@ -25,7 +25,9 @@ _EXPORTS = {
     "Graph": "lens.ir.graph",
     "LensError": "lens.errors",
 }
-__all__ = ["__version__", *sorted(_EXPORTS)]
+#: Subpackages that are reached as attributes: ``lens.capture.backends()``.
+_PACKAGES = ("capture", "validate")
+__all__ = ["__version__", *sorted(_EXPORTS), *_PACKAGES]
 
 if TYPE_CHECKING:
     from lens.entry import LayerEntry as LayerEntry
@@ -45,6 +47,8 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         value = globals()[name] = getattr(import_module(_EXPORTS[name]), name)
         return value
+    if name in _PACKAGES:
+        return import_module(f"lens.{name}")
     raise AttributeError(f"module 'lens' has no attribute {name!r}")
 
 
