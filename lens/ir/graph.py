@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TypeVar
 
@@ -70,15 +69,15 @@ class Graph:
         return {type(facet): facet for facet in self.facets}
 
     @cached_property
-    def _users(self) -> list[list[OpId]]:
+    def _users(self) -> list[tuple[OpId, ...]]:
         users: list[list[OpId]] = [[] for _ in self.values]
         for op in self.ops:
             reads = op.reads
             for value in reads if len(reads) < 2 else dict.fromkeys(reads):
                 users[value].append(op.id)
-        return users
+        return list(map(tuple, users))
 
-    def users(self, value: ValueId) -> Sequence[OpId]:
+    def users(self, value: ValueId) -> tuple[OpId, ...]:
         """The ops that depend on a value, in order. Linear once per graph, then constant."""
         return self._users[value]
 
