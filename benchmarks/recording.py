@@ -83,6 +83,7 @@ def record(model, x, save):
     recorder = Recorder(addresses, selection, Locator((MODULE_CALL_FILE,)), composites=False)
     for name, tensor in named_tensors(model, (x,), {}):
         recorder.leaf(tensor, "input", (name,))
+    recorder.prepare()
     with old_objects_set_aside(), registry.find("backends", "torch_function")().record(recorder):
         model(x)
     return recorder

@@ -139,6 +139,7 @@ class _Run(AbstractContextManager["_Run"]):
             if recorder.tensors.find(tensor) is None:
                 recorder.leaf(tensor, "input", (name,))
         recorder.tape.inputs = recorder.bundle((args, kwargs))
+        recorder.prepare()
         begin = time.perf_counter()
         try:
             with self.backend.record(recorder):

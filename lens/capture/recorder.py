@@ -248,7 +248,8 @@ class Recorder:
             record = self.tensors.add(tensor, value)
             if record.shared:
                 alias = self.tensors.alias(record, call[2] or ())
-                self.memory.snap(record, tensor)
+                if self.memory.exposed:
+                    self.memory.snap(record, tensor)
             yields.append(None)
         try:
             grad = tensor.grad_fn
@@ -325,7 +326,8 @@ class Recorder:
         record = self.tensors.add(tensor, value)
         alias = self.tensors.alias(record, ()) if record.shared else None
         self.memory.leaf_storages.add(record.storage)
-        self.memory.snap(record, tensor)
+        if self.memory.exposed:
+            self.memory.snap(record, tensor)
         try:
             values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
         except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
@@ -334,6 +336,25 @@ class Recorder:
         if self._hold_leaves and not is_lazy(tensor):
             self.keeper.hold(record, value, tensor)
         return value
+
+    def prepare(self) -> None:
+        """Make leaves of the parameters and buffers of the model, in one go; sealing leaves out what nothing uses.
+
+        Met one by one between operations, which drive this code and its tables out of the caches, each cost three
+        times as much (measured on resnet50 at 64 px: 4.1 against 1.2 us).
+        """
+        begin = len(self._values)
+        for tensor, kind, addresses in self.addresses.registered():
+            # Others are met when they are used: subclasses, and what a lazy module has yet to shape.
+            if type(tensor) in _TENSOR_TYPES and self.tensors.find(tensor) is None:
+                self.leaf(tensor, kind, addresses)
+        self.tape.prepared = range(begin, len(self._values))
+
+    def close(self) -> None:
+        """The trace is over: let go of everything at once, instead of leaving circles to the garbage collector."""
+        vars(self.memory).clear()
+        vars(self.encoder).clear()
+        vars(self).clear()
 
     def site(self, frame: FrameType | None = None) -> Site:
         """The user's line that led to a frame; by default the one that is running."""
