@@ -161,6 +161,8 @@ class _Run(AbstractContextManager["_Run"]):
                 raise
             error.lens_history_error = failure  # type: ignore[attr-defined]  # the model's own error comes first
             return
+        finally:
+            self.recorder.close()
         if error is None:
             history.payloads = self._narrowed(history)
         else:
