@@ -108,8 +108,8 @@ def measure(name, model, x, rounds):
         jobs = {
             "plain": lambda: model(x),
             "empty mode": lambda: under_empty_mode(model, x),
-            "tape": lambda: record(model, x, "none"),
-            "tape + all": lambda: record(model, x, "all"),
+            "tape": lambda: record(model, x, "none").close(),
+            "tape + all": lambda: record(model, x, "all").close(),
             "history": lambda: lens.trace(model, x, save="none"),
             "seal": lambda: seal(recorder.tape, Meta()),
         }

@@ -61,14 +61,17 @@ class Memory(UnseenWrites):
                 self._meet_model(record)
             elif alone:
                 continue
-            for member, other, overlaps in self.tensors.sharing(record, tensor):
-                self._place(record.value, record, tensor)
-                if not overlaps and not resizes:
-                    continue
-                if member.value in operands:
-                    self._place(member.value, member, other)
-                if member.held:
-                    self.keeper.copy(member)
+            self._protect_members(record, tensor, operands, resizes)
+
+    def _protect_members(self, record: TensorRecord, tensor: torch.Tensor, operands: list[int], resizes: bool) -> None:
+        for member, other, overlaps in self.tensors.sharing(record, tensor):
+            self._place(record.value, record, tensor)
+            if not overlaps and not resizes:
+                continue
+            if member.value in operands:
+                self._place(member.value, member, other)
+            if member.held:
+                self.keeper.copy(member)
 
     def copy_held(self, written: Sequence[torch.Tensor]) -> None:
         """What ``protect`` does for a write that another thread makes; what nobody saw is left for this thread."""

@@ -28,6 +28,8 @@ def watch_modules(recorder: Recorder) -> AbstractContextManager[Entries]:
 
 
 def wrap_module_call(original: Callable[..., Any], recorders: Entries) -> Callable[..., Any]:
+    """The method that announces calls to the recorders of its thread."""
+
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         stack = recorders.get(get_ident())
         if not stack:

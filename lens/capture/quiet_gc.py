@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 #: How many new objects make a collection of them due during a trace, nearly all of whose objects stay. Measured with
 #: conv, batch norm and relu x 50: 1.5 us less per operation than with Python's 700.
 _YOUNG_OBJECTS = 10_000

@@ -160,9 +160,7 @@ def _wrap_opening_unary(original: Callable[[Any], bool], modes: Entries) -> Call
     def has_torch_function_unary(arg: Any) -> bool:
         stack = modes.get(get_ident())
         if (
-            stack
-            and type(arg) in _PLAIN_ARGUMENTS
-            and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
+            stack and type(arg) in _PLAIN_ARGUMENTS and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
         ):
             return False
         return original(arg)

@@ -134,8 +134,9 @@ def _order_leaves(tape: Tape) -> None:
         return
     before = [row for row in tape.leaves if row[1] < tape.prepared.start]
     waiting = {row[1]: row for row in tape.leaves[len(before) :]}
-    calls = sorted(reversed(tape.ops), key=itemgetter(1))  # by their beginning, a composite before its interior
-    used = [waiting.pop(value) for op in calls for value in op[2] if value in waiting]
+    newest_first = tape.ops[::-1]
+    by_beginning = sorted(newest_first, key=itemgetter(1))  # a composite before its interior
+    used = [waiting.pop(value) for op in by_beginning for value in op[2] if value in waiting]
     others = itertools.chain(
         (read.value for read in tape.reads),
         (value for scope in tape.scopes for value in scope[5]),
