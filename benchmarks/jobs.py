@@ -56,6 +56,7 @@ def record(case: Case, save: Any) -> Recorder:
     )
     for name, tensor in named_tensors(case.model, case.args, {}):
         recorder.leaf(tensor, "input", (name,))
+    recorder.prepare()
     with old_objects_set_aside(), registry.find("backends", "torch_function")().record(recorder):
         case.model(*case.args)
     return recorder
@@ -90,8 +91,8 @@ def lens_jobs(case: Case) -> dict[str, Job]:
         "plain": lambda: case.model(*case.args),
         "mode": lambda: under_empty_mode(case),
         "hooks": lambda: with_hooks(case),
-        "record": lambda: record(case, "none"),
-        "record all": lambda: record(case, "all"),
+        "record": lambda: record(case, "none").close(),
+        "record all": lambda: record(case, "all").close(),
         "trace": lambda: lens.trace(case.model, case.args, save="none"),
         "trace all": lambda: lens.trace(case.model, case.args),
         "validate": lambda: lens.validate_saved_activations(case.model, case.args),

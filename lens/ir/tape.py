@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dis import opname
+from operator import itemgetter
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -100,6 +101,12 @@ class Tape:
     outputs: tuple[RawTemplate, Sequence[int]] = (None, ())
     #: What the backend knows that it did not see, and where.
     unseen: list[tuple[str, Site]] = field(factory=list)
+    #: The values of leaves that were made before the run, used or not.
+    prepared: range = range(0)
+
+
+#: The id of a value that has no place in the graph: a leaf that was prepared and not used.
+UNUSED = -1
 
 
 def number_values(tape: Tape) -> list[int]:
@@ -107,7 +114,8 @@ def number_values(tape: Tape) -> list[int]:
 
     It is the order that a restructured graph has, so a tape from which no op goes is not numbered twice.
     """
-    ids = [-1] * len(tape.values)
+    _order_leaves(tape)
+    ids = [UNUSED] * len(tape.values)
     following = itertools.count()
     for row in tape.leaves:
         ids[row[1]] = next(following)
@@ -118,6 +126,29 @@ def number_values(tape: Tape) -> list[int]:
         for _, new in effects.get(position, ()):
             ids[new] = next(following)
     return ids
+
+
+def _order_leaves(tape: Tape) -> None:
+    """Put prepared leaves where they are first used, among the others, and leave out those that nothing uses."""
+    if not tape.prepared:
+        return
+    before = [row for row in tape.leaves if row[1] < tape.prepared.start]
+    waiting = {row[1]: row for row in tape.leaves[len(before) :]}
+    by_beginning = tape.ops
+    if any(op[1] < place for place, op in enumerate(by_beginning)):
+        by_beginning = sorted(reversed(by_beginning), key=itemgetter(1))  # a composite before its interior
+    used = [waiting.pop(value) for op in by_beginning for value in op[2] if value in waiting]
+    others = itertools.chain(
+        (read.value for read in tape.reads),
+        (value for scope in tape.scopes for value in scope[5]),
+        (value for end in tape.exits for value in end[2]),
+        (old for _, old, _ in tape.effects),
+        tape.inputs[1],
+        tape.outputs[1],
+        (row[4] for row in tape.values),
+    )
+    used += [waiting.pop(value) for value in others if value in waiting]
+    tape.leaves[:] = [*before, *used, *(row for value, row in waiting.items() if value not in tape.prepared)]
 
 
 def seal(tape: Tape, meta: Meta, ids: list[int] | None = None) -> Graph:
@@ -224,7 +255,7 @@ class _Sealing:
 
     def tensor_type(self, *key: Any) -> TensorType:
         shape, *names = key
-        dtype, device, layout = (str(name).removeprefix("torch.") for name in names)
+        dtype, device, layout = (sys.intern(str(name).removeprefix("torch.")) for name in names)
         extents = tuple(n if isinstance(n, int) else -1 for n in shape)  # ragged ones are symbols
         found = self.types[key] = TensorType(dtype, extents, device, layout)
         return found
