@@ -10,13 +10,13 @@ from lens.ir.naming import layer_type
 from lens.ir.templates import Seq, Slot, Template
 
 if TYPE_CHECKING:
-    from lens.history import ModelHistory
+    from lens.history_entries import HistoryEntries
 
 
 class EntryView:
     """What all parts of an entry look at: its row, and the history around it."""
 
-    def __init__(self, history: ModelHistory, row: EntryRow) -> None:
+    def __init__(self, history: HistoryEntries, row: EntryRow) -> None:
         self._history = history
         self._row = row
 
