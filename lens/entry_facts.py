@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from lens.ir.elements import Leaf, Location, Op, Value
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
-from lens.ir.templates import Seq, Slot, Template
+from lens.ir.templates import Seq, Slot, Template, slots
 
 if TYPE_CHECKING:
+    import torch
+
     from lens.history_entries import HistoryEntries
 
 
@@ -83,13 +86,16 @@ class Names(EntryView):
 
     @property
     def lookup_keys(self) -> list[str | int]:
-        """All keys that lead to this entry."""
-        return [*self._history.index.keys_of(self._row), self._row.number]
+        """All keys that lead to this entry, alone or with other passes; the ordinal only if ordinals count it."""
+        keys = self._history.index.keys_of(self._row)
+        number = bisect_left(self._history.numbered, self._row.number, key=lambda row: row.number)
+        counted = number < len(self._history.numbered) and self._history.numbered[number] == self._row
+        return [*keys, number] if counted else [*keys]
 
     @property
     def same_layer_operations(self) -> list[str]:
-        """The other passes of its layer."""
-        rows = self._history.index.find(self._row.label)
+        """The other passes of its layer; empty if there are none."""
+        rows = self._history.index.passes_of(self._row)
         return [row.label_with_pass for row in rows if row != self._row]
 
 
@@ -97,9 +103,10 @@ class TensorFacts(EntryView):
     """The tensor."""
 
     @property
-    def tensor_contents(self) -> Any:
+    def tensor_contents(self) -> torch.Tensor:
         """The saved tensor. Raises AbsentValueError or StaleValueError if it cannot be given."""
-        return self._history.payloads.read(self._row.value, self._row.name)
+        tensor: torch.Tensor = self._history.payloads.read(self._row.value, self._row.name)
+        return tensor
 
     @property
     def is_saved(self) -> bool:
@@ -166,15 +173,15 @@ class CallFacts(EntryView):
 
     @property
     def func_position_args_non_tensor(self) -> list[Any]:
-        """Its positional arguments that are no tensors."""
+        """Its positional arguments that are, and hold, no tensors."""
         args = self._op.args if self._op is not None else ()
-        return [self._argument(arg) for arg in args if not isinstance(arg, Slot)]
+        return [self._argument(arg) for arg in args if not _holds_tensors(arg)]
 
     @property
     def func_keyword_args_non_tensor(self) -> dict[str, Any]:
-        """Its keyword arguments that are no tensors."""
+        """Its keyword arguments that are, and hold, no tensors."""
         kwargs = self._op.kwargs if self._op is not None else ()
-        return {name: self._argument(arg) for name, arg in kwargs if not isinstance(arg, Slot)}
+        return {name: self._argument(arg) for name, arg in kwargs if not _holds_tensors(arg)}
 
     def _argument(self, template: Template) -> Any:
         from lens.replay.arguments import build  # torch is optional for looking at a trace
@@ -188,8 +195,22 @@ class CallFacts(EntryView):
 
     @property
     def func_time_elapsed(self) -> float | None:
-        """Seconds spent in the call."""
+        """Seconds spent in the call; None for inputs, buffers and outputs."""
         return None if self._op is None else self._op.duration
+
+    @property
+    def flops(self) -> int | None:
+        """Floating point operations of the call by torch's formulas, 0 for all but products and convolutions.
+
+        None for inputs, buffers and outputs, and where torch cannot tell.
+        """
+        counter = self._history.flop_counter
+        return None if self._op is None or counter is None else counter(self._op.id)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiplications with addition of the call: half of ``flops``."""
+        return None if self.flops is None else self.flops // 2
 
     @property
     def func_rng_states(self) -> dict[str, Any] | None:
@@ -253,3 +274,7 @@ class ParameterFacts(EntryView):
     def parent_params_fsize(self) -> int:
         """Their size in bytes."""
         return sum(self._history.graph.values[leaf.value].type.nbytes for leaf in self._parameters)
+
+
+def _holds_tensors(template: Template) -> bool:
+    return any(True for _ in slots(template))

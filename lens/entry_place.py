@@ -6,7 +6,7 @@ from typing import Any
 
 from lens.entry_facts import EntryView
 from lens.ir.elements import Scope
-from lens.ir.facets import Ancestry, Conditionals, Containment, Distances
+from lens.ir.facets import Conditionals, Containment, Distances
 
 
 class GraphFacts(EntryView):
@@ -87,17 +87,13 @@ class GraphFacts(EntryView):
 
     @property
     def has_input_ancestor(self) -> bool:
-        """Whether it is computed from the inputs of the model."""
-        if self._row.op is not None:
-            return self._history.graph[Ancestry].from_input[self._row.op]
-        return self.is_input_layer or self.min_distance_from_input is not None
+        """Whether it is computed from the inputs of the model, or is one."""
+        return self.min_distance_from_input is not None
 
     @property
     def is_output_ancestor(self) -> bool:
-        """Whether an output of the model descends from it."""
-        if self._row.op is not None:
-            return self._history.graph[Ancestry].to_output[self._row.op]
-        return self.is_output_layer or self.min_distance_from_output is not None
+        """Whether an output of the model descends from it, or it is one."""
+        return self.min_distance_from_output is not None
 
     @property
     def min_distance_from_input(self) -> int | None:
@@ -120,17 +116,20 @@ class GraphFacts(EntryView):
         return self._distance("to_output", max)
 
     def _distance(self, end: str, pick: Any) -> int | None:
-        column = getattr(self._history.graph[Distances], f"{pick.__name__}_{end}")
-        if self._row.op is not None:
-            return column[self._row.op]  # type: ignore[no-any-return]
+        column: tuple[int | None, ...] = getattr(self._history.graph[Distances], f"{pick.__name__}_{end}")
+        op = self._op
+        if op is not None and (end == "from_input" or len(op.results) == 1):
+            return column[op.id]
         at_the_end = self.is_input_layer if end == "from_input" else self.is_output_layer
         if at_the_end:
             return 0
         index = self._history.index
         near = (index.parents if end == "from_input" else index.children)[self._row.number]
-        found = [self._history.entry(n)._distance(end, pick) for n in near]
+        entries = [self._history.entry(n) for n in near]
+        found = [e._distance(end, pick) if e._op is None else column[e._op.id] for e in entries]
         known = [distance for distance in found if distance is not None]
-        return pick(known) if known else None
+        itself = 0 if op is None else 1  # one of several results: the others may lead elsewhere
+        return pick(known) + itself if known else None
 
     @property
     def initialized_inside_model(self) -> bool:
@@ -211,4 +210,4 @@ class ModuleFacts(GraphFacts):
     @property
     def is_bottom_level_submodule_output(self) -> bool:
         """Whether it is the one operation of a module."""
-        return bool(self._scopes) and self._scopes[-1].stop - self._scopes[-1].start == 1
+        return self._op is not None and bool(self._scopes) and self._scopes[-1].stop - self._scopes[-1].start == 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from html import escape
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from lens.history_diff import HistoryDiff, Tolerance, compare
 from lens.history_facts import HistoryFacts
+from lens.history_queries import HistoryQueries
+from lens.render.columns import Table
 from lens.render.picture import Pictures
-from lens.render.summary import summarize
+from lens.render.summary import By, head_of, summarize
 from lens.render.tables import pandas_table
 from lens.render.trace_file import write_trace
 
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-class ModelHistory(HistoryFacts, Pictures):
+class ModelHistory(HistoryFacts, HistoryQueries, Pictures):
     """A full record of one forward pass.
 
     Index it with a label (``conv2d_2_4``, ``conv2d_2``, ``conv2d_2:1``), a module address (``features.3``,
@@ -30,7 +34,7 @@ class ModelHistory(HistoryFacts, Pictures):
     """
 
     def __str__(self) -> str:
-        return summarize(self)
+        return str(self.summary())
 
     def __repr__(self) -> str:
         return f"<ModelHistory of {self.model_name}: {len(self)} entries>"
@@ -38,6 +42,35 @@ class ModelHistory(HistoryFacts, Pictures):
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The summary, in notebooks that show no picture."""
         printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        """The facts and the picture, for notebooks."""
+        return f"<pre>{escape(chr(10).join(head_of(self)))}</pre>{self._repr_svg_() or ''}"
+
+    def summary(self, by: By = "layer", *, depth: int | None = None, limit: int | None = 60) -> Table:
+        """A table of what the model did; print it, show it in a notebook, or iterate over its rows.
+
+        Args:
+            by: ``layer``: every entry, in order of execution. ``module``: time, memory, parameters and FLOPs of every
+                module with all that is in it. ``type``: the same by layer type. ``time``, ``memory``, ``parameters``,
+                ``flops``: the same by layer, all its passes together, the largest first.
+            depth: For ``module``: leave out modules that are deeper; 1 is the modules of the model itself.
+            limit: How many rows are printed; None for all.
+
+        Raises:
+            InputError: if there is no such summary. Memory is that of the tensors that the operations return; linear.
+        """
+        return summarize(self, by, depth, limit)
+
+    def diff(self, other: ModelHistory, *, rtol: float = 0.0, atol: float = 0.0, slower: float = 2.0) -> HistoryDiff:
+        """What is different in another history: layers added and removed, shapes, arguments, inputs, values, times.
+
+        Args:
+            other: The later history, of the same model or another.
+            rtol, atol: By how much saved values may differ, as in ``torch.allclose``; by default not at all.
+            slower: From which factor on a layer that takes a millisecond more or less is listed for its time.
+        """
+        return compare(self, other, Tolerance(rtol, atol, slower))
 
     def save(self, path: str | PathLike[str], *, payloads: bool = True) -> str:
         """Write the history to a file that ``lens.load`` reads, and give its path.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, SupportsIndex
 
 from lens.entry import LayerEntry, OpEntry
-from lens.errors import UnknownKeyError
-from lens.ir.elements import ScopeId, ValueId
-from lens.ir.entry_index import EntryIndex
+from lens.errors import AmbiguousKeyError, UnknownKeyError
+from lens.ir.elements import OpId, ScopeId, ValueId
+from lens.ir.entry_index import EntryIndex, EntryRow
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassRecord
@@ -35,9 +37,18 @@ class HistoryEntries:
         """The entries and their keys."""
         return EntryIndex(self.graph)
 
+    @cached_property
+    def flop_counter(self) -> Callable[[OpId], int | None] | None:
+        """Gives the floating point operations of an operation; None if torch, whose formulas it uses, is missing."""
+        if find_spec("torch") is None:
+            return None
+        from lens.replay.flops import FlopCounter  # torch is optional for looking at a trace
+
+        return FlopCounter(self.graph, self.payloads)
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the facts without the derived caches."""
-        return {k: v for k, v in vars(self).items() if k not in ("index", "_by_scope_end")}
+        return {k: v for k, v in vars(self).items() if not isinstance(getattr(type(self), k, None), cached_property)}
 
     # Entries
 
@@ -52,7 +63,7 @@ class HistoryEntries:
         """The entry at a position among all entries, saved or not."""
         return OpEntry(self, self.index.rows[number])
 
-    def __getitem__(self, key: str | int) -> Any:
+    def __getitem__(self, key: str | SupportsIndex) -> OpEntry | LayerEntry:
         """The entry of a key: an ``OpEntry``, or a ``LayerEntry`` if the key names several passes.
 
         Raises:
@@ -63,20 +74,31 @@ class HistoryEntries:
             rows = self.index.find(key)
             entries = [OpEntry(self, row) for row in rows]
             return entries[0] if len(entries) == 1 else LayerEntry(key, entries)
-        if not isinstance(key, int) or isinstance(key, bool):
+        if not isinstance(key, SupportsIndex) or isinstance(key, bool):
             raise UnknownKeyError(
                 f"a layer cannot be looked up by a {type(key).__name__}",
                 where=f"history[{key!r}]",
-                hint="use a label, a module address, or an ordinal",
+                hint="use a label, a module address, or an ordinal; list(history)[2:5] gives several",
             )
-        numbered = self._numbered
-        if not -len(numbered) <= key < len(numbered):
+        number, count = operator.index(key), len(self.numbered)
+        if not -count <= number < count:
             raise UnknownKeyError(
-                f"there is no layer number {key}",
-                where=f"{len(numbered)} entries",
-                hint=f"ordinals go from {-len(numbered)} to {len(numbered) - 1}",
+                f"there is no layer number {number}",
+                where=f"{count} entries",
+                hint=f"ordinals go from {-count} to {count - 1}",
             )
-        return OpEntry(self, numbered[key])
+        return OpEntry(self, self.numbered[number])
+
+    def one(self, key: str | SupportsIndex | OpEntry) -> OpEntry:
+        """The one entry of a key. Raises AmbiguousKeyError if it names several passes, else as ``history[key]``."""
+        found = key if isinstance(key, OpEntry) else self[key]
+        if isinstance(found, OpEntry):
+            return found
+        raise AmbiguousKeyError(
+            f"{key!r} names {len(found)} passes",
+            where=f"{found.passes[0].layer_label_w_pass} to {found.passes[-1].layer_label_w_pass}",
+            hint=f"name one: {found.passes[0].layer_label_w_pass!r}, {found.passes[1].layer_label_w_pass!r}, ...",
+        )
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -86,7 +108,7 @@ class HistoryEntries:
         return True
 
     @property
-    def _numbered(self) -> Sequence[Any]:
+    def numbered(self) -> Sequence[EntryRow]:
         """The rows that ordinals count: the saved ones if only some are saved, else all."""
         rows = self.index.rows
         saved = [row for row in rows if row.value in self.payloads]

@@ -141,14 +141,13 @@ class HistoryFacts(HistoryEntries):
 
     @property
     def module_pass_children(self) -> dict[str, list[str]]:
-        """Module call (``address:call``) -> the calls made directly inside it."""
-        children: dict[str, list[str]] = {}
+        """Module call (``address:call``) -> the calls made directly inside it, none for the innermost."""
+        names = [f"{scope.address}:{scope.call}" for scope in self.graph.scopes]
+        children: dict[str, list[str]] = {names[s.id]: [] for s in self.graph.scopes if s.parent is not None}
         for scope in self.graph.scopes:
-            if scope.parent is not None:
-                outer = self.graph.scopes[scope.parent]
-                children.setdefault(f"{outer.address}:{outer.call}", [])
-                children[f"{outer.address}:{outer.call}"].append(f"{scope.address}:{scope.call}")
-        return {call: inner for call, inner in children.items() if not call.startswith(":")}
+            if scope.parent is not None and names[scope.parent] in children:
+                children[names[scope.parent]].append(names[scope.id])
+        return children
 
     @property
     def top_level_module_passes(self) -> list[str]:
@@ -173,13 +172,19 @@ class HistoryFacts(HistoryEntries):
 
     @property
     def elapsed_time_function_calls(self) -> float:
-        """Seconds spent in the operations."""
-        return sum(op.duration for op in self.graph.ops)
+        """Seconds spent in the operations; a composite counts by its interior."""
+        return sum(op.duration for op in self.graph.ops if not op.interior)
 
     @property
     def elapsed_time_lens_logging(self) -> float:
-        """Seconds that lens spent recording and analysing."""
+        """Seconds that lens spent recording and analysing, with what the model's own Python code took."""
         return self.logging_seconds
+
+    @property
+    def total_flops(self) -> int:
+        """Floating point operations of all layers; those that torch cannot tell count as none."""
+        counter = self.flop_counter
+        return 0 if counter is None else sum(counter(op.id) or 0 for op in self.graph.ops if not op.interior)
 
     @property
     def orphans(self) -> tuple[OrphanOp, ...]:

@@ -111,7 +111,7 @@ class PayloadStore:
             raise AbsentValueError(
                 "the value of this tensor was not saved",
                 where=where or f"value %{value}",
-                hint='trace with save="all", or name this layer in save=[...]',
+                hint=f'trace with save="all"{f" or save=[{where!r}]" if where else ""}',
             )
         return payload.read()
 
