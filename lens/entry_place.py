@@ -14,7 +14,7 @@ class GraphFacts(EntryView):
 
     @property
     def parent_layers(self) -> list[str]:
-        """Layers whose tensors it reads."""
+        """Layers whose tensors it reads, in the order of its arguments."""
         return self._names(self._history.index.parents[self._row.number])
 
     @property
@@ -24,17 +24,17 @@ class GraphFacts(EntryView):
 
     @property
     def sibling_layers(self) -> list[str]:
-        """Layers that share a parent with it."""
+        """Layers that share a parent with it, in order of execution."""
         index = self._history.index
-        near = [c for p in index.parents[self._row.number] for c in index.children[p]]
-        return self._names([n for n in dict.fromkeys(near) if n != self._row.number])
+        near = (c for p in index.parents[self._row.number] for c in index.children[p])
+        return self._names(sorted({*near} - {self._row.number}))
 
     @property
     def spouse_layers(self) -> list[str]:
-        """Layers that share a child with it."""
+        """Layers that share a child with it, in order of execution."""
         index = self._history.index
-        near = [p for c in index.children[self._row.number] for p in index.parents[c]]
-        return self._names([n for n in dict.fromkeys(near) if n != self._row.number])
+        near = (p for c in index.children[self._row.number] for p in index.parents[c])
+        return self._names(sorted({*near} - {self._row.number}))
 
     @property
     def _ancestors(self) -> list[int]:
