@@ -51,7 +51,9 @@ class LayerEntry:
         self.passes = tuple(passes)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(OpEntry, name):
+        if name.startswith("_") or name == "passes":  # asked for by copy and pickle, before there is anything
+            raise AttributeError(name)
+        if not hasattr(OpEntry, name):
             near = get_close_matches(name, dir(self), n=3)
             raise UnknownAttributeError(
                 f"a layer has no attribute {name!r}",

@@ -39,8 +39,12 @@ class HistoryQueries(HistoryEntries):
 
         Raises:
             UnknownKeyError: if the model has no such module.
-            InputError: if a pattern is no string.
+            InputError: if a pattern is no string, or ``where`` no function.
         """
+        if where is not None and not callable(where):
+            raise InputError(
+                f"where cannot be {where!r}", where="history.layers", hint="give a function: lambda entry: ..."
+            )
         modules = _listed(module)
         for address in modules:
             if not _is_pattern(address):
