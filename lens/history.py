@@ -6,6 +6,7 @@ from html import escape
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from lens import registry
 from lens.history_diff import HistoryDiff, Tolerance, compare
 from lens.history_facts import HistoryFacts
 from lens.history_queries import HistoryQueries
@@ -13,7 +14,7 @@ from lens.render.columns import Table
 from lens.render.picture import Pictures
 from lens.render.summary import By, head_of, summarize
 from lens.render.tables import pandas_table
-from lens.render.trace_file import write_trace
+from lens.render.trace_file import read_trace, write_trace
 
 if TYPE_CHECKING:
     import pandas
@@ -87,3 +88,13 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures):
     def to_pandas(self) -> pandas.DataFrame:
         """The entries as a table, one row per entry. Needs pandas (``pip install lens-trace[pandas]``)."""
         return pandas_table(self)
+
+
+def load(path: str | PathLike[str]) -> ModelHistory:
+    """The history that ``history.save(path)`` wrote. Does not need the model.
+
+    Raises:
+        FileFormatError: the file is not a lens trace, damaged, or from a newer version.
+    """
+    graph, payloads, seconds = read_trace(path, registry.facet_classes())
+    return ModelHistory(graph, payloads, logging_seconds=seconds)

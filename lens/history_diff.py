@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lens.ir.elements import Op
 from lens.ir.printer import print_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 from lens.render.sizes import human_seconds, human_shape
+from lens.render.trace_file import dense
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +116,7 @@ def compare(first: HistoryFacts, second: HistoryFacts, tolerance: Tolerance) -> 
             where="history.diff(other)",
             hint="give what lens.trace or lens.load returned",
         )
-    pairs = dict(_aligned([_identity(entry) for entry in first], [_identity(entry) for entry in second]))
+    pairs = _pairs(first, second)
     partners = set(pairs.values())
     changes: list[Change] = []
     times: list[Change] = []
@@ -143,13 +144,26 @@ def compare(first: HistoryFacts, second: HistoryFacts, tolerance: Tolerance) -> 
     )
 
 
+def _pairs(first: HistoryFacts, second: HistoryFacts) -> dict[int, int]:
+    """Positions of the entries that stand for the same operation: by module, and where that fails by type."""
+    sure = sorted(_aligned([_identity(entry) for entry in first], [_identity(entry) for entry in second]))
+    pairs = dict(sure)
+    kinds = [[entry.layer_type for entry in history] for history in (first, second)]
+    a = b = 0
+    for stop, other_stop in [*sure, (len(first), len(second))]:
+        for i, j in _aligned(kinds[0][a:stop], kinds[1][b:other_stop]):
+            pairs[a + i] = b + j
+        a, b = stop + 1, other_stop + 1
+    return dict(sorted(pairs.items()))
+
+
 def _identity(entry: OpEntry) -> tuple[object, ...]:
     """By what an entry is recognised in another history: its type, its module, its parameters."""
     modules = tuple(scope.address for scope in entry._scopes[-1:])
     return entry.layer_type, modules, tuple(entry.parameter_addresses), entry.buffer_address, entry._row.index
 
 
-def _aligned(first: list[tuple[object, ...]], second: list[tuple[object, ...]]) -> Iterator[tuple[int, int]]:
+def _aligned(first: Sequence[Hashable], second: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
     """Positions of equal elements in two sequences, in order: a common start and end, and blocks in between."""
     shorter = min(len(first), len(second))
     start = next((i for i in range(shorter) if first[i] != second[i]), shorter)
@@ -195,7 +209,7 @@ def _values(old: OpEntry, new: OpEntry, tolerance: Tolerance) -> Iterator[Change
     except PayloadError as error:
         yield Change(*names, "values", "", f"cannot be compared: {error.what}")
         return
-    found = _largest_difference(before.detach(), after.detach(), tolerance)
+    found = _largest_difference(dense(before), dense(after), tolerance)
     if found is not None:
         yield Change(*names, "values", "", found)
 
@@ -204,10 +218,8 @@ def _largest_difference(a: torch.Tensor, b: torch.Tensor, tolerance: Tolerance) 
     """How two tensors of one shape and dtype differ; None if they do not."""
     import torch  # values are read, so it is there
 
-    if a.is_nested or a.is_quantized or a.layout is not torch.strided:
-        return None if torch.equal(a, b) else "other values"
     wide = torch.complex128 if a.is_complex() else torch.float64 if a.is_floating_point() else a.dtype
-    a, b = a.cpu().to(wide), b.cpu().to(wide)
+    a, b = a.to(wide), b.to(wide)
     if torch.allclose(a, b, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True):
         return None
     apart = (a.double() - b.double()).abs() if not a.is_complex() else (a - b).abs()
