@@ -30,7 +30,7 @@ def make_drawing(
     *,
     buffers: bool = True,
     statistics: bool = False,
-    flops: Callable[[OpId], int | None] = lambda _: None,
+    flops: Callable[[OpId], int | None] | None = None,
 ) -> Drawing:
     """The unrolled drawing of a graph that has labels. Linear.
 
@@ -38,15 +38,17 @@ def make_drawing(
         graph: The graph.
         buffers: Whether to show buffers.
         statistics: Whether to show the running statistics of normalisation layers among them.
-        flops: Gives the floating point operations of an operation; None where unknown.
+        flops: Gives the floating point operations of an operation; they stay unknown without it.
     """
     return _Drafting(graph, buffers, statistics, flops).drawing()
 
 
 class _Drafting:
-    def __init__(self, graph: Graph, buffers: bool, statistics: bool, flops: Callable[[OpId], int | None]) -> None:
+    def __init__(
+        self, graph: Graph, buffers: bool, statistics: bool, flops: Callable[[OpId], int | None] | None
+    ) -> None:
         self.graph = graph
-        self.flops = flops
+        self.flops = flops or (lambda _: None)
         self.index = EntryIndex(graph)
         self.conditionals = graph.get(Conditionals)
         self.containment = graph.get(Containment)

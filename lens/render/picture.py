@@ -102,13 +102,10 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
     """The drawing of a graph that has labels, by the options; ``flops`` is asked if they colour. Linear."""
     theme = find_theme(options.theme)
     rolled = options.view == "rolled"
-    shown = {"buffers": options.buffers, "statistics": options.statistics}
-    if options.color_by != "flops":
-        drawing = make_drawing(graph, **shown)
-    elif flops is not None:
-        drawing = make_drawing(graph, **shown, flops=flops)
-    else:
+    if options.color_by == "flops" and flops is None:
         raise RenderError("counting FLOPs needs torch", where='color_by="flops"', hint="pip install torch")
+    counted = flops if options.color_by == "flops" else None
+    drawing = make_drawing(graph, buffers=options.buffers, statistics=options.statistics, flops=counted)
     if options.collapse:
         addresses = [options.collapse] if isinstance(options.collapse, str) else options.collapse
         drawing = collapse_modules(drawing, addresses)
