@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import asdict, frozen
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 #: Seconds by which a layer must be slower or faster to be listed.
 _LEAST_SECONDS = 1e-3
 _MOST_LINES = 40
+#: Longer stretches are aligned by the number of each element alone.
+_MOST_COMPARISONS = 250_000
+Keys: TypeAlias = Sequence[Hashable]
 
 
 @frozen
@@ -109,7 +114,7 @@ class HistoryDiff:
 
 
 def compare(first: HistoryFacts, second: HistoryFacts, tolerance: Tolerance) -> HistoryDiff:
-    """What differs in the second history. Near-linear in the entries if the models are alike, else up to quadratic."""
+    """What differs in the second history. About linear in the entries."""
     if not isinstance(second, HistoryFacts):
         raise InputError(
             f"a history cannot be compared with a {type(second).__name__}",
@@ -146,33 +151,68 @@ def compare(first: HistoryFacts, second: HistoryFacts, tolerance: Tolerance) -> 
 
 def _pairs(first: HistoryFacts, second: HistoryFacts) -> dict[int, int]:
     """Positions of the entries that stand for the same operation: by module, and where that fails by type."""
-    sure = sorted(_aligned([_identity(entry) for entry in first], [_identity(entry) for entry in second]))
-    pairs = dict(sure)
-    kinds = [[entry.layer_type for entry in history] for history in (first, second)]
-    a = b = 0
-    for stop, other_stop in [*sure, (len(first), len(second))]:
-        for i, j in _aligned(kinds[0][a:stop], kinds[1][b:other_stop]):
-            pairs[a + i] = b + j
-        a, b = stop + 1, other_stop + 1
-    return dict(sorted(pairs.items()))
+    modules = [[_identity(entry) for entry in history] for history in (first, second)]
+    types = [[entry.layer_type for entry in history] for history in (first, second)]
+    pairs = _in_order(_namesakes(*modules, only_equally_many=True))
+    for one, other in (modules, types):
+        a = b = 0
+        found = []
+        for i, j in [*pairs, (len(one), len(other))]:
+            found += [(a + x, b + y) for x, y in _aligned(one[a:i], other[b:j])]
+            a, b = i + 1, j + 1
+        pairs = sorted([*pairs, *found])
+    return dict(pairs)
 
 
-def _identity(entry: OpEntry) -> tuple[object, ...]:
+def _identity(entry: OpEntry) -> Hashable:
     """By what an entry is recognised in another history: its type, its module, its parameters."""
     modules = tuple(scope.address for scope in entry._scopes[-1:])
     return entry.layer_type, modules, tuple(entry.parameter_addresses), entry.buffer_address, entry._row.index
 
 
-def _aligned(first: Sequence[Hashable], second: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+def _namesakes(first: Keys, second: Keys, only_equally_many: bool) -> list[tuple[int, int]]:
+    """Positions of equal elements, the k-th with the k-th; those alone that occur equally often, if that is asked."""
+    counts = Counter(first), Counter(second)
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for place, key in enumerate(second):
+        if not only_equally_many or counts[0][key] == counts[1][key]:
+            places[key].append(place)
+    left = {key: iter(found) for key, found in places.items()}
+    pairs = ((place, next(left.get(key, iter(())), None)) for place, key in enumerate(first))
+    return [(i, j) for i, j in pairs if j is not None]
+
+
+def _in_order(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The largest part of pairs, which rise in their first, that rises in the second too."""
+    lowest: list[int] = []  # per length, the lowest end of a rising part
+    at: list[int] = []  # and the pair that is that end
+    before: list[int | None] = []
+    for number, (_, j) in enumerate(pairs):
+        length = bisect_left(lowest, j)
+        before.append(at[length - 1] if length else None)
+        lowest[length : length + 1] = [j]
+        at[length : length + 1] = [number]
+    last = at[-1] if at else None
+    found = []
+    while last is not None:
+        found.append(pairs[last])
+        last = before[last]
+    return found[::-1]
+
+
+def _aligned(first: Keys, second: Keys) -> list[tuple[int, int]]:
     """Positions of equal elements in two sequences, in order: a common start and end, and blocks in between."""
     shorter = min(len(first), len(second))
     start = next((i for i in range(shorter) if first[i] != second[i]), shorter)
     end = next((i for i in range(shorter - start) if first[-1 - i] != second[-1 - i]), shorter - start)
-    yield from ((i, i) for i in range(start))
+    found = [(i, i) for i in range(start)] + [(len(first) - i, len(second) - i) for i in range(1, end + 1)]
     middle = first[start : len(first) - end], second[start : len(second) - end]
-    for block in SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks():
-        yield from ((start + block.a + i, start + block.b + i) for i in range(block.size))
-    yield from ((len(first) - i, len(second) - i) for i in range(end, 0, -1))
+    if len(middle[0]) * len(middle[1]) > _MOST_COMPARISONS:
+        pairs = _in_order(_namesakes(*middle, only_equally_many=False))
+    else:
+        blocks = SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks()
+        pairs = [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
+    return found + [(start + i, start + j) for i, j in pairs]
 
 
 def _structure(old: OpEntry, new: OpEntry, wanted: list[int | None], given: list[int | None]) -> Iterator[Change]:

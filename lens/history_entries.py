@@ -107,7 +107,7 @@ class HistoryEntries:
             return False
         return True
 
-    @property
+    @cached_property
     def numbered(self) -> Sequence[EntryRow]:
         """The rows that ordinals count: the saved ones if only some are saved, else all."""
         rows = self.index.rows

@@ -136,11 +136,13 @@ class EntryIndex:
     @cached_property
     def _addresses(self) -> dict[str, list[EntryRow]]:
         keys: dict[str, list[EntryRow]] = defaultdict(list)
+        seen: set[tuple[str, int]] = set()
         for scope in self.graph.scopes:
             made = [self.by_value[v] for v in scope.outputs[:1] if v in self.by_value]
             for address in filter(None, (scope.address, *scope.aliases)):
                 for row in made:
-                    if row not in keys[address]:
+                    if (address, row.number) not in seen:
+                        seen.add((address, row.number))
                         keys[address].append(row)
                     keys[f"{address}:{scope.call}"] = [row]
         for row in self.rows:

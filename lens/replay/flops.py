@@ -43,8 +43,8 @@ class FlopCounter:
     def _count(self, op: Op, types: tuple[TensorType, ...]) -> int | None:
         if op.function.opaque or any(RAGGED in t.shape or t.layout != "strided" for t in types):
             return None
-        if not types:
-            return 0  # it makes a tensor from none
+        if not types or op.function.view:
+            return 0  # it makes a tensor from none, or shows one
         try:
             tensors = [torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in types]
             args = [build(arg, tensors, self._objects) for arg in op.args]
