@@ -215,7 +215,7 @@ class CallFacts(EntryView):
     @property
     def func_rng_states(self) -> dict[str, Any] | None:
         """States of the random number generators before the call, by device; None if it drew no number."""
-        return None if self._op is None else self._history.payloads.rng_states.get(self._op.id)
+        return None if self._op is None else self._history.payloads.states_before(self._op.id)
 
     @property
     def function_is_inplace(self) -> bool:

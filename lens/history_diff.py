@@ -17,7 +17,7 @@ from lens.ir.elements import Op
 from lens.ir.printer import print_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 from lens.render.sizes import human_seconds, human_shape
-from lens.render.trace_file import dense
+from lens.render.trace_file import plain_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -249,7 +249,7 @@ def _values(old: OpEntry, new: OpEntry, tolerance: Tolerance) -> Iterator[Change
     except PayloadError as error:
         yield Change(*names, "values", "", f"cannot be compared: {error.what}")
         return
-    found = _largest_difference(dense(before), dense(after), tolerance)
+    found = _largest_difference(plain_tensor(before), plain_tensor(after), tolerance)
     if found is not None:
         yield Change(*names, "values", "", found)
 

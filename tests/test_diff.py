@@ -8,10 +8,13 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import LSTMLoop, TwoBranches
 from torch import nn
 
 import lens
+from lens import history_diff
 from lens.cli import main
 
 
@@ -144,6 +147,30 @@ def test_times_are_listed_and_no_difference():
     found = run(0.001).diff(run(0.03))
     assert [c.what for c in found.times] == ["time"]
     assert not run(0.03).diff(run(0.03), slower=20.0).times
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_two_histories_align_soundly(data):
+    kinds = st.lists(st.sampled_from(["relu", "sin", "tanh"]), max_size=12)
+    names = data.draw(kinds)
+    others = data.draw(st.one_of(kinds, st.just(names), st.permutations(names)))
+    few = data.draw(st.sampled_from([0, 250_000]))
+
+    def run(functions):
+        model = nn.Module()
+        model.forward = lambda x: [x := getattr(torch, name)(x) for name in functions][-1:]
+        return lens.trace(model, torch.ones(2), save="none")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_diff, "_MOST_COMPARISONS", few)
+        one, other = run(names), run(others)
+        found = one.diff(other)
+        pairs = history_diff._pairs(one, other)
+    assert list(pairs.values()) == sorted(set(pairs.values()))  # in order, each once
+    assert all(one.entry(i).layer_type == other.entry(j).layer_type for i, j in pairs.items())
+    assert found.matched == len(one) - len(found.removed) == len(other) - len(found.added)
+    assert found.same == (names == others)
 
 
 def test_diff_on_the_command_line(tmp_path, capsys):

@@ -140,11 +140,11 @@ class Run:
         return sorted((n for n in names if test(n)), key=list(self.facts).index)
 
 
-def trace_case(name: str) -> Run:
+def trace_case(name: str, backend: str = "torch_function") -> Run:
     torch.manual_seed(0)
     case = CASES[name]()
     before = time.time()
-    history = lens.trace(copy.deepcopy(case.model), case.args, seed=case.seed)
+    history = lens.trace(copy.deepcopy(case.model), case.args, seed=case.seed, backend=backend)
     after = time.time()
     facts = run(case)
     graph = nx.DiGraph()
@@ -329,6 +329,30 @@ def test_no_attribute_is_the_same_everywhere():
         assert len({str(expected(r, n)) for r in runs for n in r.facts}) > 1, attribute
     for attribute, expected in MODEL.items():
         assert attribute == "random_seed_used" or len({str(expected(r)) for r in runs}) > 1, attribute
+
+
+def test_entries_under_decoration():
+    for case in CASES:
+        traced = trace_case(case, "decoration")
+        for attribute, expected in ENTRY.items():
+            for name in traced.facts:
+                assert getattr(traced.history[name], attribute) == expected(traced, name), (case, attribute, name)
+
+
+def test_a_saved_trace_says_the_same(traced, tmp_path):
+    loaded = lens.load(traced.history.save(tmp_path / "t.lens"))
+    for attribute in MODEL:
+        assert getattr(loaded, attribute) == MODEL[attribute](traced)
+    for name, fact in traced.facts.items():
+        entry = loaded[name]
+        for attribute, expected in ENTRY.items():
+            assert getattr(entry, attribute) == expected(traced, name), (attribute, name)
+        assert entry.func_time_elapsed == traced.history[name].func_time_elapsed
+        assert entry.lookup_keys == traced.history[name].lookup_keys
+        assert_same(entry.tensor_contents, traced.history[name].tensor_contents)
+        assert (entry.func_rng_states is None) == (fact.state is None)
+        if fact.state is not None:
+            assert torch.equal(entry.func_rng_states["cpu"], fact.state)
 
 
 def assert_same(a, b):

@@ -115,6 +115,14 @@ class PayloadStore:
             )
         return payload.read()
 
+    def states_before(self, op: OpId) -> dict[str, Any] | None:
+        """The generator states before a random op, by device; None if it drew no number."""
+        states = self.rng_states.get(op)
+        if states is None:
+            return None
+        # In a loaded trace they are still to be read.
+        return {device: state.read() if hasattr(state, "read") else state for device, state in states.items()}
+
     def keep(self, values: Iterable[ValueId]) -> PayloadStore:
         """A store with only these values."""
         kept = {v: self.values[v] for v in values if v in self.values}

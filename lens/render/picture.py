@@ -103,7 +103,11 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
     theme = find_theme(options.theme)
     rolled = options.view == "rolled"
     if options.color_by == "flops" and flops is None:
-        raise RenderError("counting FLOPs needs torch", where='color_by="flops"', hint="pip install torch")
+        raise RenderError(
+            "nothing here counts FLOPs",
+            where='color_by="flops"',
+            hint="draw with history.draw, where torch is installed",
+        )
     counted = flops if options.color_by == "flops" else None
     drawing = make_drawing(graph, buffers=options.buffers, statistics=options.statistics, flops=counted)
     if options.collapse:
