@@ -151,8 +151,8 @@ def compare(first: HistoryFacts, second: HistoryFacts, tolerance: Tolerance) -> 
 
 def _pairs(first: HistoryFacts, second: HistoryFacts) -> dict[int, int]:
     """Positions of the entries that stand for the same operation: by module, and where that fails by type."""
-    modules = [[_identity(entry) for entry in history] for history in (first, second)]
-    types = [[entry.layer_type for entry in history] for history in (first, second)]
+    modules: tuple[Keys, Keys] = [_identity(entry) for entry in first], [_identity(entry) for entry in second]
+    types: tuple[Keys, Keys] = [entry.layer_type for entry in first], [entry.layer_type for entry in second]
     pairs = _in_order(_namesakes(*modules, only_equally_many=True))
     for one, other in (modules, types):
         a = b = 0
