@@ -157,17 +157,17 @@ class CallFacts(EntryView):
 
     @property
     def func_applied_name(self) -> str | None:
-        """Its name."""
+        """Its name; None for inputs, buffers and outputs."""
         return None if self._op is None else self._op.function.name
 
     @property
     def creation_args(self) -> tuple[Any, ...]:
-        """Its positional arguments; a tensor that was not saved is the label of its layer."""
+        """Its positional arguments, empty if it is no call; a tensor that was not saved is the label of its layer."""
         return tuple(self._argument(arg) for arg in self._op.args) if self._op is not None else ()
 
     @property
     def creation_kwargs(self) -> dict[str, Any]:
-        """Its keyword arguments, likewise."""
+        """Its keyword arguments, empty if it is no call; a tensor that was not saved is the label of its layer."""
         kwargs = self._op.kwargs if self._op is not None else ()
         return {name: self._argument(arg) for name, arg in kwargs}
 
@@ -224,12 +224,12 @@ class CallFacts(EntryView):
 
     @property
     def gradfunc_name(self) -> str | None:
-        """The class of its autograd node, such as ``ReluBackward0``."""
+        """The class of its autograd node, such as ``ReluBackward0``; None if it has none."""
         return self._value.grad_fn
 
     @property
     def location(self) -> Location | None:
-        """The line of the user's code that led to it."""
+        """The line of the user's code that led to it; None where it is unknown, and for inputs and outputs."""
         source = self._op or self._leaf
         return source.location if source is not None else None
 
@@ -247,7 +247,7 @@ class ParameterFacts(EntryView):
 
     @property
     def computed_with_params(self) -> bool:
-        """Whether it reads parameters."""
+        """Whether it reads parameters, trainable or frozen."""
         return bool(self._parameters)
 
     @property
@@ -262,17 +262,17 @@ class ParameterFacts(EntryView):
 
     @property
     def parent_param_shapes(self) -> list[tuple[int, ...]]:
-        """Their shapes."""
+        """The shapes of its parameters; empty if it reads none."""
         return [self._history.graph.values[leaf.value].type.shape for leaf in self._parameters]
 
     @property
     def num_params_total(self) -> int:
-        """How many numbers they hold together."""
+        """How many numbers its parameters hold together."""
         return sum(self._history.graph.values[leaf.value].type.numel for leaf in self._parameters)
 
     @property
     def parent_params_fsize(self) -> int:
-        """Their size in bytes."""
+        """The size of its parameters in bytes."""
         return sum(self._history.graph.values[leaf.value].type.nbytes for leaf in self._parameters)
 
 

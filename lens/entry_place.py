@@ -82,7 +82,7 @@ class GraphFacts(EntryView):
 
     @property
     def buffer_address(self) -> str | None:
-        """The address of the buffer, if it is one."""
+        """The address of the buffer; None if it is none."""
         return self._leaf.addresses[0] if self._leaf is not None and self.is_buffer_layer else None
 
     @property
@@ -102,7 +102,7 @@ class GraphFacts(EntryView):
 
     @property
     def max_distance_from_input(self) -> int | None:
-        """Maximum number of operations from an input."""
+        """Maximum number of operations from an input; None if it does not descend from one."""
         return self._distance("from_input", max)
 
     @property
@@ -112,7 +112,7 @@ class GraphFacts(EntryView):
 
     @property
     def max_distance_from_output(self) -> int | None:
-        """Maximum number of operations to an output."""
+        """Maximum number of operations to an output; None if none descends from it."""
         return self._distance("to_output", max)
 
     def _distance(self, end: str, pick: Any) -> int | None:
@@ -184,22 +184,22 @@ class ModuleFacts(GraphFacts):
 
     @property
     def containing_module_origin(self) -> str | None:
-        """The innermost module in which it was performed."""
+        """The innermost module in which it was performed; None outside of all submodules."""
         return self.containing_module_origin_nested[-1] if self._scopes else None
 
     @property
     def containing_module_origin_nested(self) -> list[str]:
-        """All modules in which it was performed, outermost first."""
+        """All modules in which it was performed, outermost first; empty outside of all submodules."""
         return [self._history.index.scope_label(scope) for scope in self._scopes]
 
     @property
     def modules_entered(self) -> list[str]:
-        """Modules that its tensor was handed to."""
+        """Modules that its tensor was handed to, outermost first."""
         return self._scopes_with("inputs")
 
     @property
     def modules_exited(self) -> list[str]:
-        """Modules that returned its tensor."""
+        """Modules that returned its tensor, outermost first."""
         return [] if self._row.output is not None else self._scopes_with("outputs")
 
     @property

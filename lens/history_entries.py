@@ -91,6 +91,12 @@ class HistoryEntries:
 
     def one(self, key: str | SupportsIndex | OpEntry) -> OpEntry:
         """The one entry of a key. Raises AmbiguousKeyError if it names several passes, else as ``history[key]``."""
+        if isinstance(key, OpEntry) and key._history is not self:
+            raise UnknownKeyError(
+                "this entry belongs to another history",
+                where=repr(key),
+                hint=f"look it up in this one: history[{key.layer_label_w_pass!r}]",
+            )
         found = key if isinstance(key, OpEntry) else self[key]
         if isinstance(found, OpEntry):
             return found

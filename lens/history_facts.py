@@ -84,7 +84,7 @@ class HistoryFacts(HistoryEntries):
 
     @property
     def tensor_fsize_total(self) -> int:
-        """Their size in bytes."""
+        """Size of all tensors in bytes."""
         return sum(self._fsize(row.value) for row in self.index.rows if row.output is None)
 
     @property
@@ -94,7 +94,7 @@ class HistoryFacts(HistoryEntries):
 
     @property
     def tensor_fsize_saved(self) -> int:
-        """Their size in bytes."""
+        """Size of the saved tensors in bytes."""
         return sum(self._fsize(value) for value in self._saved_values)
 
     @property
@@ -120,8 +120,13 @@ class HistoryFacts(HistoryEntries):
         return sum(parameter.type.numel for parameter in self.graph.meta.parameters)
 
     @property
+    def total_params_trainable(self) -> int:
+        """Number of the model's parameters that require a gradient."""
+        return sum(parameter.type.numel for parameter in self.graph.meta.parameters if parameter.trainable)
+
+    @property
     def total_params_fsize(self) -> int:
-        """Their size in bytes."""
+        """Size of the model's parameters in bytes, frozen ones included."""
         return sum(parameter.type.nbytes for parameter in self.graph.meta.parameters)
 
     @property
@@ -162,7 +167,7 @@ class HistoryFacts(HistoryEntries):
 
     @property
     def pass_end_time(self) -> float:
-        """When it ended."""
+        """When the forward pass ended, Unix time in seconds."""
         return self.graph.meta.started + self.graph.meta.forward_seconds
 
     @property

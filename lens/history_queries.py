@@ -9,6 +9,7 @@ from typing import SupportsIndex, TypeAlias
 from lens.entry import OpEntry
 from lens.errors import InputError
 from lens.history_entries import HistoryEntries
+from lens.ir.elements import Scope
 
 #: One pattern or several: ``"relu"``, ``"*pool2d"``, ``["conv2d", "linear"]``.
 Patterns: TypeAlias = str | Sequence[str]
@@ -117,10 +118,9 @@ class HistoryQueries(HistoryEntries):
                 self.index.check_module(address)
         found: set[int] = set()
         for scope in self.graph.scopes:
-            names = (scope.address, f"{scope.address}:{scope.call}")
             if (
                 scope.parent is not None
-                and any(fnmatchcase(name, pattern) for name in names for pattern in wanted)
+                and _is_named(scope, wanted)
                 and (depth is None or len(self.graph.scope_chain(scope.id)) == depth + 1)
                 and (not nested or scope.stop - scope.start > 1)
             ):
@@ -161,5 +161,9 @@ def _has_type(entry: OpEntry, patterns: Patterns) -> bool:
 
 
 def _is_inside(entry: OpEntry, patterns: Sequence[str]) -> bool:
-    names = {name for scope in entry._scopes for name in (scope.address, f"{scope.address}:{scope.call}")}
+    return any(_is_named(scope, patterns) for scope in entry._scopes)
+
+
+def _is_named(scope: Scope, patterns: Sequence[str]) -> bool:
+    names = [name for address in (scope.address, *scope.aliases) for name in (address, f"{address}:{scope.call}")]
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

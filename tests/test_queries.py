@@ -183,6 +183,15 @@ def test_module_outputs():
     assert [e.layer_label for e in history.module_outputs("b.*")] == ["conv2d_2_3", "relu_2_4"]
 
 
+def test_a_module_is_found_by_all_its_addresses():
+    model = nn.Module()
+    model.a = model.b = nn.Linear(4, 4)
+    model.forward = lambda x: model.b(x)
+    history = lens.trace(model, torch.ones(1, 4))
+    for address in ("a", "b", "b:1", "[b]"):
+        assert history.layers(module=address) == history.module_outputs(address) == [history["linear_1"]]
+
+
 def test_loop_ends_are_what_the_next_pass_reads():
     history = lens.trace(LSTMLoop(), torch.randn(3, 2, 4))
     ends = history.loop_ends()
@@ -231,6 +240,7 @@ WRONG = [
     (lambda h: h.one("relu_1"), AmbiguousKeyError, "'relu_1_2:1', 'relu_1_2:2'"),
     (lambda h: h.between("relu_1", "output_1"), AmbiguousKeyError, "relu_1_2:1"),
     (lambda h: h.between("relu_1:1", "output"), UnknownKeyError, "output_1"),
+    (lambda h: h.between(copy.copy(h)[0], -1), UnknownKeyError, r"history\['input_1:1'\]"),
     (lambda h: h.layers(module="fx"), UnknownKeyError, "'fc'"),
     (lambda h: h.module_outputs("fx"), UnknownKeyError, "'fc'"),
     (lambda h: h.layers(type=3), InputError, "relu"),
