@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 #: Public name -> the module that it comes from.
 _EXPORTS = {
     "trace": "lens.session",
+    "tracing": "lens.session",
     "load": "lens.history",
     "get_model_activations": "lens.paper",
     "get_model_structure": "lens.paper",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lens.paper import show_model_graph as show_model_graph
     from lens.paper import validate_saved_activations as validate_saved_activations
     from lens.session import trace as trace
+    from lens.session import tracing as tracing
 
 
 def __getattr__(name: str) -> Any:
