@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lens.entry import LayerEntry, OpEntry
 from lens.errors import UnknownKeyError
+from lens.exports import Exports
 from lens.ir.elements import ScopeId, ValueId
 from lens.ir.entry_index import EntryIndex
 from lens.ir.facets import Conditionals, OrphanOp, Orphans
@@ -18,14 +19,10 @@ from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassRecord
 from lens.render.picture import Pictures
 from lens.render.summary import summarize
-from lens.render.tables import pandas_table
 from lens.render.trace_file import write_trace
 
-if TYPE_CHECKING:
-    import pandas
 
-
-class ModelHistory(Pictures):
+class ModelHistory(Pictures, Exports):
     """A full record of one forward pass.
 
     Index it with a label (``conv2d_2_4``, ``conv2d_2``, ``conv2d_2:1``), a module address (``features.3``,
@@ -348,7 +345,3 @@ class ModelHistory(Pictures):
             FileFormatError: if the path cannot be written.
         """
         return write_trace(self, path, payloads)
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """The entries as a table, one row per entry. Needs pandas (``pip install lens-trace[pandas]``)."""
-        return pandas_table(self)
