@@ -334,14 +334,16 @@ class ModelHistory(Pictures, Exports):
         """The summary, in notebooks that show no picture."""
         printer.text(str(self))
 
-    def save(self, path: str | PathLike[str], *, payloads: bool = True) -> str:
+    def save(self, path: str | PathLike[str], *, payloads: bool = True, beside: bool = False) -> str:
         """Write the history to a file that ``lens.load`` reads, and give its path.
 
         Args:
             path: The file.
             payloads: Whether to write the saved values too.
+            beside: Whether to write these into a file of their own, ``PATH.safetensors``; they are then read from
+                there, one by one, when they are asked for (``pip install lens-trace[export]``).
 
         Raises:
             FileFormatError: if the path cannot be written.
         """
-        return write_trace(self, path, payloads)
+        return write_trace(self, path, payloads, beside)

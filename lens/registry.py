@@ -63,6 +63,7 @@ BUILT_IN = Plugin(
         "csv": "lens.render.tables:CsvRenderer",
         "dot": "lens.render.picture:DotRenderer",
         "graphml": "lens.render.networks:GraphMLRenderer",
+        "json": "lens.render.trace_file:JsonRenderer",
         "mermaid": "lens.render.mermaid:MermaidRenderer",
         "model-explorer": "lens.render.model_explorer:ModelExplorerRenderer",
         "parquet": "lens.render.tables:ParquetRenderer",

@@ -44,8 +44,7 @@ def _columns(text: str) -> Mapping[str, str]:
 def _layers(history: Traced) -> Iterator[Row]:
     names = tuple(_LAYERS)
     for entry in history:
-        row = [getattr(entry, name) for name in names]
-        yield [list(cell) if isinstance(cell, tuple) else cell for cell in row]
+        yield [getattr(entry, name) for name in names]
 
 
 def _operations(history: Traced) -> Iterator[Row]:
