@@ -32,6 +32,10 @@ DATA = Path(__file__).parent / "data"
 CASES = int(os.environ.get("LENS_FUZZ_CASES", "300"))
 
 
+def read_one(path):
+    return lens.load(path)["relu_1:1"].tensor_contents
+
+
 def traced():
     torch.manual_seed(1)
     return lens.trace(FileModel(), torch.arange(6.0).reshape(2, 3), seed=0)
@@ -110,8 +114,7 @@ def test_dtypes_layouts_and_shared_memory_beside_the_file(tmp_path):
 
 def test_the_file_beside_may_be_missing_damaged_or_another(tmp_path):
     history = traced()
-    loaded = lens.load(history.save(tmp_path / "t.lens", beside=True))
-    loaded["relu_1:1"].tensor_contents
+    read_one(history.save(tmp_path / "t.lens", beside=True))
     values = tmp_path / "t.lens.safetensors"
     good = values.read_bytes()
     history.save(tmp_path / "other.lens", beside=True)
@@ -123,16 +126,16 @@ def test_the_file_beside_may_be_missing_damaged_or_another(tmp_path):
     ]:
         values.write_bytes(bad)
         with pytest.raises(PayloadError, match=message):
-            lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+            read_one(tmp_path / "t.lens")
     values.unlink()
     with pytest.raises(PayloadError, match="cannot be read"):
-        lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+        read_one(tmp_path / "t.lens")
     values.write_bytes(good.replace(b"relu_1_2:1", b"relu_9_9:1"))
     with pytest.raises(PayloadError, match="no value"):
-        lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+        read_one(tmp_path / "t.lens")
     values.write_bytes(good.replace(b"[2,3]", b"[3,2]"))
     with pytest.raises(PayloadError, match="another type"):
-        lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+        read_one(tmp_path / "t.lens")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -245,7 +248,7 @@ def damaged_documents(draw):
         elif kind == "double" and isinstance(node[key], list):
             node[key] = node[key] * 2
         elif kind == "swap":
-            other, there = places[draw(st.integers(4, len(places) - 1))]
+            other, _ = places[draw(st.integers(4, len(places) - 1))]
             if key in (other if isinstance(other, dict) else range(len(other))):
                 node[key] = json.loads(json.dumps(other[key], default=repr))
     return msgpack.packb(document)
@@ -349,6 +352,9 @@ def deep_scopes(document):
         (deep_scopes, "scopes deep"),
         (lambda d: d["graph"]["ops"][0].update(kwargs=[["n", {"int": ["9" * 100_000]}]]), "describe"),
         (lambda d: d["graph"].update(facets=[[]]), "facets stand beside"),
+        (lambda d: d["graph"]["leaves"][3].update(addresses=[]), "without an address"),
+        (lambda d: d["graph"].update(more=1), "describe a Graph"),
+        (lambda d: d["graph"]["leaves"][0].update(kind=None), "no kind of leaf"),
         (lambda d: d["graph"]["meta"].update(capabilities="abc"), "list expected"),
         (lambda d: d["graph"]["values"][6].update(alias_of=6), "alias circle"),
     ],

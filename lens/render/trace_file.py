@@ -231,6 +231,9 @@ def _check(graph: Graph) -> None:
     """Bounds that let everything else look at the graph in bounded time, then the rules of graphs."""
     for kind in (*(v.type for v in graph.values), *(p.type for p in graph.meta.parameters)):
         check_size(kind)
+    for leaf in graph.leaves:
+        if leaf.kind in ("parameter", "buffer") and not leaf.addresses:
+            raise ValueError(f"leaf {leaf.id} is a {leaf.kind} without an address")
     depths: list[int] = []
     for scope in graph.scopes:
         inside = scope.parent is not None and 0 <= scope.parent < len(depths)
