@@ -5,15 +5,17 @@
 
 import json
 import os
+import re
 import resource
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import msgpack
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, fields_dict, has
 from file_model import FileModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,10 @@ from strategies import graphs
 import lens
 from lens.errors import FileFormatError, LensError, PayloadError
 from lens.history import ModelHistory
+from lens.ir import elements
+from lens.ir.facets import BUILT_IN, Condition
+from lens.ir.graph import Graph
+from lens.ir.layouts import Layout
 from lens.ir.payloads import PayloadStore
 from lens.ir.printer import print_graph
 from lens.render.tables import TABLES
@@ -194,6 +200,16 @@ odd_data = st.recursive(
 )
 
 
+def sealed(data):
+    """The bytes with a checksum that fits: hostile, not damaged."""
+    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "big")
+
+
+def packed(document):
+    data = msgpack.packb({**document, "checksum": 2**32 - 1} if document.get("version") == VERSION else document)
+    return sealed(data) if document.get("version") == VERSION else data
+
+
 @st.composite
 def damaged_bytes(draw):
     """A file cut off, with bytes changed, put in or left out."""
@@ -216,7 +232,7 @@ def damaged_bytes(draw):
             data[place : place + len(head)] = head
         elif kind == "copy":
             data[place:place] = data[place : place + draw(st.integers(1, 300))]
-    return bytes(data)
+    return sealed(bytes(data)) if draw(st.booleans()) else bytes(data)
 
 
 def nodes(tree):
@@ -251,7 +267,7 @@ def damaged_documents(draw):
             other, _ = places[draw(st.integers(4, len(places) - 1))]
             if key in (other if isinstance(other, dict) else range(len(other))):
                 node[key] = json.loads(json.dumps(other[key], default=repr))
-    return msgpack.packb(document)
+    return packed(document)
 
 
 class Hostile(bytes):
@@ -301,7 +317,8 @@ def _outcomes():
 
 
 def packed_after_version(*parts):
-    return b"\x83\xa6format" + msgpack.packb(FORMAT) + b"\xa7version" + msgpack.packb(VERSION) + b"".join(parts)
+    head = b"\x83\xa6format" + msgpack.packb(FORMAT) + b"\xa7version" + msgpack.packb(VERSION)
+    return sealed(head + b"".join(parts) + b"\xce\xff\xff\xff\xff")
 
 
 HUGE = {
@@ -333,7 +350,7 @@ def test_lengths_that_lie_cost_nothing(case, tmp_path):
 def changed(change):
     document = msgpack.unpackb(BASES[-1])
     change(document)
-    return msgpack.packb(document)
+    return packed(document)
 
 
 def deep_scopes(document):
@@ -368,6 +385,17 @@ def test_documents_that_would_take_forever_or_lie(change, message, tmp_path):
     assert time.perf_counter() - begin < 2
 
 
+@given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_flipped_bit_is_noticed(tmp_path, place, bit):
+    data = bytearray(BASES[-1])
+    data[place % len(data)] ^= 1 << bit
+    path = tmp_path / "t.lens"
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError):
+        lens.load(path)
+
+
 def test_a_newer_version_is_told_from_its_first_bytes(tmp_path):
     path = tmp_path / "t.lens"
     path.write_bytes(msgpack.packb({"format": FORMAT, "version": VERSION + 1, "graph": b"\x00" * 9}) + b"\xc1\xff")
@@ -380,3 +408,15 @@ def test_the_format_holds_no_pickle(tmp_path):
     lens.trace(TwoBranches(), torch.ones(2, 4)).save(path, beside=True)
     for file in tmp_path.iterdir():
         assert b"\x80\x04\x95" not in file.read_bytes()
+
+
+def test_the_documentation_lists_every_field():
+    page = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.M))
+    records = [Graph, Layout, *(r for r in vars(elements).values() if isinstance(r, type) and has(r))]
+    assert {r.__name__ for r in records} | {f.name for f in BUILT_IN} <= rows.keys()
+    for record in (*records, *BUILT_IN):
+        text = rows[record.name if record in BUILT_IN else record.__name__]
+        assert [f for f in fields_dict(record) if f"`{f}`" not in text] == []
+    assert [f for f in fields_dict(Condition) if f"`{f}`" not in rows["conditionals"]] == []
+    assert set(msgpack.unpackb(BASES[-1])) <= rows.keys()
