@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from lens.errors import RenderError
+
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file beside its place, flush it to the disk, and move it there. Raises OSError."""
@@ -22,6 +24,18 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_out(path: Path, content: str | bytes) -> None:
+    """Write an export or a picture, whole or not at all. Raises RenderError if the path cannot be written."""
+    try:
+        write_whole(path, [content.encode() if isinstance(content, str) else content])
+    except OSError as error:
+        raise RenderError(
+            f"the file cannot be written: {error.strerror}",
+            where=str(path),
+            hint="choose a path in a folder that you may write to",
+        ) from error
 
 
 def _umask() -> int:
