@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lens.ir.elements import LeafKind, ModuleInfo, ParameterInfo
-from lens.ir.types import TensorType
+from lens.ir.types import TensorType, shared_type
 
 #: A tensor of the model: the tensor, what it is, all its names. A bare tuple: one is made for each of them.
 Named: TypeAlias = tuple[torch.Tensor, LeafKind, tuple[str, ...]]
@@ -144,6 +143,5 @@ def _with_paths(name: str, attribute: Any) -> Iterator[tuple[str, Any]]:
 def _parameter_type(tensor: torch.Tensor) -> TensorType:
     if is_lazy(tensor):
         return TensorType(str(tensor.dtype).removeprefix("torch."), (0,), str(tensor.device))
-    names = (tensor.dtype, tensor.device, tensor.layout)
-    dtype, device, layout = (sys.intern(str(x).removeprefix("torch.")) for x in names)  # saves 170 bytes each
-    return TensorType(dtype, tuple(tensor.shape), device, layout)
+    dtype, device, layout = (str(x).removeprefix("torch.") for x in (tensor.dtype, tensor.device, tensor.layout))
+    return shared_type(dtype, tuple(tensor.shape), device, layout)
