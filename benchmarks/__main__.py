@@ -24,6 +24,7 @@ def main() -> None:
         "--jobs", default=",".join(table.available_jobs()), help="of the table, with commas between them"
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu where other programs disturb")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds a job of the table may take")
     parser.add_argument("--ops", type=int, default=1_000_000, help="how far the scaling goes")
     options = parser.parse_args()
@@ -47,7 +48,8 @@ def run(subject: str, options: argparse.Namespace) -> tuple[list, str]:
         results = []
         for model in models:
             begin = time.perf_counter()
-            results.append(table.measure(model, tuple(options.jobs.split(",")), options.rounds, options.limit))
+            jobs = tuple(options.jobs.split(","))
+            results.append(table.measure(model, jobs, options.rounds, options.limit, options.clock))
             print(f"  {model}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
         return results, table.markdown(results)
     if subject == "memory":

@@ -10,11 +10,11 @@ from benchmarks.worker import Worker
 BUDGET = 30.0
 
 
-def measure(model: str, jobs: tuple[str, ...], rounds: int, limit: float) -> dict:
+def measure(model: str, jobs: tuple[str, ...], rounds: int, limit: float, clock: str) -> dict:
     """Medians and spread of all jobs on one model, and what each adds to the plain forward of its own round."""
-    workers = {"lens": Worker(model, "lens", limit + 60)}
+    workers = {"lens": Worker(model, "lens", limit + 60, clock)}
     if any(job in TORCHLENS for job in jobs):
-        workers["torchlens"] = Worker(model, "torchlens", limit)
+        workers["torchlens"] = Worker(model, "torchlens", limit, clock)
     sides = {job: "torchlens" if job in TORCHLENS else "lens" for job in ("plain", *jobs)}
     try:
         ops = int(workers["lens"].ask("ops"))

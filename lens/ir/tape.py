@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dis import opname
+from functools import lru_cache
 from operator import itemgetter
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
@@ -231,7 +232,7 @@ class _Sealing:
         key = tuple(map(id, raw))  # the tape keeps them all alive
         found = self.met.get(key)
         if found is None:
-            found = tuple([seal_template(item) for item in raw])
+            found = tuple([item if type(item) in _FINISHED else seal_template(item) for item in raw])  # type: ignore[misc]
             if _FINISHED.issuperset(map(type, found)):  # others are made anew for every call
                 self.met[key] = found
         return found
@@ -333,7 +334,6 @@ class SiteTable:
 
     def __init__(self) -> None:
         self._locations: dict[tuple[int, int], Location] = {}
-        self._positions: dict[int, list[tuple[int | None, ...]]] = {}
 
     def locate(self, site: Site) -> Location | None:
         """The location of a site, with columns where this Python keeps them (3.11 and later)."""
@@ -343,7 +343,7 @@ class SiteTable:
         key = (id(code), offset)
         found = self._locations.get(key)
         if found is None:
-            found = self._locations[key] = self._work_out(code, offset)
+            found = self._locations[key] = _location(code, offset, code.co_filename, code.co_linetable)
         return found
 
     def locate_read(self, site: Site) -> Location | None:
@@ -362,17 +362,25 @@ class SiteTable:
                 offset -= 2
         return self.locate((code, max(offset, 0)))
 
-    def _work_out(self, code: CodeType, offset: int) -> Location:
-        name = getattr(code, "co_qualname", code.co_name)
-        if sys.version_info >= (3, 11):
-            rows = self._positions.get(id(code))
-            if rows is None:
-                rows = self._positions[id(code)] = list(code.co_positions())
-            line, end_line, column, end_column = rows[offset // 2]
-            if None not in (line, end_line, column, end_column):
-                return Location(code.co_filename, line, name, end_line, column, end_column)
-            return Location(code.co_filename, line or code.co_firstlineno, name)
-        for start, end, line in code.co_lines():
-            if start <= offset < end and line is not None:
-                return Location(code.co_filename, line, name)
-        return Location(code.co_filename, code.co_firstlineno, name)
+
+@lru_cache(maxsize=8192)
+def _location(code: CodeType, offset: int, file: str, lines: bytes) -> Location:
+    """The location of an instruction, kept from trace to trace: 2 us per op on densenet121.
+
+    ``file`` and ``lines`` are the code's own: they keep apart what Python takes for equal.
+    """
+    name = getattr(code, "co_qualname", code.co_name)
+    if sys.version_info >= (3, 11):
+        line, end_line, column, end_column = _positions(code, file, lines)[offset // 2]
+        if None not in (line, end_line, column, end_column):
+            return Location(file, line, name, end_line, column, end_column)  # type: ignore[arg-type]
+        return Location(file, line or code.co_firstlineno, name)
+    for start, end, begin in code.co_lines():
+        if start <= offset < end and begin is not None:
+            return Location(file, begin, name)
+    return Location(file, code.co_firstlineno, name)
+
+
+@lru_cache(maxsize=64)
+def _positions(code: CodeType, file: str, lines: bytes) -> list[tuple[int | None, ...]]:
+    return list(code.co_positions())  # type: ignore[attr-defined]  # from Python 3.11 on
