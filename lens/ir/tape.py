@@ -137,7 +137,7 @@ def _order_leaves(tape: Tape) -> None:
     waiting = {row[1]: row for row in tape.leaves[len(before) :]}
     by_beginning = tape.ops
     if any(op[1] < place for place, op in enumerate(by_beginning)):
-        newest_first = tape.ops[::-1]
+        newest_first = by_beginning[::-1]
         by_beginning = sorted(newest_first, key=itemgetter(1))  # a composite before its interior
     used = [waiting.pop(value) for op in by_beginning for value in op[2] if value in waiting]
     others = itertools.chain(
