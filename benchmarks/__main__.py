@@ -51,6 +51,7 @@ def run(subject: str, options: argparse.Namespace) -> tuple[list, str]:
             jobs = tuple(options.jobs.split(","))
             results.append(table.measure(model, jobs, options.rounds, options.limit, options.clock))
             print(f"  {model}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+            print(table.markdown(results[-1:]), file=sys.stderr, flush=True)  # should the rest be cut off
         return results, table.markdown(results)
     if subject == "memory":
         results = [row for model in models for row in memory.measure(model, options.jobs.split(","))]
@@ -58,9 +59,11 @@ def run(subject: str, options: argparse.Namespace) -> tuple[list, str]:
     if subject == "scaling":
         results = scaling.measure(options.ops)
         return results, scaling.markdown(results)
-    module = {"hooks": hooks, "large": large}[subject]
-    results = module.measure(options.rounds)
-    return results, module.markdown(results)
+    if subject == "hooks":
+        results = hooks.measure(options.rounds, options.clock)
+        return results, hooks.markdown(results)
+    results = large.measure()
+    return results, large.markdown(results)
 
 
 def machine() -> dict:

@@ -56,14 +56,15 @@ def _summary(job: str, times: dict, ops: int) -> dict:
     each = [t / ops * 1e6 for t in added]
     return {
         "seconds": statistics.median(seconds),
-        "spread": _spread(seconds),
+        "spread": spread(seconds),
         "rounds": len(seconds),
         "added_us_per_op": statistics.median(each),
-        "added_spread": _spread(each),
+        "added_spread": spread(each),
     }
 
 
-def _spread(values: list[float]) -> float:
+def spread(values: list[float]) -> float:
+    """The distance between the quartiles; of few values, between the ends."""
     if len(values) < 4:
         return max(values) - min(values)
     low, _, high = statistics.quantiles(values, n=4)
