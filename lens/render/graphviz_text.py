@@ -24,6 +24,8 @@ _LARGE = 400
 #: What XML cannot hold.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _NODE_FONT, _EDGE_FONT, _BOX_FONT = 11, 9, 11
+_TABLE = '<table border="0" cellborder="0" cellspacing="0" cellpadding="0">'
+_IF_TEXT = '<font point-size="13"><b>IF</b></font>'
 #: The width of a letter at font size 1, about.
 _LETTER = 0.56
 Attributes = dict[str, str]
@@ -31,10 +33,10 @@ Attributes = dict[str, str]
 
 @frozen
 class Title:
-    """Where the title of a box stands, and how much room is left beside it, in widths of the title."""
+    """Where the title of a box stands: the space before and after it, in points."""
 
-    side: str = "left"
-    room: int = 1
+    before: int = 0
+    after: int = 0
 
 
 NO_TITLES: Mapping[str, Title] = MappingProxyType({})
@@ -50,6 +52,12 @@ class GraphvizRenderer:
     def render(self, graph: Graph) -> str:
         """The DOT text of the unrolled graph. Linear."""
         return to_dot(make_drawing(graph))
+
+
+def usual_title(cluster: Cluster, direction: str) -> Title:
+    """At the left, with as much room beside it, so that an arrow from the middle of the box does not cross it."""
+    letters = max(map(len, cluster.lines)) if direction in ("up", "down") else 0
+    return Title(0, round(letters * _LETTER * _BOX_FONT))
 
 
 def to_dot(
@@ -97,6 +105,7 @@ class Lowering:
                 f"there is no direction {direction!r}", where="direction=", hint=f"give {', '.join(DIRECTIONS)}"
             )
         self.drawing, self.theme, self.direction, self.titles = drawing, theme, direction, titles
+        self.places = {node.id: place for place, node in enumerate(drawing.nodes)}
         self.nodes: dict[str | None, list[Node]] = defaultdict(list)
         self.clusters: dict[str | None, list[Cluster]] = defaultdict(list)
         for node in drawing.nodes:
@@ -137,10 +146,10 @@ class Lowering:
         """The attributes of a node."""
         theme = self.theme
         fill = node.fill or theme.fills[node.role]
-        head = f'<font point-size="13"><b>{html(node.head)}</b></font><br/>' if node.head else ""
+        head = [_IF_TEXT] if node.head else []
         attributes = {
             "id": quoted(node.id),
-            "label": f"<{head}{_bold_first(node.lines)}>",
+            "label": _rows([*head, f"<b>{html(node.lines[0])}</b>", "<br/>".join(map(html, node.lines[1:]))]),
             "fillcolor": quoted(fill),
             "tooltip": quoted(node.tooltip or node.name),
         }
@@ -161,36 +170,34 @@ class Lowering:
         """The attributes of an edge."""
         lines = [html(line) if line == edge.argument else f"<b>{html(line)}</b>" for line in edge.lines]
         if edge.branch:
-            lines.insert(0, '<font point-size="13"><b>IF</b></font>')
+            lines.insert(0, _IF_TEXT)
         attributes: Attributes = {}
         if lines:
-            spaced = [f"&#160;{line}&#160;" for line in (lines if self.direction == "up" else lines[::-1])]
-            attributes["label"] = f"<{'<br/>'.join(spaced)}>"
+            attributes["label"] = _rows(
+                [f"&#160;{line}&#160;" for line in (lines if self.direction == "up" else lines[::-1])]
+            )
         if edge.branch:
             attributes["penwidth"] = "2"
         if edge.after:
             attributes |= {"style": "dotted", "color": quoted(self.theme.marks["fault"])}
+        if self.places[edge.source] > self.places[edge.target]:
+            attributes["weight"] = "0"  # a step back in time: it does not pull its ends together
         return attributes
 
     def cluster(self, cluster: Cluster) -> Attributes:
-        """The attributes of the box of a module.
-
-        Beside its title there is room, so that an arrow from the middle of the box does not cross it.
-        """
+        """The attributes of the box of a module."""
         depth = len(self.drawing.chains[cluster.id])
-        address, cls = cluster.lines
-        title = self.titles.get(cluster.id, Title())
-        letters = max(len(address), len(cls)) if self.direction in ("up", "down") else 0
-        space = f'<td width="{round(letters * _LETTER * _BOX_FONT * title.room)}"></td>'
-        rows = (f"<b>{html(address)}</b>", html(cls))
-        cells = [f'<td align="{title.side}"><font point-size="{_BOX_FONT}">{row}</font></td>' for row in rows]
-        cells = [f"{space}{cell}" if title.side == "right" else f"{cell}{space}" for cell in cells]
-        table = '<table border="0" cellborder="0" cellspacing="0" cellpadding="0"><tr>'
+        title = self.titles.get(cluster.id) or usual_title(cluster, self.direction)
+        address, cls = map(html, cluster.lines)
+        before, after = (f'<td width="{width}"></td>' if width else "" for width in (title.before, title.after))
+        texts = (f"<b>{address}</b>", cls)
+        rows = "".join(f'<tr>{before}<td align="left">{text}</td>{after}</tr>' for text in texts)
         return {
             "id": quoted(cluster.id),
-            "label": f"<{table}{'</tr><tr>'.join(cells)}</tr></table>>",
+            "label": f"<{_TABLE}{rows}</table>>",
             "labelloc": "b" if self.direction == "up" else "t",
-            "labeljust": title.side[0],
+            "labeljust": "l",
+            "fontsize": str(_BOX_FONT),
             "style": "rounded",
             "color": quoted(self.theme.box),
             "penwidth": {1: "2", 2: "1.5"}.get(depth, "1"),
@@ -216,9 +223,10 @@ class Lowering:
         return f'<<table border="0" cellborder="0" cellspacing="1" cellpadding="1">{lines}</table>>'
 
 
-def _bold_first(lines: Sequence[str]) -> str:
-    """The lines of a label, the name of the layer bold."""
-    return "<br/>".join((f"<b>{html(lines[0])}</b>", *map(html, lines[1:])))
+def _rows(texts: Sequence[str]) -> str:
+    """A label of rows: lines of unlike fonts in one row would touch."""
+    rows = "".join(f"<tr><td>{text}</td></tr>" for text in texts if text)
+    return f"<{_TABLE}{rows}</table>>"
 
 
 def html(text: str) -> str:

@@ -14,8 +14,8 @@ FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
 _PURE_FORMATS = ("svg", "png", "json", "json0")
 _TIMEOUT_SECONDS = 600
-#: What graphviz writes into an SVG for Helvetica, and the fonts of the same widths that other systems have.
-_FONTS, _SAME_WIDTH = b'"Helvetica,sans-Serif"', b'"Helvetica,Arial,Liberation Sans,Nimbus Sans,sans-serif"'
+#: What graphviz writes into an SVG for Arial, and the fonts of the same widths that other systems have.
+_FONTS, _SAME_WIDTH = b'font-family="Arial"', b'font-family="Arial,Helvetica,Liberation Sans,Nimbus Sans,sans-serif"'
 
 
 def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
