@@ -128,7 +128,8 @@ class Lowering:
             "ranksep": "0.35",
             "tooltip": quoted(self.drawing.title[0] if self.drawing.title else ""),
         }
-        if len(self.drawing.nodes) > _LARGE:
+        nodes, edges = len(self.drawing.nodes), len(self.drawing.edges)
+        if nodes > _LARGE or edges > _LARGE and edges > 2 * nodes:
             graph |= {"nslimit": "4", "nslimit1": "4", "mclimit": "0.3"}
         node = {
             **font,

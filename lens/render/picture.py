@@ -107,7 +107,8 @@ def compose(graph: Graph, options: Options) -> Drawing:
     if options.depth is not None:
         drawing = collapse_depth(drawing, options.depth)
     if options.max_nodes is not None:
-        drawing = fit(drawing, options.max_nodes, rolled)
+        chosen = bool(options.collapse) or options.depth is not None
+        drawing = fit(drawing, options.max_nodes, rolled, uncrowd=not chosen)
     elif rolled:
         drawing = roll(drawing)
     if options.legend:

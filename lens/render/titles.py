@@ -13,8 +13,9 @@ from lens.render.graphviz_text import Title, to_dot, usual_title
 from lens.render.images import lay_out
 from lens.render.themes import Theme
 
-#: Titles are moved, and boxes widened, this often at most.
+#: Titles are moved, and boxes widened, this often at most; not where one layout takes long.
 _ROUNDS = 6
+_MOST_EDGES = 1500
 _STEPS = 12
 _INCH = 72.0
 #: Between an arrow and a title.
@@ -55,11 +56,13 @@ def settled_dot(drawing: Drawing, theme: Theme, direction: str) -> str:
     Raises:
         RenderError: if no program here can lay it out.
     """
+    if not drawing.clusters or len(drawing.edges) > _MOST_EDGES:
+        return to_dot(drawing, theme, direction)
     titles = {cluster.id: usual_title(cluster, direction) for cluster in drawing.clusters}
     best, fewest = "", len(titles) + 1
     for _ in range(_ROUNDS):
         text = to_dot(drawing, theme, direction, titles)
-        rims = rims_of(json.loads(lay_out(text, "json0")), titles) if titles else {}
+        rims = rims_of(json.loads(lay_out(text, "json0")), titles)
         crossed = {name: rim for name, rim in rims.items() if rim.crossed}
         if len(crossed) < fewest:
             best, fewest = text, len(crossed)
@@ -70,11 +73,11 @@ def settled_dot(drawing: Drawing, theme: Theme, direction: str) -> str:
 
 
 def _moved(title: Title, rim: Rim) -> Title:
-    """The title in a free place of its rim, or else at the left, with more room beside it."""
-    place = rim.free_place()
+    """The title in a free place of its rim, or else at the left with more room beside it. Boxes never get narrower."""
+    place, wide, room = rim.free_place(), round(rim.title[1] - rim.title[0]), title.before + title.after
     if place is None:
-        return Title(0, title.before + title.after + round(rim.title[1] - rim.title[0]))
-    return Title(round(place))
+        return Title(0, room + wide)
+    return Title(round(place), max(0, room - round(place)))
 
 
 def rims_of(layout: dict[str, Any], titles: Mapping[str, Title]) -> dict[str, Rim]:
