@@ -31,15 +31,8 @@ _LETTER = 0.56
 Attributes = dict[str, str]
 
 
-@frozen
-class Title:
-    """Where the title of a box stands: the space before and after it, in points."""
-
-    before: int = 0
-    after: int = 0
-
-
-NO_TITLES: Mapping[str, Title] = MappingProxyType({})
+#: Cluster -> the room beside its title, in points.
+NO_ROOM: Mapping[str, int] = MappingProxyType({})
 
 
 @frozen
@@ -54,17 +47,15 @@ class GraphvizRenderer:
         return to_dot(make_drawing(graph))
 
 
-def usual_title(cluster: Cluster, direction: str) -> Title:
-    """At the left, with as much room beside it, so that an arrow from the middle of the box does not cross it."""
+def usual_room(cluster: Cluster, direction: str) -> int:
+    """As much as the title is wide, so that an arrow from the middle of the box does not cross it."""
     letters = max(map(len, cluster.lines)) if direction in ("up", "down") else 0
-    return Title(0, round(letters * _LETTER * _BOX_FONT))
+    return round(letters * _LETTER * _BOX_FONT)
 
 
-def to_dot(
-    drawing: Drawing, theme: Theme = LIGHT, direction: str = "up", titles: Mapping[str, Title] = NO_TITLES
-) -> str:
+def to_dot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up", room: Mapping[str, int] = NO_ROOM) -> str:
     """The DOT text of a drawing. Linear. Raises RenderError if the direction is unknown."""
-    lowering = Lowering(drawing, theme, direction, titles)
+    lowering = Lowering(drawing, theme, direction, room)
     lines = ["digraph lens {"]
     for kind, attributes in lowering.defaults().items():
         lines.append(f"  {kind} [{_text(attributes)}]")
@@ -96,15 +87,15 @@ class Lowering:
         drawing: The drawing.
         theme: Its colours.
         direction: Where the output stands: up, down, right or left.
-        titles: How the titles of clusters are set, where that is not the usual way.
+        room: The room beside the titles of clusters, where it is not the usual one.
     """
 
-    def __init__(self, drawing: Drawing, theme: Theme, direction: str, titles: Mapping[str, Title] = NO_TITLES) -> None:
+    def __init__(self, drawing: Drawing, theme: Theme, direction: str, room: Mapping[str, int] = NO_ROOM) -> None:
         if direction not in DIRECTIONS:
             raise RenderError(
                 f"there is no direction {direction!r}", where="direction=", hint=f"give {', '.join(DIRECTIONS)}"
             )
-        self.drawing, self.theme, self.direction, self.titles = drawing, theme, direction, titles
+        self.drawing, self.theme, self.direction, self.room = drawing, theme, direction, room
         self.places = {node.id: place for place, node in enumerate(drawing.nodes)}
         self.nodes: dict[str | None, list[Node]] = defaultdict(list)
         self.clusters: dict[str | None, list[Cluster]] = defaultdict(list)
@@ -129,7 +120,7 @@ class Lowering:
             "tooltip": quoted(self.drawing.title[0] if self.drawing.title else ""),
         }
         nodes, edges = len(self.drawing.nodes), len(self.drawing.edges)
-        if nodes > _LARGE or edges > _LARGE and edges > 2 * nodes:
+        if nodes > _LARGE or edges > max(_LARGE, 2 * nodes):
             graph |= {"nslimit": "4", "nslimit1": "4", "mclimit": "0.3"}
         node = {
             **font,
@@ -188,11 +179,10 @@ class Lowering:
     def cluster(self, cluster: Cluster) -> Attributes:
         """The attributes of the box of a module."""
         depth = len(self.drawing.chains[cluster.id])
-        title = self.titles.get(cluster.id) or usual_title(cluster, self.direction)
+        room = self.room.get(cluster.id, usual_room(cluster, self.direction))
         address, cls = map(html, cluster.lines)
-        before, after = (f'<td width="{width}"></td>' if width else "" for width in (title.before, title.after))
-        texts = (f"<b>{address}</b>", cls)
-        rows = "".join(f'<tr>{before}<td align="left">{text}</td>{after}</tr>' for text in texts)
+        cells = f'<td align="left">{{}}</td><td width="{room}"></td>'
+        rows = "".join(f"<tr>{cells.format(text)}</tr>" for text in (f"<b>{address}</b>", cls))
         return {
             "id": quoted(cluster.id),
             "label": f"<{_TABLE}{rows}</table>>",

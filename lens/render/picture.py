@@ -17,11 +17,11 @@ from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, res
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing
 from lens.render.graphviz_text import to_dot
-from lens.render.images import format_of, lay_out, write_picture
+from lens.render.images import format_of, write_picture
 from lens.render.pydot_objects import to_pydot
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
-from lens.render.titles import settled_dot
+from lens.render.titles import rendered
 
 if TYPE_CHECKING:
     import pydot
@@ -152,8 +152,10 @@ class Pictures:
         for note in drawing.notes:
             if note.startswith("Collapsed"):
                 warnings.warn(note, stacklevel=2)
-        lower = to_dot if kind == "dot" else settled_dot
-        return write_picture(lower(drawing, find_theme(chosen.theme), chosen.direction), path, kind)
+        theme = find_theme(chosen.theme)
+        if kind == "dot":
+            return write_picture(to_dot(drawing, theme, chosen.direction).encode(), path)
+        return write_picture(rendered(drawing, kind, theme, chosen.direction), path)
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
@@ -166,6 +168,6 @@ class Pictures:
         if len(drawing.nodes) > _NOTEBOOK_NODES:
             return None
         try:
-            return lay_out(settled_dot(drawing, find_theme("light"), "up"), "svg").decode()
+            return rendered(drawing, "svg").decode()
         except RenderError:
             return None

@@ -1,21 +1,23 @@
-"""Where the titles of modules go: to a place at the rim of the box that no arrow crosses, as a first layout shows."""
+"""Where the titles of modules go: once all else is laid out, to a place at the rim of the box that no arrow crosses."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from attrs import frozen
 
 from lens.render.drawing import Drawing
-from lens.render.graphviz_text import Title, to_dot, usual_title
-from lens.render.images import lay_out
-from lens.render.themes import Theme
+from lens.render.graphviz_text import to_dot, usual_room
+from lens.render.images import lay_out, program_for
+from lens.render.themes import LIGHT, Theme
 
-#: Titles are moved, and boxes widened, this often at most; not where one layout takes long.
-_ROUNDS = 6
-_MOST_EDGES = 1500
+#: Boxes are widened this often at most, and only where a layout takes little time.
+_ROUNDS = 4
+_MOST_EDGES = 1000
 _STEPS = 12
 _INCH = 72.0
 #: Between an arrow and a title.
@@ -26,61 +28,69 @@ Interval = tuple[float, float]
 
 @frozen
 class Rim:
-    """The strip of a box in which its title stands: from the left, in points, what of it is taken by arrows."""
+    """The strip of a box in which its title stands, at the left: widths of both, and what arrows take, in points."""
 
     width: float
-    title: Interval
+    title: float
     arrows: tuple[Interval, ...]
 
     @property
-    def crossed(self) -> int:
-        """How many arrows cross the title."""
-        return sum(left < self.title[1] and self.title[0] < right for left, right in self.arrows)
+    def crossed(self) -> bool:
+        """Whether an arrow crosses the title."""
+        return any(left < self.title and right > 0 for left, right in self.arrows)
 
     def free_place(self) -> float | None:
-        """Where the title could begin: at the left, at the right, or in the middle between two arrows."""
-        wide = self.title[1] - self.title[0]
+        """Where the title could begin instead: at the left, at the right, or in the middle between two arrows."""
         edges = [0.0]
         for left, right in sorted(self.arrows):
             edges += [left - _MARGIN, max(edges[-1], right + _MARGIN)]
         edges.append(self.width)
         for start, end in zip(edges[::2], edges[1::2], strict=True):
-            if end - start >= wide:
-                return 0.0 if start == 0 else end - wide if end == self.width else (start + end - wide) / 2
+            if end - start >= self.title:
+                return 0.0 if start == 0 else end - self.title if end == self.width else (start + end - self.title) / 2
         return None
 
 
-def settled_dot(drawing: Drawing, theme: Theme, direction: str) -> str:
-    """The DOT text of a drawing with every title where no arrow crosses it, in boxes wide enough for that.
+def rendered(drawing: Drawing, kind: str, theme: Theme = LIGHT, direction: str = "up") -> bytes:
+    """The picture of a drawing, with every title where no arrow crosses it, in boxes wide enough for that.
 
     Raises:
         RenderError: if no program here can lay it out.
     """
-    if not drawing.clusters or len(drawing.edges) > _MOST_EDGES:
-        return to_dot(drawing, theme, direction)
-    titles = {cluster.id: usual_title(cluster, direction) for cluster in drawing.clusters}
-    best, fewest = "", len(titles) + 1
-    for _ in range(_ROUNDS):
-        text = to_dot(drawing, theme, direction, titles)
-        rims = rims_of(json.loads(lay_out(text, "json0")), titles)
-        crossed = {name: rim for name, rim in rims.items() if rim.crossed}
-        if len(crossed) < fewest:
-            best, fewest = text, len(crossed)
-        if not crossed:
+    program_for(kind)
+    return lay_out(placed_text(drawing, theme, direction), kind, placed=True)
+
+
+def placed_text(drawing: Drawing, theme: Theme, direction: str) -> str:
+    """The DOT text of a drawing with the places of everything. Raises RenderError if no program can lay it out."""
+    room = {cluster.id: usual_room(cluster, direction) for cluster in drawing.clusters}
+    best, fewest = "", len(room) + 1
+    for _ in range(_ROUNDS if len(drawing.edges) <= _MOST_EDGES else 1):
+        text = lay_out(to_dot(drawing, theme, direction, room), "dot").decode().replace("\\\n", "")
+        rims = rims_of(json.loads(lay_out(text, "json0", placed=True)), room) if room else {}
+        hopeless = [name for name, rim in rims.items() if rim.crossed and rim.free_place() is None]
+        if len(hopeless) < fewest:
+            best, fewest = _with_titles(text, rims), len(hopeless)
+        if not hopeless:
             break
-        titles |= {name: _moved(titles[name], rim) for name, rim in crossed.items()}
+        room |= {name: room[name] + round(rims[name].title) for name in hopeless}
     return best
 
 
-def _moved(title: Title, rim: Rim) -> Title:
-    """The title in a free place of its rim, or else at the left with more room beside it. Boxes never get narrower."""
-    place, wide, room = rim.free_place(), round(rim.title[1] - rim.title[0]), title.before + title.after
-    if place is None:
-        return Title(0, room + wide)
-    return Title(round(place), max(0, room - round(place)))
+def _with_titles(text: str, rims: Mapping[str, Rim]) -> str:
+    """A text with places, the titles moved to free ones."""
+
+    def moved(found: re.Match[str]) -> str:
+        rim = rims[found["name"]]
+        place = rim.free_place() if rim.crossed else None
+        return found[0] if not place else f'{found["before"]}lp="{float(found["x"]) + place:.2f},'
+
+    return re.sub(
+        r'(?P<before>^\s*subgraph (?P<name>cluster_\d+) {.*?)\blp="(?P<x>[-\d.]+),', moved, text, flags=re.M | re.S
+    )
 
 
-def rims_of(layout: dict[str, Any], titles: Mapping[str, Title]) -> dict[str, Rim]:
+def rims_of(layout: dict[str, Any], room: Mapping[str, int]) -> dict[str, Rim]:
     """Per cluster of a layout (graphviz's json0) the strip with its title."""
     curves = [list(_curve(edge["pos"])) for edge in layout.get("edges", ())]
     found = {}
@@ -89,17 +99,16 @@ def rims_of(layout: dict[str, Any], titles: Mapping[str, Title]) -> dict[str, Ri
             x, y = _point(box["lp"])
             wide, high = float(box["lwidth"]) * _INCH, float(box["lheight"]) * _INCH
             left, right = x - wide / 2, float(box["bb"].split(",")[2])
-            title = titles[box["name"]]
             passing = (_passing(curve, y - high / 2, y + high / 2) for curve in curves)
             arrows = tuple((a - left, b - left) for a, b in filter(None, passing) if a < right and left < b)
-            found[box["name"]] = Rim(right - left - _MARGIN, (title.before, wide - title.after), arrows)
+            found[box["name"]] = Rim(right - left - _MARGIN, wide - room[box["name"]], arrows)
     return found
 
 
 def _passing(curve: list[Point], low: float, high: float) -> Interval | None:
     """From where to where, from left to right, a curve is between two heights."""
     xs: list[float] = []
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(curve):
         if max(y0, y1) >= low and min(y0, y1) <= high:
             steep = (x1 - x0) / (y1 - y0) if y1 != y0 else 0.0
             xs += [x0 + (min(max(y, low), high) - y0) * steep for y in (y0, y1)] if steep else [x0, x1]
