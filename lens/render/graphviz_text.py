@@ -25,6 +25,8 @@ _LARGE = 400
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _NODE_FONT, _EDGE_FONT, _BOX_FONT = 11, 9, 11
 _TABLE = '<table border="0" cellborder="0" cellspacing="0" cellpadding="0">'
+#: The second line around collapsed modules.
+_FRAMED = '<table border="1" cellborder="0" cellspacing="0" cellpadding="1">'
 _IF_TEXT = '<font point-size="13"><b>IF</b></font>'
 #: The width of a letter at font size 1, about.
 _LETTER = 0.56
@@ -138,17 +140,19 @@ class Lowering:
         """The attributes of a node."""
         theme = self.theme
         fill = node.fill or theme.fills[node.role]
-        head = [_IF_TEXT] if node.head else []
+        framed = node.shape == "module"
+        lines = [f"&#160;{html(line)}&#160;" if framed else html(line) for line in node.lines]
+        texts = [_IF_TEXT if node.head else "", f"<b>{lines[0]}</b>", "<br/>".join(lines[1:])]
         attributes = {
             "id": quoted(node.id),
-            "label": _rows([*head, f"<b>{html(node.lines[0])}</b>", "<br/>".join(map(html, node.lines[1:]))]),
+            "label": _rows(texts, _FRAMED if framed else _TABLE),
             "fillcolor": quoted(fill),
             "tooltip": quoted(node.tooltip or node.name),
         }
         if node.shape != "ellipse":
             attributes["shape"] = "box"
-        if node.shape == "module":
-            attributes["peripheries"] = "2"
+        if framed:
+            attributes["margin"] = quoted("0.05")
         if node.dashed:
             attributes["style"] = quoted("filled,dashed")
         if node.mark:
@@ -214,10 +218,10 @@ class Lowering:
         return f'<<table border="0" cellborder="0" cellspacing="1" cellpadding="1">{lines}</table>>'
 
 
-def _rows(texts: Sequence[str]) -> str:
+def _rows(texts: Sequence[str], table: str = _TABLE) -> str:
     """A label of rows: lines of unlike fonts in one row would touch."""
     rows = "".join(f"<tr><td>{text}</td></tr>" for text in texts if text)
-    return f"<{_TABLE}{rows}</table>>"
+    return f"<{table}{rows}</table>>"
 
 
 def html(text: str) -> str:

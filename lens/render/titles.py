@@ -93,15 +93,17 @@ def _with_titles(text: str, rims: Mapping[str, Rim]) -> str:
 def rims_of(layout: dict[str, Any], room: Mapping[str, int]) -> dict[str, Rim]:
     """Per cluster of a layout (graphviz's json0) the strip with its title."""
     curves = [list(_curve(edge["pos"])) for edge in layout.get("edges", ())]
+    spans = [(min(y for _, y in curve), max(y for _, y in curve), curve) for curve in curves if curve]
     found = {}
     for box in layout.get("objects", ()):
         if "bb" in box and "lp" in box:
             x, y = _point(box["lp"])
             wide, high = float(box["lwidth"]) * _INCH, float(box["lheight"]) * _INCH
             left, right = x - wide / 2, float(box["bb"].split(",")[2])
-            passing = (_passing(curve, y - high / 2, y + high / 2) for curve in curves)
+            low, top = y - high / 2, y + high / 2
+            passing = (_passing(curve, low, top) for least, most, curve in spans if most >= low and least <= top)
             arrows = tuple((a - left, b - left) for a, b in filter(None, passing) if a < right and left < b)
-            found[box["name"]] = Rim(right - left - _MARGIN, wide - room[box["name"]], arrows)
+            found[box["name"]] = Rim(right - left - 2 * _MARGIN, wide - room[box["name"]], arrows)
     return found
 
 
