@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo gallery test lint format bench operators zoo clean
+.PHONY: demo docs gallery test lint format bench operators zoo clean
 
 demo: $(VENV)/models.stamp
 	$(PY) examples/demo.py
@@ -15,6 +15,10 @@ test: $(VENV)/test.stamp
 # About 60 models as pictures, with an index: out/gallery/index.html.
 gallery: $(VENV)/test.stamp
 	$(PY) gallery/build.py
+
+# The documentation as a site: out/site/index.html.
+docs: $(VENV)/test.stamp
+	$(PY) -m mkdocs build
 
 lint: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check .
@@ -52,7 +56,7 @@ $(VENV)/models.stamp: $(VENV)/base.stamp
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/models.stamp
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[test,docs]'
 	$(PIP) timm transformers
 	touch $@
 

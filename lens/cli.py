@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lens
+from lens.cli_diff import add_diff
 from lens.errors import LensError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ examples:
   lens show convnext.lens --graph
   lens show convnext.lens -o convnext.svg --view rolled --depth 2 --color-by time
   lens show convnext.lens --pipeline "orphans,recurrence,labels" --time --dump-after steps/
+  lens diff before.lens after.lens
   lens passes
   lens backends
   lens conform torch_function
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
     _add_show(commands)
+    add_diff(commands)
     passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")
     passes.set_defaults(run=_passes)
     known = commands.add_parser("backends", help="list the capture backends and what each sees")

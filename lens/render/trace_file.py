@@ -171,7 +171,15 @@ def _dump_layouts(payloads: PayloadStore) -> dict[int, Any]:
 
 
 def _dump_tensor(tensor: Any) -> list[Any]:
-    """A tensor as [dtype, shape, bytes]; sparse, nested and quantized ones as what they are when made dense."""
+    """A tensor as [dtype, shape, bytes]."""
+    plain = plain_tensor(tensor)
+    size = plain.numel() * plain.element_size()
+    data = ctypes.string_at(plain.data_ptr(), size) if size else b""
+    return [str(plain.dtype).removeprefix("torch."), list(plain.shape), data]
+
+
+def plain_tensor(tensor: Any) -> Any:
+    """A tensor on the CPU, contiguous; sparse, nested and quantized ones as what they are when made dense."""
     plain = tensor.detach()
     if plain.is_nested:
         plain = plain.to_padded_tensor(0.0)
@@ -179,10 +187,7 @@ def _dump_tensor(tensor: Any) -> list[Any]:
         plain = plain.dequantize()
     if str(plain.layout) != "torch.strided":
         plain = plain.to_dense()
-    plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
-    size = plain.numel() * plain.element_size()
-    data = ctypes.string_at(plain.data_ptr(), size) if size else b""
-    return [str(plain.dtype).removeprefix("torch."), list(plain.shape), data]
+    return plain.cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _load_tensor(body: Any) -> StoredTensor:
