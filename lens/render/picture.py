@@ -58,7 +58,8 @@ class Options:
         view: ``unrolled``: every pass of a layer is a node; ``rolled``: all passes are one.
         depth: Modules at this depth are one node each; 1 is the modules that the model itself calls.
         collapse: Addresses of modules that are one node each; ``blocks.*`` is every module directly in ``blocks``.
-        max_nodes: Larger drawings are collapsed further, which a note and a warning say; None never collapses.
+        max_nodes: Larger drawings are collapsed further, and crowded ones where neither depth nor collapse is given;
+            a note and a warning say so. None never collapses.
         buffers: Whether buffers are shown.
         statistics: Whether the running statistics of normalisation layers are shown among them.
         color_by: Colour the layers by ``time``, ``memory``, ``parameters`` or ``flops``, with a legend.
