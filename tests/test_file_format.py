@@ -5,15 +5,17 @@
 
 import json
 import os
+import re
 import resource
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import msgpack
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, fields_dict, has
 from file_model import FileModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,10 @@ from strategies import graphs
 import lens
 from lens.errors import FileFormatError, LensError, PayloadError
 from lens.history import ModelHistory
+from lens.ir import elements
+from lens.ir.facets import BUILT_IN, Condition
+from lens.ir.graph import Graph
+from lens.ir.layouts import Layout
 from lens.ir.payloads import PayloadStore
 from lens.ir.printer import print_graph
 from lens.render.tables import TABLES
@@ -30,6 +36,10 @@ from lens.render.trace_file import FORMAT, VERSION, read_trace
 
 DATA = Path(__file__).parent / "data"
 CASES = int(os.environ.get("LENS_FUZZ_CASES", "300"))
+
+
+def read_one(path):
+    return lens.load(path)["relu_1:1"].tensor_contents
 
 
 def traced():
@@ -110,8 +120,7 @@ def test_dtypes_layouts_and_shared_memory_beside_the_file(tmp_path):
 
 def test_the_file_beside_may_be_missing_damaged_or_another(tmp_path):
     history = traced()
-    loaded = lens.load(history.save(tmp_path / "t.lens", beside=True))
-    loaded["relu_1:1"].tensor_contents
+    read_one(history.save(tmp_path / "t.lens", beside=True))
     values = tmp_path / "t.lens.safetensors"
     good = values.read_bytes()
     history.save(tmp_path / "other.lens", beside=True)
@@ -123,16 +132,16 @@ def test_the_file_beside_may_be_missing_damaged_or_another(tmp_path):
     ]:
         values.write_bytes(bad)
         with pytest.raises(PayloadError, match=message):
-            lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+            read_one(tmp_path / "t.lens")
     values.unlink()
     with pytest.raises(PayloadError, match="cannot be read"):
-        lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+        read_one(tmp_path / "t.lens")
     values.write_bytes(good.replace(b"relu_1_2:1", b"relu_9_9:1"))
     with pytest.raises(PayloadError, match="no value"):
-        lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+        read_one(tmp_path / "t.lens")
     values.write_bytes(good.replace(b"[2,3]", b"[3,2]"))
     with pytest.raises(PayloadError, match="another type"):
-        lens.load(tmp_path / "t.lens")["relu_1:1"].tensor_contents
+        read_one(tmp_path / "t.lens")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -191,6 +200,16 @@ odd_data = st.recursive(
 )
 
 
+def sealed(data):
+    """The bytes with a checksum that fits: hostile, not damaged."""
+    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "big")
+
+
+def packed(document):
+    data = msgpack.packb({**document, "checksum": 2**32 - 1} if document.get("version") == VERSION else document)
+    return sealed(data) if document.get("version") == VERSION else data
+
+
 @st.composite
 def damaged_bytes(draw):
     """A file cut off, with bytes changed, put in or left out."""
@@ -213,7 +232,7 @@ def damaged_bytes(draw):
             data[place : place + len(head)] = head
         elif kind == "copy":
             data[place:place] = data[place : place + draw(st.integers(1, 300))]
-    return bytes(data)
+    return sealed(bytes(data)) if draw(st.booleans()) else bytes(data)
 
 
 def nodes(tree):
@@ -245,10 +264,10 @@ def damaged_documents(draw):
         elif kind == "double" and isinstance(node[key], list):
             node[key] = node[key] * 2
         elif kind == "swap":
-            other, there = places[draw(st.integers(4, len(places) - 1))]
+            other, _ = places[draw(st.integers(4, len(places) - 1))]
             if key in (other if isinstance(other, dict) else range(len(other))):
                 node[key] = json.loads(json.dumps(other[key], default=repr))
-    return msgpack.packb(document)
+    return packed(document)
 
 
 class Hostile(bytes):
@@ -298,7 +317,8 @@ def _outcomes():
 
 
 def packed_after_version(*parts):
-    return b"\x83\xa6format" + msgpack.packb(FORMAT) + b"\xa7version" + msgpack.packb(VERSION) + b"".join(parts)
+    head = b"\x83\xa6format" + msgpack.packb(FORMAT) + b"\xa7version" + msgpack.packb(VERSION)
+    return sealed(head + b"".join(parts) + b"\xce\xff\xff\xff\xff")
 
 
 HUGE = {
@@ -330,7 +350,7 @@ def test_lengths_that_lie_cost_nothing(case, tmp_path):
 def changed(change):
     document = msgpack.unpackb(BASES[-1])
     change(document)
-    return msgpack.packb(document)
+    return packed(document)
 
 
 def deep_scopes(document):
@@ -349,6 +369,9 @@ def deep_scopes(document):
         (deep_scopes, "scopes deep"),
         (lambda d: d["graph"]["ops"][0].update(kwargs=[["n", {"int": ["9" * 100_000]}]]), "describe"),
         (lambda d: d["graph"].update(facets=[[]]), "facets stand beside"),
+        (lambda d: d["graph"]["leaves"][3].update(addresses=[]), "without an address"),
+        (lambda d: d["graph"].update(more=1), "describe a Graph"),
+        (lambda d: d["graph"]["leaves"][0].update(kind=None), "no kind of leaf"),
         (lambda d: d["graph"]["meta"].update(capabilities="abc"), "list expected"),
         (lambda d: d["graph"]["values"][6].update(alias_of=6), "alias circle"),
     ],
@@ -360,6 +383,17 @@ def test_documents_that_would_take_forever_or_lie(change, message, tmp_path):
     with pytest.raises(FileFormatError, match=message):
         lens.load(path)
     assert time.perf_counter() - begin < 2
+
+
+@given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_flipped_bit_is_noticed(tmp_path, place, bit):
+    data = bytearray(BASES[-1])
+    data[place % len(data)] ^= 1 << bit
+    path = tmp_path / "t.lens"
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError):
+        lens.load(path)
 
 
 def test_a_newer_version_is_told_from_its_first_bytes(tmp_path):
@@ -374,3 +408,15 @@ def test_the_format_holds_no_pickle(tmp_path):
     lens.trace(TwoBranches(), torch.ones(2, 4)).save(path, beside=True)
     for file in tmp_path.iterdir():
         assert b"\x80\x04\x95" not in file.read_bytes()
+
+
+def test_the_documentation_lists_every_field():
+    page = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.M))
+    records = [Graph, Layout, *(r for r in vars(elements).values() if isinstance(r, type) and has(r))]
+    assert {r.__name__ for r in records} | {f.name for f in BUILT_IN} <= rows.keys()
+    for record in (*records, *BUILT_IN):
+        text = rows[record.name if record in BUILT_IN else record.__name__]
+        assert [f for f in fields_dict(record) if f"`{f}`" not in text] == []
+    assert [f for f in fields_dict(Condition) if f"`{f}`" not in rows["conditionals"]] == []
+    assert set(msgpack.unpackb(BASES[-1])) <= rows.keys()

@@ -7,6 +7,7 @@ from lens.errors import GraphError
 from lens.ir.elements import LeafId, OpId, ScopeId, ValueId
 from lens.ir.facets import Ancestry
 from lens.ir.parser import parse
+from lens.ir.templates import Slot
 from lens.ir.verifier import find_problems, verify
 
 SOUND = parse("""\
@@ -85,6 +86,11 @@ def test_an_op_outside_its_scope_is_found():
 )
 def test_numbers_that_name_nothing_are_found(broken):
     assert [p.rule for p in find_problems(broken)] == ["references"]
+
+
+@pytest.mark.parametrize("slot", [-1, -9, 1])
+def test_a_result_that_is_none_is_found(slot):
+    assert [p.rule for p in find_problems(with_op(0, form=Slot(slot)))] == ["slots"]
 
 
 @pytest.mark.parametrize("broken", [with_value(1, alias_of=ValueId(1)), with_value(1, alias_of=ValueId(2))])

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import cattrs
 
 from lens.errors import FileFormatError
+from lens.ir.elements import LEAF_KINDS, LeafKind
 from lens.ir.facets import BUILT_IN, Facet, UnknownFacet
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template
 
@@ -119,6 +120,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(float, _strict_float)
     converter.register_structure_hook_factory(_is_tuple, _strict_tuple)
     converter.register_structure_hook_func(lambda kind: kind is Facet, _no_facet)
+    converter.register_structure_hook_func(lambda kind: bool(kind == LeafKind), _leaf_kind)
     converter.register_structure_hook_func(_is_template, lambda data, _: load_template(data))
     converter.register_unstructure_hook_func(_is_template, dump_template)
     return converter
@@ -131,6 +133,13 @@ def _is_template(kind: Any) -> bool:
 def _is_tuple(kind: Any) -> bool:
     origin: Any = get_origin(kind)
     return origin is tuple
+
+
+def _leaf_kind(value: Any, _: Any) -> LeafKind:
+    for kind in LEAF_KINDS:
+        if value == kind:
+            return kind
+    raise ValueError(f"there is no kind of leaf {value!r}")
 
 
 def _no_facet(value: Any, _: Any) -> Any:

@@ -117,7 +117,7 @@ def _slots_fit(graph: Graph) -> Iterator[Finding]:
     for op in graph.ops:
         if _slot_numbers(*op.args, *(arg for _, arg in op.kwargs)) != list(range(len(op.operands))):
             yield op.id, f"op {op.id}: the slots of its arguments are not its operands in order"
-        if any(slot >= len(op.results) for slot in slots(op.form)):
+        if any(not 0 <= slot < len(op.results) for slot in slots(op.form)):
             yield op.id, f"op {op.id} returns a slot that it has no result for"
     for name, bundle in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         if _slot_numbers(bundle.form) != list(range(len(bundle.values))):

@@ -103,15 +103,11 @@ class GraphMLRenderer:
         made = network(history)
         import networkx as nx
 
-        flat = nx.MultiDiGraph()
-        flat.graph.update({key: _flat(value) for key, value in made.graph.items()})
-        for name, facts in made.nodes(data=True):
-            flat.add_node(without_control(name), **{key: _flat(value) for key, value in facts.items()})
-        for number, (source, target, facts) in enumerate(made.edges(data=True)):
-            flat.add_edge(
-                without_control(source), without_control(target), key=number, **{k: _flat(v) for k, v in facts.items()}
-            )
-        return "\n".join(nx.generate_graphml(flat)) + "\n"
+        for facts in (made.graph, *(d for _, d in made.nodes(data=True)), *(d for *_, d in made.edges(data=True))):
+            flat = [(key, _flat(value)) for key, value in facts.items() if value not in ([], "")]
+            facts.clear()
+            facts.update(flat)
+        return "\n".join(nx.generate_graphml(made)) + "\n"
 
 
 def _flat(value: Any) -> Any:

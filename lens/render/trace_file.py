@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import zlib
 from collections.abc import Iterator
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -42,6 +44,8 @@ FORMAT = "lens-trace"
 VERSION = 2
 #: Python itself calls no deeper than this, so no model does.
 _DEEPEST_SCOPE = 1000
+#: How msgpack begins a number of four bytes.
+_UINT32 = b"\xce"
 _TEXT: dict[str, Any] = {"unicode_errors": "surrogatepass"}
 
 
@@ -71,7 +75,7 @@ def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, be
         if mark:
             read = history.payloads.read
             write_beside(beside_path(target), ((name, read(v)) for v, name in names.items()), mark)
-        write_whole(target, _chunks(history, names, payloads, mark))
+        write_whole(target, _sealed(_chunks(history, names, payloads, mark)))
     except OSError as error:
         raise FileFormatError(
             f"the trace cannot be written: {error.strerror}",
@@ -111,7 +115,7 @@ def _chunks(history: Recorded, names: dict[ValueId, str], payloads: bool, mark: 
         ],
         "beside": mark,
     }
-    yield packer.pack_map_header(len(head) + 1)
+    yield packer.pack_map_header(len(head) + 2)
     for key, part in head.items():
         yield packer.pack(key)
         yield packer.pack(part)
@@ -124,6 +128,15 @@ def _chunks(history: Recorded, names: dict[ValueId, str], payloads: bool, mark: 
             yield packer.pack([value, _dtype(plain), list(plain.shape), name])
         else:
             yield packer.pack([value, *dump_tensor(tensor)])
+
+
+def _sealed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces of the file, and as its last entry the checksum of all that is before it."""
+    checksum = 0
+    for chunk in chain(chunks, [msgpack.packb("checksum") + _UINT32]):
+        checksum = zlib.crc32(chunk, checksum)
+        yield chunk
+    yield checksum.to_bytes(4, "big")
 
 
 def _names(history: Recorded) -> dict[ValueId, str]:
@@ -171,6 +184,10 @@ def _unpack(data: bytes, where: str) -> dict[str, Any]:
     """The map of a file of any version, in the form of the newest. Time and memory are linear in the file's size."""
     try:
         version = _version(data, where)
+        if version > 1 and (
+            data[-5:-4] != _UINT32 or zlib.crc32(memoryview(data)[:-4]).to_bytes(4, "big") != data[-4:]
+        ):
+            raise ValueError("its checksum does not fit its bytes")
         walker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
         walker.feed(data)
         walker.skip()  # are all parts there? Else a length that lies would be believed, and room for it made
@@ -231,6 +248,9 @@ def _check(graph: Graph) -> None:
     """Bounds that let everything else look at the graph in bounded time, then the rules of graphs."""
     for kind in (*(v.type for v in graph.values), *(p.type for p in graph.meta.parameters)):
         check_size(kind)
+    for leaf in graph.leaves:
+        if leaf.kind in ("parameter", "buffer") and not leaf.addresses:
+            raise ValueError(f"leaf {leaf.id} is a {leaf.kind} without an address")
     depths: list[int] = []
     for scope in graph.scopes:
         inside = scope.parent is not None and 0 <= scope.parent < len(depths)
