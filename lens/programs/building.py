@@ -6,6 +6,7 @@ it was in the run, and the node of a value that a write made anew is that of the
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,12 +27,39 @@ from lens.programs.fx_module import Program
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard
 from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered
 from lens.programs.node_meta import node_meta
-from lens.programs.noise import with_noise
+from lens.programs.noise import recorded_noise, with_noise
+from lens.programs.sizes import Form, Size
+from lens.render.renderer import Traced
 from lens.replay.interpreter import AUTOCAST
 from lens.replay.program import why_not_run
 
 _NAME = re.compile(r"\W+")
 _FIRST_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+def make_program(
+    history: Traced, model: nn.Module | None = None, *, guards: bool = True, noise: str = "draw", flat: bool = False
+) -> Program:
+    """The program of a trace; the arguments are those of ``Builder``, and ``noise`` is ``draw`` or ``recorded``.
+
+    Raises:
+        RenderError: an option is wrong, the trace is not whole, or the program needs a tensor that is not there.
+        ReplayError: a function or argument of the run is not there.
+        StaleValueError: a tensor was changed since the trace.
+    """
+    graph = history.graph
+    if noise not in ("draw", "recorded"):
+        raise RenderError(f"noise cannot be {noise!r}", where="noise=", hint='give "draw" or "recorded"')
+    if model is not None and not isinstance(model, nn.Module):
+        raise RenderError(f"model is a {type(model).__name__}", where="model=", hint="give a torch.nn.Module")
+    if graph.meta.fault is not None:
+        raise RenderError(
+            "the forward pass of this trace raised: it is no whole program",
+            where=str(graph.meta.fault.location or graph.meta.fault.type),
+            hint="trace a call that returns; the structure can be exported as it is",
+        )
+    recorded = recorded_noise(graph, history.payloads) if noise == "recorded" else {}
+    return Builder(graph, history.payloads, model, guards, flat, recorded).build()
 
 
 @define
@@ -46,6 +74,8 @@ class Builder:
         flat: Whether the program takes the input tensors one by one and gives a tuple of output tensors, instead of
             taking and giving what the model does.
         noise: Per op, the tensor that stands for what its generator gave.
+        sizes: The sizes of the inputs that may vary.
+        integers: Per op, how the integers in the slots after its operands follow from these.
     """
 
     trace: Graph
@@ -54,6 +84,8 @@ class Builder:
     guards: bool = True
     flat: bool = False
     noise: Mapping[int, torch.Tensor] = field(factory=dict)
+    sizes: tuple[Size, ...] = ()
+    integers: Mapping[int, tuple[Form, ...]] = field(factory=dict)
     root: nn.Module = field(init=False, factory=nn.Module)
     graph: fx.Graph = field(init=False, factory=fx.Graph)
     nodes: dict[ValueId, fx.Node] = field(init=False, factory=dict)
@@ -62,6 +94,7 @@ class Builder:
     written: dict[int, list[int]] = field(init=False, factory=dict)
     touched: set[ValueId] = field(init=False, factory=set)
     addresses: dict[str, str] = field(init=False, factory=dict)
+    size_nodes: dict[Form | str, fx.Node] = field(init=False, factory=dict)
 
     def build(self) -> Program:
         """The program. Linear. Raises RenderError, ReplayError or StaleValueError."""
@@ -94,7 +127,11 @@ class Builder:
             self.roots.append(value.id if alias is None else self.roots[alias])
         objects = self.payloads.objects
         for op in self.trace.ops:
-            self.written[op.id] = written_operands(op, objects) if op.function.mutates or op.kwargs else []
+            self.written[op.id] = (
+                written_operands(op, objects, len(self.integers.get(op.id, ())))
+                if op.function.mutates or op.kwargs
+                else []
+            )
             targets = {self.roots[op.operands[i]] for i in self.written[op.id]}
             for old, _ in op.effects:
                 if targets and self.roots[old] not in targets and self.trace.values[self.roots[old]].leaf is not None:
@@ -120,6 +157,10 @@ class Builder:
                     self.nodes[leaf.value] = self.graph.call_method("clone", (given,)) if written else given
         else:
             self._add_arguments()
+        inputs = [leaf.value for leaf in self.trace.leaves if leaf.kind == "input"]
+        for size in self.sizes:
+            number, dimension = size.places[0]
+            self.size_nodes[size.name] = self.graph.call_method("size", (self.nodes[inputs[number]], dimension))
         for leaf in self.trace.leaves:
             if leaf.value not in self.nodes and leaf.value in used:
                 self.nodes[leaf.value] = self._add_leaf(leaf, leaf.value in self.touched)
@@ -151,7 +192,7 @@ class Builder:
             optional -= 1
         holders = []
         for place_, (name, arg) in enumerate(given):
-            default = (None if isinstance(arg, Opaque) or not _is_constant(arg) else arg,)
+            default: Any = (None if isinstance(arg, Opaque) or not _is_constant(arg) else arg,)
             args = default if place_ >= optional else ()
             holders.append((name, arg, self.graph.create_node("placeholder", self._name(name), args)))
         for name, arg, holder in holders:
@@ -203,7 +244,20 @@ class Builder:
         if op.id in self.noise:
             address = place(self.root, f"lens_noise.{name}", self.noise[op.id])
             return with_noise(self.graph, op, operands, self.graph.get_attr(address), name)
+        operands += [self._size(form) for form in self.integers.get(op.id, ())]
         return add_call(self.graph, op, operands, self._objects(op), name)
+
+    def _size(self, form: Form) -> fx.Node:
+        """The node of an integer that follows from the sizes of the inputs."""
+        if form not in self.size_nodes:
+            call = self.graph.call_function
+            node: Any = form.factor.numerator
+            for name in form.sizes:
+                node = self.size_nodes[name] if node == 1 else call(operator.mul, (node, self.size_nodes[name]))
+            if form.factor.denominator != 1:
+                node = call(operator.floordiv, (node, form.factor.denominator))
+            self.size_nodes[form] = call(operator.add, (node, form.offset)) if form.offset else node
+        return self.size_nodes[form]
 
     def _connect(self, op: Op, call: fx.Node) -> None:
         made = dict(parts(self.graph, op.form, call))
@@ -283,6 +337,3 @@ def _holds_slots(template: Template) -> bool:
 
 def _is_constant(template: Template) -> bool:
     return template is None or isinstance(template, (bool, int, float, complex, str))
-
-
-

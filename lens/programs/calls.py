@@ -20,8 +20,32 @@ from lens.replay.interpreter import AUTOCAST
 
 #: Methods that are operators of Python; ``__radd__`` and its like are these with their arguments exchanged.
 _OPERATORS = frozenset(
-    ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
-    + ["neg", "pos", "invert", "lt", "le", "eq", "ne", "gt", "ge", "getitem", "setitem"]
+    [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+        "neg",
+        "pos",
+        "invert",
+        "lt",
+        "le",
+        "eq",
+        "ne",
+        "gt",
+        "ge",
+        "getitem",
+        "setitem",
+    ]
 )
 #: Python names whose functions stand in ``operator`` with an underscore.
 _KEYWORDS = frozenset({"and", "or"})
@@ -60,9 +84,7 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         in_place = dunder[:1] == "i" and dunder[1:] in _OPERATORS and dunder not in _OPERATORS
         if dunder in _OPERATORS or reflected or in_place:
             target = getattr(operator, f"{dunder[reflected:]}{'_' if dunder[reflected:] in _KEYWORDS else ''}")
-            return graph.create_node(
-                "call_function", target, tuple(reversed(args) if reflected else args), {}, name
-            )
+            return graph.create_node("call_function", target, tuple(reversed(args) if reflected else args), {}, name)
     resolve(function)  # a method that is not there is an error now, not when the program runs
     if args:
         return graph.create_node("call_method", function.name, tuple(args), kwargs, name)
@@ -92,7 +114,8 @@ def parts(graph: fx.Graph, form: Template, whole: fx.Node) -> Iterator[tuple[int
             if _has_slots(item):
                 by_key = form.kind == "dict" or not _is_record(form.kind)
                 take = operator.getitem if by_key else getattr
-                yield from parts(graph, item, graph.call_function(take, (whole, key)))
+                by: Any = key
+                yield from parts(graph, item, graph.call_function(take, (whole, by)))
 
 
 def _has_slots(form: Template) -> bool:
@@ -141,12 +164,12 @@ class _Nothing(dict[int, Any]):
         return None
 
 
-def written_operands(op: Op, objects: Mapping[int, Any]) -> list[int]:
-    """The positions of the operands that an op writes to."""
+def written_operands(op: Op, objects: Mapping[int, Any], more: int = 0) -> list[int]:
+    """The positions of the operands that an op writes to; ``more`` slots after them hold integers."""
     function = describe(resolve(op.function))
     if not function.may_write and not op.kwargs:
         return []
-    stand_ins: list[Any] = [torch.empty(0) for _ in op.operands]
+    stand_ins: list[Any] = [*(torch.empty(0) for _ in op.operands), *[0] * more]
     known = _Nothing(objects)
     args = [build(arg, stand_ins, known) for arg in op.args]
     kwargs = {key: build(arg, stand_ins, known) for key, arg in op.kwargs}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from attrs import frozen
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from lens.functions import describe, resolve
 from lens.ir.elements import FnRef
@@ -49,22 +49,20 @@ class _Row:
     @classmethod
     def of(cls, node: fx.Node, number: dict[fx.Node, int]) -> _Row:
         target: Any = node.target if isinstance(node.target, str) else describe(node.target).ref
-        args, kwargs = (fx.node.map_arg(given, lambda n: _Place(number[n])) for given in (node.args, node.kwargs))
+        number_of: Any = lambda item: _Place(number[item]) if isinstance(item, fx.Node) else item  # noqa: E731
+        args: Any = map_aggregate(node.args, number_of)
+        kwargs: Any = map_aggregate(node.kwargs, number_of)
         return cls(node.op, target, args, kwargs, node.name, node.type, node.meta)
 
     def put(self, graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node:
         """The node again, at the end of a graph."""
         target: str | Callable[..., Any] = self.target if isinstance(self.target, str) else resolve(self.target)
-        args, kwargs = (_with_nodes(given, nodes) for given in (self.args, self.kwargs))
+        node_of: Any = lambda item: nodes[item.number] if isinstance(item, _Place) else item  # noqa: E731
+        args: Any = map_aggregate(self.args, node_of)
+        kwargs: Any = map_aggregate(self.kwargs, node_of)
         node = graph.create_node(self.op, target, args, kwargs, self.name, self.type)
         node.meta.update(self.meta)
         return node
-
-
-def _with_nodes(given: Any, nodes: list[fx.Node]) -> Any:
-    return torch.utils._pytree.tree_map(
-        lambda item: nodes[item.number] if isinstance(item, _Place) else item, given
-    )
 
 
 def _unpickled(name: str, rows: list[_Row], state: dict[str, Any]) -> Program:

@@ -29,7 +29,7 @@ def leaf_tensor(leaf: Leaf, payloads: PayloadStore, model: nn.Module | None) -> 
         for address in leaf.addresses:
             owner, _, name = address.rpartition(".")
             module = dict(model.named_modules(remove_duplicate=False)).get(owner)
-            found = None if module is None else {**module._buffers, **module._parameters}.get(name)
+            found: torch.Tensor | None = None if module is None else {**module._buffers, **module._parameters}.get(name)
             if found is not None:
                 return found
     if leaf.value in payloads:

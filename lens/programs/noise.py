@@ -13,8 +13,19 @@ from lens.replay.interpreter import Interpreter
 
 #: Random functions whose result does not depend on the values of their one operand; so do all without operands.
 _SOURCES = frozenset(
-    ["rand_like", "randn_like", "randint_like", "normal_", "uniform_", "exponential_", "random_", "cauchy_"]
-    + ["bernoulli_", "log_normal_", "geometric_"]
+    [
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "normal_",
+        "uniform_",
+        "exponential_",
+        "random_",
+        "cauchy_",
+        "bernoulli_",
+        "log_normal_",
+        "geometric_",
+    ]
 )
 #: Random functions that multiply their operand by a mask.
 _MASKS = frozenset({"dropout", "dropout_", "feature_dropout", "feature_dropout_"})
@@ -26,7 +37,7 @@ def recorded_noise(graph: Graph, payloads: PayloadStore) -> dict[int, torch.Tens
     Raises:
         RenderError: an op mixes its noise with its operands in another way, or the generators' states were not kept.
     """
-    found = {}
+    found: dict[int, torch.Tensor] = {}
     interpreter = Interpreter(graph, payloads)
     for op in graph.ops:
         if not op.function.random:

@@ -9,21 +9,20 @@ import ast
 import re
 import traceback
 import warnings
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from attrs import field, frozen
 from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lens.errors import RenderError
-from lens.ir.facets import Facet, Labels
+from lens.ir.facets import Labels
 from lens.ir.types import TensorType
-from lens.programs.fx_export import FxRenderer, Noise
+from lens.programs.building import make_program
 from lens.programs.fx_module import Program
 from lens.render.renderer import Traced
 
@@ -41,52 +40,25 @@ _WITHOUT = "to_onnx_structure writes the graph alone, for which no operation nee
 _LARGEST = 1 << 30
 
 
-@frozen
-class OnnxRenderer:
-    """A runnable ONNX model: inputs by the names of the arguments, outputs by their labels.
+def convert_history(history: Traced, model: nn.Module | None, noise: str, optimize: bool) -> Any:
+    """torch's ``ONNXProgram`` of a trace. Raises RenderError: it has no such form, or onnx is not installed."""
+    program = make_program(history, model, guards=False, noise=noise, flat=True)
+    graph = history.graph
+    inputs = [graph.values[leaf.value].type for leaf in graph.leaves if leaf.kind == "input"]
+    exported = export_program(program, tuple(map(example, inputs)))
+    return convert(exported, graph[Labels].outputs, optimize)
 
-    Args:
-        model: Where parameters and buffers come from; by default the trace.
-        noise: ``recorded``: what random operations drew in the run stands as constants, so the numbers are those of
-            the run; ``draw``: they draw anew.
-        optimize: Whether torch's exporter merges nodes, which then have the label of one of their operations.
-    """
 
-    name: ClassVar[str] = "onnx"
-    suffix: ClassVar[str] = ".onnx"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = True
-    model: nn.Module | None = None
-    noise: Noise = field(default="recorded")
-    optimize: bool = False
-
-    def render(self, history: Traced) -> bytes:
-        """The file. Raises RenderError: the model has no such form, or onnx and onnxscript are not installed."""
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            self.converted(history).save(path, external_data=False)
-            return path.read_bytes()
-
-    def write(self, history: Traced, path: str | PathLike[str]) -> str:
-        """Write the file, with the weights of models beyond 1 GiB in another beside it, and give its path."""
-        converted = self.converted(history)
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            converted.save(path, external_data=_nbytes(converted) > _LARGEST)
-        except OSError as error:
-            raise RenderError(
-                f"the export cannot be written: {error.strerror}", where=str(path), hint="choose another path"
-            ) from error
-        return str(path)
-
-    def converted(self, history: Traced) -> Any:
-        """torch's ``ONNXProgram``, with labels and lines in the metadata of its nodes. Errors as for ``render``."""
-        program = FxRenderer(self.model, guards=False, noise=self.noise).program(history, flat=True)
-        graph = history.graph
-        inputs = [graph.values[leaf.value].type for leaf in graph.leaves if leaf.kind == "input"]
-        names = [graph[Labels].outputs[i] for i in range(len(graph.outputs.values))]
-        exported = export_program(program, tuple(map(example, inputs)))
-        return convert(exported, names, self.optimize, {})
+def save(converted: Any, path: str | PathLike[str]) -> str:
+    """Write an ``ONNXProgram``, the weights beside it if they are more than 1 GiB, and give the path."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        converted.save(path, external_data=_nbytes(converted) > _LARGEST)
+    except OSError as error:
+        raise RenderError(
+            f"the export cannot be written: {error.strerror}", where=str(path), hint="choose another path"
+        ) from error
+    return str(path)
 
 
 def example(kind: TensorType) -> torch.Tensor:
@@ -116,13 +88,13 @@ def _normalises_by_batch(node: fx.Node) -> bool:
     return "batch_norm" in str(node.target) and True in node.args[:6]
 
 
-def convert(exported: Any, output_names: list[str], optimize: bool, options: dict[str, Any]) -> Any:
+def convert(exported: Any, output_names: Sequence[str], optimize: bool = False) -> Any:
     """``torch.onnx`` of an exported program. Raises RenderError that names the operation without a counterpart."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             converted = torch.onnx.export(
-                exported, dynamo=True, verbose=False, optimize=optimize, output_names=output_names, **options
+                exported, dynamo=True, verbose=False, optimize=optimize, output_names=list(output_names)
             )
     except ImportError as error:
         raise RenderError(
