@@ -93,12 +93,12 @@ class Generalized:
         program = self._program(model, guards=False, flat=True)
         first = min(size.first for size in self.sizes) >= min(size.second for size in self.sizes)
         kinds = _input_types(self.trace if first else self.other)
-        dims = {size.name: torch.export.Dim(size.name, min=1) for size in self.sizes}
+        dims = {size.name: torch.export.Dim(size.name) for size in self.sizes}
         shapes: list[dict[int, Any]] = [{} for _ in kinds]
         for size in self.sizes:
             for number, dimension in size.places:
                 shapes[number][dimension] = dims[size.name]
-        exported = export_program(program, tuple(map(example, kinds)), (tuple(shapes),))
+        exported = export_program(program, tuple(map(example, kinds)), tuple(shapes))
         return save(convert(exported, self.trace[Labels].outputs), path)
 
     def _program(self, model: nn.Module | None, *, guards: bool, flat: bool) -> Program:
