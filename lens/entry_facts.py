@@ -8,6 +8,7 @@ from lens.ir.elements import Leaf, Location, Op, Value
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
 from lens.ir.templates import Seq, Slot, Template
+from lens.render.values import StoredTensor
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
@@ -194,7 +195,10 @@ class CallFacts(EntryView):
     @property
     def func_rng_states(self) -> dict[str, Any] | None:
         """States of the random number generators before the call, by device; None if it drew no number."""
-        return None if self._op is None else self._history.payloads.rng_states.get(self._op.id)
+        states = None if self._op is None else self._history.payloads.rng_states.get(self._op.id)
+        if states is None:
+            return None
+        return {device: s.read() if isinstance(s, StoredTensor) else s for device, s in states.items()}
 
     @property
     def function_is_inplace(self) -> bool:

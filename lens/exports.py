@@ -16,7 +16,7 @@ from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassManager
-from lens.render.files import write_whole
+from lens.render.files import write_out
 from lens.render.networks import network
 from lens.render.renderer import Rendered, Renderer, Traced
 from lens.render.tables import data_frame
@@ -194,13 +194,6 @@ def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
     """Write what a renderer made, each file whole or not at all, and give the path. Raises RenderError."""
     target = Path(path)
     files: Mapping[str, str | bytes] = rendered if isinstance(rendered, Mapping) else {"": rendered}
-    try:
-        for name, content in files.items():
-            write_whole(target / name, [content.encode() if isinstance(content, str) else content])
-    except OSError as error:
-        raise RenderError(
-            f"the export cannot be written: {error.strerror}",
-            where=str(target),
-            hint="choose a path in a folder that you may write to",
-        ) from error
+    for name, content in files.items():
+        write_out(target / name, content)
     return str(target)

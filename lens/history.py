@@ -7,6 +7,7 @@ from functools import cached_property
 from os import PathLike
 from typing import Any
 
+from lens import registry
 from lens.entry import LayerEntry, OpEntry
 from lens.errors import UnknownKeyError
 from lens.exports import Exports
@@ -19,7 +20,7 @@ from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassRecord
 from lens.render.picture import Pictures
 from lens.render.summary import summarize
-from lens.render.trace_file import write_trace
+from lens.render.trace_file import read_trace, write_trace
 
 
 class ModelHistory(Pictures, Exports):
@@ -347,3 +348,13 @@ class ModelHistory(Pictures, Exports):
             FileFormatError: if the path cannot be written.
         """
         return write_trace(self, path, payloads, beside)
+
+
+def load(path: str | PathLike[str]) -> ModelHistory:
+    """The history that ``history.save(path)`` wrote. Needs neither the model nor torch.
+
+    Raises:
+        FileFormatError: the file is not a lens trace, damaged, or from a newer version.
+    """
+    graph, payloads, seconds = read_trace(path, registry.facet_classes())
+    return ModelHistory(graph, payloads, logging_seconds=seconds)

@@ -18,6 +18,7 @@ from real_models import REAL_MODELS
 from torch import nn
 
 import lens
+from lens import registry
 from lens.cli import main
 from lens.errors import LensError, PluginError, RenderError
 from lens.exports import make_renderer, renderer_classes
@@ -367,6 +368,32 @@ def test_lens_export_says_what_is_wrong(arguments, message, histories, tmp_path,
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+class NeedsModel:
+    """A renderer of another package that needs the parameters, and makes several files."""
+
+    name, suffix, requires, needs_model = "weights", "", (Labels,), True
+
+    def render(self, history):
+        leaves = [leaf for leaf in history.graph.leaves if leaf.kind == "parameter"]
+        return {f"{leaf.addresses[0]}.txt": str(history.payloads.read(leaf.value).tolist()) for leaf in leaves}
+
+
+def test_a_renderer_that_needs_the_model_gets_it_traced_first(histories, tmp_path, monkeypatch, capsys):
+    known = (*registry.plugins(), registry.Plugin("mine", renderers={"weights": f"{__name__}:NeedsModel"}))
+    monkeypatch.setattr(registry, "plugins", lambda: known)
+    assert main(["export", "--list"]) == 0
+    assert "weights (a folder, needs the model)" in capsys.readouterr().out
+    model = tmp_path / "model.py"
+    model.write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 1)\n")
+    folder = tmp_path / "weights"
+    assert main(["export", f"{model}:make", "--input", "2x2", "--to", "weights", "-o", str(folder)]) == 0
+    assert sorted(p.name for p in folder.iterdir()) == ["bias.txt", "weight.txt"]
+    assert len(json.loads((folder / "weight.txt").read_text())[0]) == 2
+    trace = histories("if").save(tmp_path / "t.lens")
+    assert main(["export", trace, "--to", "weights", "-o", str(folder)]) == 2
+    assert "weights needs the model, which no trace file holds" in capsys.readouterr().err
 
 
 # Size

@@ -93,11 +93,10 @@ class Generalized:
         program = self._program(model, guards=False, flat=True)
         first = min(size.first for size in self.sizes) >= min(size.second for size in self.sizes)
         kinds = _input_types(self.trace if first else self.other)
-        dims = {size.name: torch.export.Dim(size.name) for size in self.sizes}
         shapes: list[dict[int, Any]] = [{} for _ in kinds]
         for size in self.sizes:
             for number, dimension in size.places:
-                shapes[number][dimension] = dims[size.name]
+                shapes[number][dimension] = torch.export.Dim.DYNAMIC
         exported = export_program(program, tuple(map(example, kinds)), tuple(shapes))
         return save(convert(exported, self.trace[Labels].outputs), path)
 

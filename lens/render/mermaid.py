@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -10,8 +9,8 @@ from attrs import frozen
 
 from lens.errors import RenderError
 from lens.ir.facets import Facet, Labels
-from lens.render.drawing import Cluster, Drawing, Edge, Node
-from lens.render.graphviz_text import DIRECTIONS, without_control
+from lens.render.drawing import Drawing, Edge
+from lens.render.graphviz_text import DIRECTIONS, Lowering, without_control
 from lens.render.picture import Options, compose
 from lens.render.renderer import Traced
 from lens.render.themes import Theme, contrast, find_theme
@@ -55,20 +54,15 @@ class MermaidRenderer(Options):
 
 
 def to_mermaid(drawing: Drawing, theme: Theme, direction: str = "up") -> str:
-    """The text of a drawing as a flowchart. Linear."""
+    """The text of a drawing as a flowchart. Linear. Raises RenderError if the direction is unknown."""
+    lowering = Lowering(drawing, theme, direction)
     lines = [f"flowchart {DIRECTIONS[direction]}"]
-    nodes: dict[str | None, list[Node]] = defaultdict(list)
-    clusters: dict[str | None, list[Cluster]] = defaultdict(list)
-    for node in drawing.nodes:
-        nodes[node.cluster].append(node)
-    for cluster in drawing.clusters:
-        clusters[cluster.parent].append(cluster)
 
     def inside(parent: str | None, indent: str) -> Iterator[str]:
-        for node in nodes[parent]:
+        for node in lowering.nodes[parent]:
             shape = _SHAPES[node.shape].format(_text(filter(None, (node.head, *node.lines))))
             yield f"{indent}{node.id}{shape}{'' if node.fill else f':::{node.role}'}"
-        for cluster in clusters[parent]:
+        for cluster in lowering.clusters[parent]:
             yield f'{indent}subgraph {cluster.id}["{_text(cluster.lines)}"]'
             yield from inside(cluster.id, f"{indent}  ")
             yield f"{indent}end"

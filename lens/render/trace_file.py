@@ -30,6 +30,7 @@ from lens.render.renderer import Traced
 from lens.render.values import (
     Beside,
     BesideTensor,
+    StoredTensor,
     beside_path,
     check_size,
     dump_tensor,
@@ -122,12 +123,12 @@ def _chunks(history: Recorded, names: dict[ValueId, str], payloads: bool, mark: 
     yield packer.pack("values")
     yield packer.pack_array_header(len(names))
     for value, name in names.items():
-        tensor = store.read(value)
+        payload = store.values[value]
         if mark:
-            plain = plain_tensor(tensor)
+            plain = plain_tensor(payload.read())
             yield packer.pack([value, _dtype(plain), list(plain.shape), name])
         else:
-            yield packer.pack([value, *dump_tensor(tensor)])
+            yield packer.pack([value, *dump_tensor(payload if isinstance(payload, StoredTensor) else payload.read())])
 
 
 def _sealed(chunks: Iterator[bytes]) -> Iterator[bytes]:

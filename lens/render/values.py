@@ -12,7 +12,7 @@ from attrs import frozen
 
 from lens.errors import FileFormatError, PayloadError
 from lens.ir.types import DTYPES, TensorType
-from lens.render.files import write_whole
+from lens.render.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ def beside_path(path: Path) -> Path:
 def write_beside(path: Path, tensors: Iterable[tuple[str, Any]], mark: str) -> None:
     """Write tensors by name as safetensors. Raises FileFormatError if it is not installed, and OSError."""
     try:
-        from safetensors.torch import save
+        from safetensors.torch import save_file
     except ImportError as error:
         raise FileFormatError("safetensors is not installed", where=str(path), hint=_INSTALL) from error
     plain: dict[str, Any] = {}
@@ -128,7 +128,8 @@ def write_beside(path: Path, tensors: Iterable[tuple[str, Any]], mark: str) -> N
         memory = value.untyped_storage().data_ptr()
         plain[name] = value.clone() if memory in seen else value
         seen.add(memory)
-    write_whole(path, [save(plain, {"lens": mark})])
+    with replacing(path) as temporary:
+        save_file(plain, temporary, {"lens": mark})
 
 
 def plain_tensor(tensor: Any) -> torch.Tensor:
@@ -150,7 +151,9 @@ def dtype_name(tensor: Any) -> str:
 
 
 def dump_tensor(tensor: Any) -> list[Any]:
-    """A tensor as [dtype, shape, bytes]."""
+    """A tensor, or a ``StoredTensor``, as [dtype, shape, bytes]."""
+    if isinstance(tensor, StoredTensor):
+        return [tensor.type.dtype, list(tensor.type.shape), tensor.data]
     plain = plain_tensor(tensor)
     size = plain.numel() * plain.element_size()
     data = ctypes.string_at(plain.data_ptr(), size) if size else b""
