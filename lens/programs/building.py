@@ -185,7 +185,11 @@ class Builder:
         positional, named = form.items
         assert isinstance(positional, Seq)
         assert isinstance(named, Map)
-        given = [(self._argument_name(arg, f"arg_{i}"), arg) for i, arg in enumerate(positional.items)]
+        given: list[tuple[str, Template]] = []
+        for number, arg in enumerate(positional.items):
+            name = self._argument_name(arg)
+            taken = {n for n, _ in given} | {str(n) for n, _ in named.items}
+            given.append((f"arg_{number}" if not name or name in taken else name, arg))
         given += [(str(name), arg) for name, arg in named.items]
         optional = len(given)
         while optional and not _holds_slots(given[optional - 1][1]):
@@ -198,13 +202,13 @@ class Builder:
         for name, arg, holder in holders:
             self._take_apart(name, arg, holder)
 
-    def _argument_name(self, arg: Template, otherwise: str) -> str:
+    def _argument_name(self, arg: Template) -> str:
         for index in slots(arg):
             leaf = self.trace.values[self.trace.inputs.values[index]].leaf
             word = None if leaf is None else _FIRST_WORD.match(self.trace.leaves[leaf].addresses[0])
             if word is not None and word[0] != "args":
                 return word[0]
-        return otherwise
+        return ""
 
     def _take_apart(self, name: str, arg: Template, holder: fx.Node) -> None:
         if not _holds_slots(arg):
@@ -256,7 +260,9 @@ class Builder:
                 node = self.size_nodes[name] if node == 1 else call(operator.mul, (node, self.size_nodes[name]))
             if form.factor.denominator != 1:
                 node = call(operator.floordiv, (node, form.factor.denominator))
-            self.size_nodes[form] = call(operator.add, (node, form.offset)) if form.offset else node
+            for more in (form.offset, self.size_nodes[form.plus] if form.plus else 0):
+                node = call(operator.add, (node, more)) if more else node
+            self.size_nodes[form] = node
         return self.size_nodes[form]
 
     def _connect(self, op: Op, call: fx.Node) -> None:

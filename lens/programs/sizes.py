@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 from attrs import frozen
 
@@ -29,24 +29,26 @@ class Size:
 
 @frozen
 class Form:
-    """How an integer follows from sizes: ``factor`` times the product of ``sizes``, plus ``offset``."""
+    """How an integer follows from sizes: ``factor`` times the product of ``sizes``, plus ``offset`` and ``plus``."""
 
     factor: Fraction
     sizes: tuple[str, ...]
     offset: int = 0
+    plus: str = ""
 
     def at(self, sizes: Mapping[str, int]) -> int:
         """The integer at these sizes."""
         product = self.factor.numerator
         for name in self.sizes:
             product *= sizes[name]
-        return product // self.factor.denominator + self.offset
+        return product // self.factor.denominator + self.offset + (sizes[self.plus] if self.plus else 0)
 
     def __str__(self) -> str:
         text = "*".join(self.sizes)
         text = text if self.factor.numerator == 1 else f"{self.factor.numerator}*{text}"
         text = text if self.factor.denominator == 1 else f"{text}//{self.factor.denominator}"
-        return f"{text}{self.offset:+}" if self.offset else text
+        text = f"{text}{self.offset:+}" if self.offset else text
+        return f"{text}+{self.plus}" if self.plus else text
 
 
 def find_sizes(first: Sequence[tuple[int, ...]], second: Sequence[tuple[int, ...]]) -> tuple[Size, ...]:
@@ -79,7 +81,7 @@ def find_sizes(first: Sequence[tuple[int, ...]], second: Sequence[tuple[int, ...
 def find_form(first: int, second: int, sizes: Sequence[Size]) -> Form | None:
     """How an integer that is ``first`` in one trace and ``second`` in the other follows from sizes; None if unclear.
 
-    A multiple of one size comes before one of two, and that before a size plus a constant.
+    A multiple of one size comes before one of two, and that before a sum of two, or of a size and a constant.
     """
     for candidates in (
         _products(first, second, sizes, 1),
@@ -111,3 +113,6 @@ def _shifted(first: int, second: int, sizes: Sequence[Size]) -> Iterator[Form]:
         factor = Fraction(second - first, size.second - size.first)
         if factor.denominator == 1:
             yield Form(factor, (size.name,), first - int(factor) * size.first)
+    for one, other in combinations(sizes, 2):
+        if first == one.first + other.first and second == one.second + other.second:
+            yield Form(Fraction(1), (one.name,), plus=other.name)

@@ -173,8 +173,7 @@ class _Writer:
         scope = block.scope
         assert scope is not None
         inputs, outputs = ([names[v] for v in end] for end in (block.inputs, block.outputs))
-        several = self.index.calls[scope.address] > 1 and block.parent is self.root
-        name = f"{scope.address}:{scope.call}" if several else scope.address
+        name = "/".join((scope.address, *outputs[:1]))
         node = self.helper.make_node(self.function_names[block], inputs, outputs, name, domain=MODULES)
         self._metadata(node, {"lens.module": scope.address, "lens.class": scope.cls, "lens.location": scope.location})
         made: onnx.NodeProto = node
@@ -184,7 +183,9 @@ class _Writer:
         inputs = [names[v] for v in dict.fromkeys(op.reads) if self._flows(v)]
         label = next(iter(self.labels.results[op.id]), str(op.function))
         kind = _NOT_NAME.sub("_", layer_type(op.function))
-        node = self.helper.make_node(kind, inputs, [names[v] for v in op.writes], label, domain=OPERATIONS)
+        outputs = [names[v] for v in op.writes]
+        # labels may stand several times in a block, names of nodes may not
+        node = self.helper.make_node(kind, inputs, outputs, outputs[0] if outputs else label, domain=OPERATIONS)
         operands = [names[v] if self._flows(v) else self._leaf_text(v) for v in op.operands]
         arguments = [print_template(arg, operands) for arg in op.args]
         arguments += [f"{name}={print_template(arg, operands)}" for name, arg in op.kwargs]
