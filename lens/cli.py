@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lens
+from lens.cli_diff import add_diff
 from lens.cli_export import add_export
 from lens.errors import LensError
 
@@ -30,6 +31,7 @@ examples:
   lens export convnext.lens --to parquet --option table=edges -o edges.parquet
   lens export timm:convnext_atto --to graphml -o convnext.graphml
   lens export --list
+  lens diff before.lens after.lens
   lens passes
   lens backends
   lens conform torch_function
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_trace(commands)
     _add_show(commands)
     add_export(commands)
+    add_diff(commands)
     passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")
     passes.set_defaults(run=_passes)
     known = commands.add_parser("backends", help="list the capture backends and what each sees")

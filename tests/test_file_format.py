@@ -23,7 +23,7 @@ from models import Body, TwoBranches
 from strategies import graphs
 
 import lens
-from lens.errors import FileFormatError, LensError, PayloadError
+from lens.errors import FileFormatError, LensError, PayloadError, ReplayError
 from lens.history import ModelHistory
 from lens.ir import elements
 from lens.ir.facets import BUILT_IN, Condition
@@ -33,6 +33,7 @@ from lens.ir.payloads import PayloadStore
 from lens.ir.printer import print_graph
 from lens.render.tables import TABLES
 from lens.render.trace_file import FORMAT, VERSION, read_trace
+from lens.replay.flops import _operator
 
 DATA = Path(__file__).parent / "data"
 CASES = int(os.environ.get("LENS_FUZZ_CASES", "300"))
@@ -409,6 +410,18 @@ def test_every_flipped_bit_is_noticed(tmp_path, place, bit):
     path.write_bytes(data)
     with pytest.raises(FileFormatError):
         lens.load(path)
+
+
+@pytest.mark.parametrize("function", ["builtins.open", "torch.os.open", "torch.load", "torch.hub.load", "os.system"])
+def test_functions_that_a_file_names_do_not_run(function, tmp_path):
+    namespace, _, name = function.rpartition(".")
+    path = tmp_path / "t.lens"
+    path.write_bytes(changed(lambda d: d["graph"]["ops"][0].update(function={"namespace": namespace, "name": name})))
+    looked_at(path)
+    history = lens.load(path)
+    assert history["linear_1:1"].flops is None
+    with pytest.raises(ReplayError, match="is no function of torch"):
+        _operator(history.graph.ops[0].function)
 
 
 def test_a_newer_version_is_told_from_its_first_bytes(tmp_path):

@@ -38,7 +38,7 @@ class MermaidRenderer(Options):
 
     def render(self, history: Traced) -> str:
         """The text of the flowchart. Raises RenderError if it is above Mermaid's limits."""
-        drawing = compose(history.graph, self)
+        drawing = compose(history.graph, self, history.flop_counter)
         text = to_mermaid(drawing, find_theme(self.theme), self.direction)
         for count, most, what in (
             (len(drawing.edges), MOST_EDGES, "edges"),

@@ -10,7 +10,6 @@ from lens.errors import RenderError
 from lens.ir.entry_index import EntryRow
 from lens.ir.facets import Facet, Labels
 from lens.ir.naming import layer_type
-from lens.render.flops import flops_of
 from lens.render.graphviz_text import without_control
 from lens.render.renderer import Traced
 from lens.render.tables import argument_names
@@ -70,7 +69,7 @@ def _node(history: Traced, row: EntryRow) -> dict[str, Any]:
     scopes = graph.scope_chain(op.scope)[1:]
     optional = {
         "module": history.index.scope_label(scopes[-1]) if scopes else None,
-        "flops": flops_of(graph, op, row.index),
+        "flops": history.flop_counter and history.flop_counter(op.id),
         "file": op.location and op.location.file,
         "line": op.location and op.location.line,
     }

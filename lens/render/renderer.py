@@ -6,9 +6,10 @@ of a folder. It is pure: it writes nothing itself, and gives the same for the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
+from lens.ir.elements import OpId
 from lens.ir.entry_index import EntryIndex
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
@@ -26,6 +27,9 @@ class Traced(Protocol):
 
     @property
     def index(self) -> EntryIndex: ...  # noqa: D102 - the entries and their keys
+
+    @property
+    def flop_counter(self) -> Callable[[OpId], int | None] | None: ...  # noqa: D102 - None without torch
 
     def __iter__(self) -> Iterator[Any]: ...
 

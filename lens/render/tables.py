@@ -16,7 +16,6 @@ from lens.ir.facets import Ancestry, Conditionals, Distances, Facet, Labels, Rec
 from lens.ir.naming import layer_type
 from lens.ir.printer import print_template
 from lens.ir.templates import Slot, slots
-from lens.render.flops import flops_of
 from lens.render.renderer import Rendered, Traced
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def _layers(history: Traced) -> Iterator[Row]:
 
 
 def _operations(history: Traced) -> Iterator[Row]:
-    graph, index = history.graph, history.index
+    graph, index, flops = history.graph, history.index, history.flop_counter
     layers, distances = graph.get(Recurrence), graph.get(Distances)
     ancestry, conditionals = graph.get(Ancestry), graph.get(Conditionals)
     for op in graph.ops:
@@ -69,7 +68,7 @@ def _operations(history: Traced) -> Iterator[Row]:
             _arguments(history, op),
             *(flags.mutates, flags.random, flags.view, flags.composite, flags.opaque),
             op.duration,
-            flops_of(graph, op),
+            None if flops is None else flops(op.id),
             *((None, None) if ancestry is None else (ancestry.from_input[op.id], ancestry.to_output[op.id])),
             *_distances(distances, op.id),
             None if conditionals is None else conditionals.in_branch[op.id],
