@@ -63,9 +63,12 @@ $(VENV)/models.stamp: $(VENV)/base.stamp
 	$(PIP) numpy pillow
 	touch $@
 
+# Model Explorer without its 128 MB of readers for other formats.
 $(VENV)/test.stamp: $(VENV)/models.stamp
 	$(PIP) --editable '.[test,docs]'
 	$(PIP) timm transformers
+	$(PIP) --no-deps ai-edge-model-explorer
+	$(PIP) dacite flask ipython portpicker requests termcolor watchdog
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/base.stamp
