@@ -80,9 +80,9 @@ class Distances(Facet):
             min_to_output=self.min_to_output,
             max_to_output=self.max_to_output,
         )
-        for op, low, high in zip(graph.ops, self.min_from_input, self.max_from_input, strict=False):
+        for op, (low, high) in enumerate(zip(self.min_from_input, self.max_from_input, strict=False)):
             if (low is None) != (high is None) or (low or 0) > (high or 0):
-                yield f"op {op.id}: distance from input is {low} to {high}"
+                yield f"op {op}: distance from input is {low} to {high}"
 
     def remap(self, graph_map: GraphMap) -> Distances:
         rows = (self.min_from_input, self.max_from_input, self.min_to_output, self.max_to_output)

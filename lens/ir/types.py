@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from math import prod
 
 from attrs import frozen
@@ -76,6 +77,7 @@ class TensorType:
         return f"{short}[{shape}]{device}{layout}"
 
 
+@lru_cache(maxsize=4096)
 def parse_type(text: str) -> TensorType | None:
     """Read the text form of a type, such as ``f32[1,3]@cuda:0``; None if it is not one."""
     match = _TYPE_TEXT.fullmatch(text)
