@@ -24,6 +24,7 @@ def main() -> None:
         "--jobs", default=",".join(table.available_jobs()), help="of the table, with commas between them"
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu where other programs disturb")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds a job of the table may take")
     parser.add_argument("--ops", type=int, default=1_000_000, help="how far the scaling goes")
     options = parser.parse_args()
@@ -47,8 +48,10 @@ def run(subject: str, options: argparse.Namespace) -> tuple[list, str]:
         results = []
         for model in models:
             begin = time.perf_counter()
-            results.append(table.measure(model, tuple(options.jobs.split(",")), options.rounds, options.limit))
+            jobs = tuple(options.jobs.split(","))
+            results.append(table.measure(model, jobs, options.rounds, options.limit, options.clock))
             print(f"  {model}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+            print(table.markdown(results[-1:]), file=sys.stderr, flush=True)  # should the rest be cut off
         return results, table.markdown(results)
     if subject == "memory":
         results = [row for model in models for row in memory.measure(model, options.jobs.split(","))]
@@ -56,9 +59,11 @@ def run(subject: str, options: argparse.Namespace) -> tuple[list, str]:
     if subject == "scaling":
         results = scaling.measure(options.ops)
         return results, scaling.markdown(results)
-    module = {"hooks": hooks, "large": large}[subject]
-    results = module.measure(options.rounds)
-    return results, module.markdown(results)
+    if subject == "hooks":
+        results = hooks.measure(options.rounds, options.clock)
+        return results, hooks.markdown(results)
+    results = large.measure()
+    return results, large.markdown(results)
 
 
 def machine() -> dict:

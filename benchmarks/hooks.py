@@ -1,13 +1,13 @@
 """One layer saved over many batches, by a predicate and by a forward hook written by hand."""
 
 import statistics
-import time
 
 import torch
 
 import lens
 from benchmarks.models import make_case
-from benchmarks.table import _spread
+from benchmarks.table import spread
+from benchmarks.worker import CLOCKS
 
 LAYER, BATCH, BATCHES = "layer3", 8, 3
 WAYS = {
@@ -26,7 +26,7 @@ def _by_hook(model, layer, x):
     return kept[0]
 
 
-def measure(rounds: int) -> list[dict]:
+def measure(rounds: int, clock: str) -> list[dict]:
     """Seconds per batch of each way on resnet18@224, in rounds that go through all of them."""
     model = make_case("resnet18@224").model
     layer = model.get_submodule(LAYER)
@@ -41,20 +41,21 @@ def measure(rounds: int) -> list[dict]:
         "predicate": lambda x: lens.trace(model, x, save=wanted),
         "predicate, no passes": lambda x: lens.trace(model, x, save=wanted, passes=()),
     }
+    now = CLOCKS[clock]
     times: dict[str, list[float]] = {way: [] for way in ways}
     with torch.no_grad():
         for number in range(rounds + 1):
             for x in batches:
                 for way, run in ways.items():
-                    begin = time.perf_counter()
+                    begin = now()
                     run(x)
                     if number:  # the first round warms up
-                        times[way].append(time.perf_counter() - begin)
+                        times[way].append(now() - begin)
     return [
         {
             "way": way,
             "seconds": statistics.median(found),
-            "spread": _spread(found),
+            "spread": spread(found),
             "over_hook": statistics.median([t / hook for t, hook in zip(found, times["hook"], strict=True)]),
         }
         for way, found in times.items()

@@ -15,9 +15,8 @@ from lens.model_specs import import_torchvision
 TOKENS = 4096
 
 
-def measure(rounds: int) -> list[dict]:
+def measure() -> list[dict]:
     """Seconds and peak memory of building the model and of tracing it."""
-    del rounds
     output = subprocess.run([sys.executable, "-m", "benchmarks.large"], capture_output=True, text=True, check=True)
     return [json.loads(output.stdout.splitlines()[-1])]
 

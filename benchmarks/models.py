@@ -90,7 +90,7 @@ class WhileLoop(nn.Module):
         return x
 
 
-def _vision(name: str, size: int, batch: int = 1) -> Case:
+def vision(name: str, size: int, batch: int = 1) -> Case:
     return Case(getattr(import_torchvision().models, name)(), (torch.randn(batch, 3, size, size),))
 
 
@@ -111,11 +111,11 @@ def _bert() -> Case:
 
 TINY = (1, 8)
 CASES: dict[str, Callable[[], Case]] = {
-    "resnet50@64": lambda: _vision("resnet50", 64),
-    "resnet18@224": lambda: _vision("resnet18", 224),
-    "densenet121@64": lambda: _vision("densenet121", 64),
-    "vit_b_16@224": lambda: _vision("vit_b_16", 224),
-    "swin_t@224": lambda: _vision("swin_t", 224),
+    "resnet50@64": lambda: vision("resnet50", 64),
+    "resnet18@224": lambda: vision("resnet18", 224),
+    "densenet121@64": lambda: vision("densenet121", 64),
+    "vit_b_16@224": lambda: vision("vit_b_16", 224),
+    "swin_t@224": lambda: vision("swin_t", 224),
     "rnn300": lambda: Case(RNN(300), (torch.randn(1, 32),)),
     "gpt2-12x192": _gpt2,
     "bert": _bert,

@@ -10,11 +10,11 @@ from benchmarks.worker import Worker
 BUDGET = 30.0
 
 
-def measure(model: str, jobs: tuple[str, ...], rounds: int, limit: float) -> dict:
+def measure(model: str, jobs: tuple[str, ...], rounds: int, limit: float, clock: str) -> dict:
     """Medians and spread of all jobs on one model, and what each adds to the plain forward of its own round."""
-    workers = {"lens": Worker(model, "lens", limit + 60)}
+    workers = {"lens": Worker(model, "lens", limit + 60, clock)}
     if any(job in TORCHLENS for job in jobs):
-        workers["torchlens"] = Worker(model, "torchlens", limit)
+        workers["torchlens"] = Worker(model, "torchlens", limit, clock)
     sides = {job: "torchlens" if job in TORCHLENS else "lens" for job in ("plain", *jobs)}
     try:
         ops = int(workers["lens"].ask("ops"))
@@ -56,14 +56,15 @@ def _summary(job: str, times: dict, ops: int) -> dict:
     each = [t / ops * 1e6 for t in added]
     return {
         "seconds": statistics.median(seconds),
-        "spread": _spread(seconds),
+        "spread": spread(seconds),
         "rounds": len(seconds),
         "added_us_per_op": statistics.median(each),
-        "added_spread": _spread(each),
+        "added_spread": spread(each),
     }
 
 
-def _spread(values: list[float]) -> float:
+def spread(values: list[float]) -> float:
+    """The distance between the quartiles; of few values, between the ends."""
     if len(values) < 4:
         return max(values) - min(values)
     low, _, high = statistics.quantiles(values, n=4)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from html import escape
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lens import registry
+from lens.exports import Exports
 from lens.history_diff import HistoryDiff, Tolerance, compare
 from lens.history_facts import HistoryFacts
 from lens.history_queries import HistoryQueries
 from lens.render.columns import Table
 from lens.render.picture import Pictures
 from lens.render.summary import By, head_of, summarize
-from lens.render.tables import pandas_table
 from lens.render.trace_file import read_trace, write_trace
 
-if TYPE_CHECKING:
-    import pandas
 
-
-class ModelHistory(HistoryFacts, HistoryQueries, Pictures):
+class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
     """A full record of one forward pass.
 
     Index it with a label (``conv2d_2_4``, ``conv2d_2``, ``conv2d_2:1``), a module address (``features.3``,
@@ -73,21 +70,19 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures):
         """
         return compare(self, other, Tolerance(rtol, atol, slower))
 
-    def save(self, path: str | PathLike[str], *, payloads: bool = True) -> str:
+    def save(self, path: str | PathLike[str], *, payloads: bool = True, beside: bool = False) -> str:
         """Write the history to a file that ``lens.load`` reads, and give its path.
 
         Args:
             path: The file.
             payloads: Whether to write the saved values too.
+            beside: Whether to write these into a file of their own, ``PATH.safetensors``; they are then read from
+                there, one by one, when they are asked for (``pip install lens-trace[export]``).
 
         Raises:
             FileFormatError: if the path cannot be written.
         """
-        return write_trace(self, path, payloads)
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """The entries as a table, one row per entry. Needs pandas (``pip install lens-trace[pandas]``)."""
-        return pandas_table(self)
+        return write_trace(self, path, payloads, beside)
 
 
 def load(path: str | PathLike[str]) -> ModelHistory:

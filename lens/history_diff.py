@@ -17,7 +17,7 @@ from lens.ir.elements import Op
 from lens.ir.printer import print_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 from lens.render.sizes import human_seconds, human_shape
-from lens.render.trace_file import plain_tensor
+from lens.render.values import plain_tensor
 
 if TYPE_CHECKING:
     import torch

@@ -50,13 +50,15 @@ again = lens.load(history.save({str(tmp_path / "u.lens")!r}))
 assert again.graph[Traffic].nbytes == (32,)
 assert lens.trace(torch.nn.ReLU(), torch.ones(4), backend="plain_mode").graph.meta.backend == "plain_mode"
 assert main(["backends"]) == 0
-assert main(["show", {trace!r}, "--renderer", "edges"]) == 0
+assert main(["export", {trace!r}, "--to", "edges"]) == 0
+assert main(["export", "--list"]) == 0
 sys.exit(main(["conform", "plain_mode"]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "traffic" in done.stdout
     assert "linear_0 -> relu_1" in done.stdout
+    assert "edges" in done.stdout.split("model-explorer")[0]  # in the list, among lens's own
     assert "sees functions, reads, scopes, sites" in done.stdout
     assert "plain_mode: 7" in done.stdout
     # Without the package, the facet is kept as it is.

@@ -231,7 +231,7 @@ class Bundle:
     values: tuple[ValueId, ...] = ()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class ModuleInfo:
     """A module of the model, called or not."""
 
@@ -239,7 +239,7 @@ class ModuleInfo:
     cls: str
 
 
-@frozen
+@frozen(weakref_slot=False)
 class ParameterInfo:
     """A parameter of the model, used or not."""
 

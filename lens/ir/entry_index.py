@@ -113,6 +113,12 @@ class EntryIndex:
         """A module call as users write it: the address, with the call number if there are several calls."""
         return f"{scope.address}:{scope.call}" if self.calls[scope.address] > 1 else scope.address
 
+    def name_of(self, value: ValueId) -> str:
+        """A value as users read it: the name of its entry, else the ``@address`` of its leaf, else its number."""
+        row, leaf = self.by_value.get(value), self.graph.values[value].leaf
+        addresses = () if leaf is None else self.graph.leaves[leaf].addresses
+        return row.name if row is not None else f"@{addresses[0]}" if addresses else f"%{value}"
+
     def is_statistic(self, row: EntryRow) -> bool:
         """Whether an entry is a buffer that only normalisation layers read: tables and pictures leave it out."""
         if row.leaf is None or self.graph.leaves[row.leaf].kind != "buffer":

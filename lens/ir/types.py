@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import lru_cache
 from math import prod
 
@@ -75,6 +76,12 @@ class TensorType:
         device = "" if self.device == "cpu" else f"@{self.device}"
         layout = "" if self.layout == "strided" else f"#{self.layout}"
         return f"{short}[{shape}]{device}{layout}"
+
+
+@lru_cache(maxsize=4096)
+def shared_type(dtype: str, shape: tuple[int, ...], device: str, layout: str) -> TensorType:
+    """The type of these, one record for all who ask: a parameter's value and its description share it."""
+    return TensorType(sys.intern(dtype), shape, sys.intern(device), sys.intern(layout))
 
 
 @lru_cache(maxsize=4096)

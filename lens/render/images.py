@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from lens.errors import RenderError
+from lens.render.files import write_out
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
@@ -32,17 +33,8 @@ def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
 
 def write_picture(data: bytes, path: str | PathLike[str]) -> str:
     """Write a picture to a file and give its path. Raises RenderError if it cannot be written."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    except OSError as error:
-        raise RenderError(
-            f"the picture cannot be written: {error.strerror}",
-            where=str(target),
-            hint="choose a path in a folder that you may write to",
-        ) from error
-    return str(target)
+    write_out(Path(path), data)
+    return str(path)
 
 
 def lay_out(dot_text: str, kind: str, *, placed: bool = False) -> bytes:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 from attrs import fields_dict, frozen
 
 from lens.errors import RenderError
 from lens.ir.elements import OpId
+from lens.ir.facets import Facet, Labels
 from lens.ir.graph import Graph
 from lens.render.collapsing import collapse_depth, collapse_modules, fit
 from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
@@ -21,6 +22,7 @@ from lens.render.drawing import Drawing
 from lens.render.graphviz_text import to_dot
 from lens.render.images import format_of, write_picture
 from lens.render.pydot_objects import to_pydot
+from lens.render.renderer import Traced
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
 from lens.render.titles import rendered
@@ -126,6 +128,20 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
     if options.color_by is not None:
         drawing = colour_by(drawing, options.color_by, theme)
     return drawing if options.style is None else restyle(drawing, options.style)
+
+
+@frozen
+class DotRenderer(Options):
+    """DOT text for graphviz, with the options of a picture."""
+
+    name: ClassVar[str] = "dot"
+    suffix: ClassVar[str] = ".dot"
+    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
+    needs_model: ClassVar[bool] = False
+
+    def render(self, history: Traced) -> str:
+        """The text before it is laid out. Linear."""
+        return to_dot(compose(history.graph, self, history.flop_counter), find_theme(self.theme), self.direction)
 
 
 class Pictures:

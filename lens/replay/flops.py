@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from torch.overrides import get_overridable_functions
 from torch.utils.flop_counter import FlopCounterMode
 
 from lens.errors import ReplayError
 from lens.functions import resolve
-from lens.ir.elements import Op, OpId
+from lens.ir.elements import FnRef, Op, OpId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.types import RAGGED, TensorType
@@ -49,8 +52,26 @@ class FlopCounter:
             tensors = [torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in types]
             args = [build(arg, tensors, self._objects) for arg in op.args]
             kwargs = {name: build(arg, tensors, self._objects) for name, arg in op.kwargs}
+            function = _operator(op.function)
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                resolve(op.function)(*args, **kwargs)
+                function(*args, **kwargs)
         except _CANNOT_RUN:
             return None
         return int(counter.get_total_flops())
+
+
+def _operator(ref: FnRef) -> Callable[..., Any]:
+    """The function of a name if it is one of torch's on tensors: a file may name any other, which must not run.
+
+    Raises ReplayError if it is not.
+    """
+    function = resolve(ref) if ref.namespace.partition(".")[0] == "torch" else None
+    known = isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)) or function in _operators()
+    if function is None or not known:
+        raise ReplayError(f"{ref} is no function of torch on tensors", where="the count of floating point operations")
+    return function
+
+
+@cache
+def _operators() -> frozenset[Any]:
+    return frozenset(f for functions in get_overridable_functions().values() for f in functions)
