@@ -113,11 +113,11 @@ def make_selection(save: Save, module_addresses: Collection[str]) -> Selection:
             everything = True
             continue
         if is_pattern(key, module_addresses):
-            everything |= key == "*"
             addresses.update(matching(key, module_addresses))
-            types.add(key.partition("_")[0])
-            leaves = True  # inputs, buffers and outputs have labels, too
-            outputs = True
+            addresses.update(matching(key.partition(":")[0], module_addresses))
+            if "." not in key:  # else it fits no label
+                types.add(key.partition("_")[0].partition(":")[0])
+                leaves = outputs = True  # inputs, buffers and outputs have labels, too
             continue
         address = key.rpartition(":")[0] if key not in module_addresses else key
         label = _LABEL.fullmatch(key)
