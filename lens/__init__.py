@@ -19,6 +19,7 @@ _EXPORTS = {
     "get_model_structure": "lens.paper",
     "show_model_graph": "lens.paper",
     "validate_saved_activations": "lens.paper",
+    "validation_report": "lens.validation",
     "ModelHistory": "lens.history",
     "LayerEntry": "lens.entry",
     "OpEntry": "lens.entry",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lens.paper import validate_saved_activations as validate_saved_activations
     from lens.session import load as load
     from lens.session import trace as trace
+    from lens.validation import validation_report as validation_report
 
 
 def __getattr__(name: str) -> Any:
