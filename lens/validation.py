@@ -78,6 +78,7 @@ class _Trial:
         outputs = None
         if self.error is None:
             outputs = [self.history.payloads.read(v).detach().clone() for v in self.history.graph.outputs.values]
+        self.history = None  # its memory is needed for the other runs
         checks = [self._plain(outputs), *report.checks]
         if completeness and self.error is None and not self.start.lazy:
             checks.append(self._audited())

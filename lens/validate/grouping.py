@@ -34,6 +34,7 @@ def grouping_violations(history: ModelHistory) -> Iterator[str]:
         yield from grouping.unfounded(ops)
     yield from grouping.parameters_apart()
     yield from grouping.left_out()
+    yield from grouping.unfolded()
 
 
 class _Grouping:
@@ -61,13 +62,19 @@ class _Grouping:
                 yield f"op {op} has rule {rule!r} and {len(ops)} passes"
             elif rule == "parameters" and not self.owns[op]:
                 yield f"op {op} is folded for its parameters and has none"
-            elif rule == "adjacent" and not any(self.size[near] > 1 for near in self.beside(self.graph.ops[op])):
-                yield f"op {op} is folded as adjacent and stands beside no repeated layer"
+        if self.facet.rule[ops[0]] == "adjacent" and not any(map(self.is_beside_another, ops)):
+            yield f"ops {ops[:4]} are folded as adjacent and stand beside no other repeated layer"
         if len(ops) > 1 and self.facet.rule[ops[0]] == "loop":
             steps = {b - a for a, b in pairwise(ops)}
             inside = range(ops[0], ops[-1])
             if len(steps) > 1 or any(self.facet.rule[op] != "loop" for op in inside):
                 yield f"ops {ops[:4]} are folded as a loop and do not repeat back to back"
+
+    def is_beside_another(self, op: OpId) -> bool:
+        """Whether it stands beside a pass of another repeated layer that is no loop."""
+        layer = self.facet.layer
+        near = [other for other in self.beside(self.graph.ops[op]) if layer[other] != layer[op]]
+        return any(self.facet.rule[other] in ("parameters", "adjacent") for other in near)
 
     def beside(self, op: Op) -> Iterator[OpId]:
         """The ops that make its operands or use its results."""
@@ -116,14 +123,28 @@ class _Grouping:
         following = ops[-1] + period
         if following >= len(self.graph.ops) or self.size[OpId(following)] > 1:
             return
-        between = range(ops[-1] + 1, following)
-        here, there = self.graph.ops[ops[-1]], self.graph.ops[following]
-        if any(self.facet.rule[op] != "loop" for op in between) or here.location != there.location:
+        if any(self.facet.rule[OpId(op)] != "loop" for op in range(ops[-1] + 1, following)):
             return
-        if self.key(here.id) == self.key(there.id) and all(
-            a == b or self.apart(a, b) == period for a, b in zip(here.reads, there.reads, strict=False)
-        ):
+        if self.goes_on(ops[-1], OpId(following), period):
             yield f"op {following} goes on the loop of op {ops[-1]}, and is no pass of its layer"
+
+    def goes_on(self, here: OpId, there: OpId, period: int) -> bool:
+        """Whether an op does at one place of the code to later values what another does to earlier ones."""
+        first, second = self.graph.ops[here], self.graph.ops[there]
+        if self.key(here) != self.key(there) or first.location != second.location:
+            return False
+        pairs = list(zip(first.reads, second.reads, strict=False))
+        return len(first.reads) == len(second.reads) and all(a == b or self.apart(a, b) == period for a, b in pairs)
+
+    def unfolded(self) -> Iterator[str]:
+        """No op is alone that does again, right away, to its own result what it did (a loop of one op and two rounds)."""
+        for op in self.graph.ops[:-1]:
+            again = self.graph.ops[op.id + 1]
+            alone = self.size[op.id] == self.size[again.id] == 1 and not self.owns[op.id]
+            if alone and self.key(op.id) == self.key(again.id) and op.location == again.location:
+                others = [(a, b) for a, b in zip(op.reads, again.reads, strict=False) if a != b]
+                if others and all(self.graph.values[b].producer == op.id for _, b in others):
+                    yield f"op {again.id} does again what op {op.id} did, and is no pass of its layer"
 
     def apart(self, a: int, b: int) -> int | None:
         """How many ops apart two values were made in the same place; None if in another."""

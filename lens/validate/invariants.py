@@ -189,9 +189,9 @@ def _calls(graph: Graph) -> Iterator[str]:
     calls: Counter[str] = Counter()
     for scope in graph.scopes:
         calls[scope.address] += 1
-        if scope.call != calls[scope.address]:
+        if scope.call != calls[scope.address] and scope.address in classes:
             yield f"call {calls[scope.address]} of {scope.address!r} is called {scope.call}"
-        if classes and classes.get(scope.address, scope.cls) != scope.cls:
+        if classes.get(scope.address, scope.cls) != scope.cls and not scope.cls.startswith("Lazy"):
             yield f"{scope.address!r} is a {classes[scope.address]}, its call says {scope.cls}"
 
 
