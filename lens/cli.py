@@ -1,4 +1,4 @@
-"""The command line: ``lens trace``, ``lens show``, ``lens passes``, ``lens backends`` and ``lens conform``."""
+"""The command line: ``lens trace``, ``show``, ``validate``, ``passes``, ``backends`` and ``conform``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import lens
 from lens.errors import LensError
+from lens.validate_command import add_validate
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
@@ -25,6 +26,7 @@ examples:
   lens show convnext.lens --graph
   lens show convnext.lens -o convnext.svg --view rolled --depth 2 --color-by time
   lens show convnext.lens --pipeline "orphans,recurrence,labels" --time --dump-after steps/
+  lens validate torchvision:resnet18 --input 1x3x64x64
   lens passes
   lens backends
   lens conform torch_function
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
     _add_show(commands)
+    add_validate(commands)
     passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")
     passes.set_defaults(run=_passes)
     known = commands.add_parser("backends", help="list the capture backends and what each sees")

@@ -29,6 +29,7 @@ from lens.ir.facets import Containment, Recurrence
 from lens.ir.payloads import Held
 from lens.ir.rewrite import keep_ops
 from lens.ir.templates import Slot, map_nodes
+from lens.model_specs import import_torchvision
 from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
@@ -165,9 +166,11 @@ def an_unversioned_write(victim):
             old = victim.graph.values[value].alias_of
             if producer is not None and producer.effects:
                 old = next((o for o, new in producer.effects if new == value), old)
-            if producer is not None and old is not None and (producer.function.mutates or producer.effects):
-                if victim.saved((old,)) and victim.graph.values[old].type == victim.graph.values[value].type:
-                    yield _replaced(op, place, old)
+            written = producer is not None and (producer.function.mutates or producer.effects)
+            if not written or old is None or old not in victim.payloads:
+                continue
+            if victim.graph.values[old].type == victim.graph.values[value].type:
+                yield _replaced(op, place, old)
 
     return _operand_changes(victim, candidates)
 
@@ -309,7 +312,7 @@ class Noise(nn.Module):
     def forward(self, x):
         for _ in range(3):
             x = torch.tanh(nn.functional.dropout(x, 0.3)) + torch.randn_like(x) * 0.1
-        return x.bernoulli(torch.sigmoid(x.detach()))
+        return torch.bernoulli(torch.sigmoid(x))
 
 
 _MODELS = (
@@ -332,6 +335,7 @@ def small_models():
 
 
 def real_models():
+    import_torchvision()  # before timm
     from real_models import REAL_MODELS
 
     for name, make in REAL_MODELS.items():

@@ -137,7 +137,7 @@ class _Grouping:
         return len(first.reads) == len(second.reads) and all(a == b or self.apart(a, b) == period for a, b in pairs)
 
     def unfolded(self) -> Iterator[str]:
-        """No op is alone that does again, right away, to its own result what it did (a loop of one op and two rounds)."""
+        """No op is alone that does again, right away, to its own result what it did."""
         for op in self.graph.ops[:-1]:
             again = self.graph.ops[op.id + 1]
             alone = self.size[op.id] == self.size[again.id] == 1 and not self.owns[op.id]

@@ -133,31 +133,37 @@ def _is_hidden(deaf: Deaf) -> bool:
     return False
 
 
-def _is_plain_in_its_dtype(deaf: Deaf) -> bool:
-    """A difference shows in a dtype with more values, as of ``isfinite`` on integers."""
-    wider = [d for d in (torch.float32, torch.complex64) if not deaf.tensor.is_complex() and deaf.tensor.dtype is not d]
-    return any(deaf.differs(deaf.op, {**deaf.operands, deaf.value: deaf.tensor.to(d)}, deaf.value) for d in wider)
-
-
 def _is_switched_off(deaf: Deaf) -> bool:
     """A difference shows when the numbers among the arguments are other ones, at last one of the operand's own."""
     plain = deaf.tensor.layout is torch.strided and not deaf.tensor.is_nested
     own = deaf.tensor.flatten()[:1].tolist() if plain else []
-    for number in (0.6, -1.7, 0, 1, 2, *own):
-        op = evolve(
-            deaf.op,
-            args=tuple(_with_number(arg, number) for arg in deaf.op.args),
-            kwargs=tuple((name, _with_number(arg, number)) for name, arg in deaf.op.kwargs),
-        )
-        if op != deaf.op and deaf.differs(op, deaf.operands, deaf.value):
-            return True
+    variants = (_with_numbers(deaf.op, number) for number in (0.6, -1.7, 0, 1, 2, *own))
+    return any(op != deaf.op and deaf.differs(op, deaf.operands, deaf.value) for op in variants)
+
+
+def _is_plain_in_its_dtype(deaf: Deaf) -> bool:
+    """A difference shows in a dtype with more values, as of ``isfinite`` on integers."""
+    if deaf.tensor.is_complex():
+        return False
+    for dtype in (torch.float32, torch.complex64):
+        own = {deaf.value: deaf.tensor.to(dtype)}
+        logical = {v: t.to(dtype) * 0.7 + 1.3 for v, t in deaf.operands.items() if t.dtype is torch.bool}
+        for others in ({}, {v: t.to(dtype) for v, t in deaf.operands.items()}, logical):
+            for op in (deaf.op, _with_numbers(deaf.op, 0.6)):
+                if deaf.differs(op, {**deaf.operands, **others, **own}, deaf.value):
+                    return True
     return False
 
 
-def _with_number(template: Template, number: float) -> Template:
-    if isinstance(template, bool):
-        return not template
-    return number if isinstance(template, (int, float)) else template
+def _with_numbers(op: Op, number: float) -> Op:
+    """An op with this number in place of its own, and its flags turned over."""
+
+    def changed(template: Template) -> Template:
+        if isinstance(template, bool):
+            return not template
+        return number if isinstance(template, (int, float)) else template
+
+    return evolve(op, args=tuple(map(changed, op.args)), kwargs=tuple((name, changed(arg)) for name, arg in op.kwargs))
 
 
 def _cannot_be_replaced(deaf: Deaf) -> bool:
