@@ -101,13 +101,18 @@ def main() -> None:
     if options.memory:
         print(peak(*pairs[0], options.memory == "whole"))
         return
-    print("| model | plain forward | check(history) | whole validation | payloads | peak of check | peak of the whole |")
+    print(
+        "| model | plain forward | check(history) | whole validation | payloads | peak of check | peak of the whole |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, size in pairs:
         command = [sys.executable, __file__, name, str(size), "--memory"]
-        peaks = [subprocess.run([*command, way], capture_output=True, text=True, check=True) for way in ("check", "whole")]
-        held, of_check = peaks[0].stdout.strip().split(" | ")
-        print(f"| {name}@{size} | {times(name, size, options.rounds)} | {held} | {of_check} | {peaks[1].stdout.strip().split(' | ')[1]} |")
+        peaks = []
+        for way in ("check", "whole"):
+            done = subprocess.run([*command, way], capture_output=True, text=True, check=True)
+            held, _, used = done.stdout.strip().partition(" | ")
+            peaks.append(used)
+        print(f"| {name}@{size} | {times(name, size, options.rounds)} | {held} | {' | '.join(peaks)} |")
 
 
 if __name__ == "__main__":

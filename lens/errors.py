@@ -58,6 +58,10 @@ class UnknownKeyError(LensError, KeyError):
     """No entry of a history answers to this key."""
 
 
+class UnknownAttributeError(LensError, AttributeError):
+    """Entries have no attribute of this name."""
+
+
 class AmbiguousKeyError(LensError, KeyError):
     """A key names several entries, or an attribute differs between the passes of a layer."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -31,7 +30,6 @@ from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
 from lens.passes.protocol import Pass
-from lens.render.trace_file import read_trace
 
 #: The pipeline that ``trace`` runs.
 DEFAULT_PIPELINE = "granularity{level=leaf},orphans,distances,conditionals,containment,recurrence,labels"
@@ -87,16 +85,6 @@ def trace(
     return run.history
 
 
-def load(path: str | PathLike[str]) -> ModelHistory:
-    """The history that ``history.save(path)`` wrote. Does not need the model.
-
-    Raises:
-        FileFormatError: the file is not a lens trace, damaged, or from a newer version.
-    """
-    graph, payloads, seconds = read_trace(path, registry.facet_classes())
-    return ModelHistory(graph, payloads, logging_seconds=seconds)
-
-
 def _passes(passes: Passes) -> tuple[Pass, ...]:
     if isinstance(passes, str):
         return parse_pipeline(passes, registry.pass_classes())
@@ -139,6 +127,7 @@ class _Run(AbstractContextManager["_Run"]):
             if recorder.tensors.find(tensor) is None:
                 recorder.leaf(tensor, "input", (name,))
         recorder.tape.inputs = recorder.bundle((args, kwargs))
+        recorder.prepare()
         begin = time.perf_counter()
         try:
             with self.backend.record(recorder):
@@ -160,6 +149,8 @@ class _Run(AbstractContextManager["_Run"]):
                 raise
             error.lens_history_error = failure  # type: ignore[attr-defined]  # the model's own error comes first
             return
+        finally:
+            self.recorder.close()
         if error is None:
             history.payloads = self._narrowed(history)
         else:

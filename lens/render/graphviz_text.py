@@ -6,14 +6,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar
 
 from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.facets import Facet, Labels
-from lens.ir.graph import Graph
-from lens.render.drafting import make_drawing
 from lens.render.drawing import Cluster, Drawing, Edge, Node
 from lens.render.themes import LIGHT, Theme, contrast
 
@@ -38,18 +34,6 @@ class Title:
 
 
 NO_TITLES: Mapping[str, Title] = MappingProxyType({})
-
-
-@frozen
-class GraphvizRenderer:
-    """A graph as DOT text."""
-
-    name: ClassVar[str] = "graphviz"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-
-    def render(self, graph: Graph) -> str:
-        """The DOT text of the unrolled graph. Linear."""
-        return to_dot(make_drawing(graph))
 
 
 def to_dot(
@@ -221,9 +205,14 @@ def _bold_first(lines: Sequence[str]) -> str:
     return "<br/>".join((f"<b>{html(lines[0])}</b>", *map(html, lines[1:])))
 
 
+def without_control(text: str) -> str:
+    """Text without the characters that XML cannot hold."""
+    return _CONTROL.sub("\ufffd", text)
+
+
 def html(text: str) -> str:
     """Text inside HTML labels: special characters as entities, line ends as breaks, never nothing."""
-    text = _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+    text = without_control(text.replace("\r\n", "\n"))
     for special, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("\n", "<br/>")):
         text = text.replace(special, entity)
     return text if text.strip() else "&#160;"
@@ -231,5 +220,5 @@ def html(text: str) -> str:
 
 def quoted(text: str) -> str:
     """Text as a quoted string in which graphviz finds no escapes but ends of lines."""
-    text = _CONTROL.sub("\ufffd", text).replace("\\", "\\\\").replace('"', '\\"')
+    text = without_control(text).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("\n", "\\n") + '"'

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from lens.errors import RenderError
+from lens.render.files import write_out
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
@@ -36,18 +37,8 @@ def write_picture(dot_text: str, path: str | PathLike[str], kind: str) -> str:
     Raises:
         RenderError: on an unwritable path, or if no program can lay it out.
     """
-    target = Path(path)
-    data = dot_text.encode() if kind == "dot" else lay_out(dot_text, kind)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    except OSError as error:
-        raise RenderError(
-            f"the picture cannot be written: {error.strerror}",
-            where=str(target),
-            hint="choose a path in a folder that you may write to",
-        ) from error
-    return str(target)
+    write_out(Path(path), dot_text if kind == "dot" else lay_out(dot_text, kind))
+    return str(path)
 
 
 def lay_out(dot_text: str, kind: str) -> bytes:
