@@ -12,18 +12,8 @@ def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="prove that what lens saves of a model is right; exit code 1 if it is not",
         epilog="exit code: 0 everything holds, 1 something failed, 2 the command could not be understood",
     )
-    command.add_argument(
-        "spec",
-        metavar="SPEC",
-        help="file.py:function, torchvision:NAME, timm:NAME or transformers:CONFIG (random weights)",
-    )
-    command.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="SHAPE",
-        help="1x3x224x224, or 1x16:int64; once per argument; by default what the model's library expects",
-    )
+    command.add_argument("spec", metavar="SPEC", help="as for `lens trace`")
+    command.add_argument("--input", action="append", default=[], metavar="SHAPE", help="as for `lens trace`")
     command.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
     command.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
     command.add_argument("--train", action="store_true", help="in train mode")

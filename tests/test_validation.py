@@ -248,6 +248,30 @@ def test_a_read_that_is_not_what_was_saved():
     assert [verdict.layer for verdict in lens.validate.check(history).failed] == ["reads"]
 
 
+def test_large_tensors_are_put_back_and_foreign_memory_is_not_written():
+    numpy = pytest.importorskip("numpy", reason="the memory is NumPy's; it is in the extra 'test'")
+    own, foreign = nn.Linear(1100, 1100), nn.Linear(1100, 1100)
+    array = numpy.random.default_rng(0).random((1100, 1100), dtype=numpy.float32)
+    array.flags.writeable = False  # torch would write to it all the same
+    foreign.weight = nn.Parameter(torch.from_numpy(array))
+    model = nn.Sequential(own, foreign)
+    before, version = [p.detach().clone() for p in model.parameters()], own.weight._version
+    history = lens.trace(model, torch.randn(2, 1100))
+    written = []
+    original = lens.validate.check.__globals__["Nonsense"]._changed
+
+    def spy(self, tensor, memory):
+        written.append(tensor.data_ptr())
+        return original(self, tensor, memory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lens.validate.check.__globals__["Nonsense"], "_changed", spy)
+        assert lens.validate.check(history).ok
+    assert written == [own.weight.data_ptr()]
+    assert all(map(torch.equal, before, model.parameters()))
+    assert own.weight._version == version
+
+
 # The report, the command
 
 
