@@ -18,7 +18,8 @@ from lens.capture.quiet_gc import old_objects_set_aside
 from lens.capture.recorder import Recorder
 from lens.capture.selection import make_selection
 from lens.capture.sites import Locator
-from lens.render.graphviz_text import GraphvizRenderer
+from lens.render.drafting import make_drawing
+from lens.render.graphviz_text import to_dot
 
 Job = Callable[[], Any]
 
@@ -96,7 +97,7 @@ def lens_jobs(case: Case) -> dict[str, Job]:
         "trace": lambda: lens.trace(case.model, case.args, save="none"),
         "trace all": lambda: lens.trace(case.model, case.args),
         "validate": lambda: lens.validate_saved_activations(case.model, case.args),
-        "draw": lambda: GraphvizRenderer().render(history.graph),
+        "draw": lambda: to_dot(make_drawing(history.graph)),
     }
 
 

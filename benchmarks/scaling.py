@@ -24,7 +24,8 @@ from lens.ir.templates import Slot
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
 from lens.registry import pass_classes, providers
-from lens.render.graphviz_text import GraphvizRenderer
+from lens.render.drafting import make_drawing
+from lens.render.graphviz_text import to_dot
 from lens.session import DEFAULT_PIPELINE
 
 LINEAR = FnRef("torch.nn.functional", "linear")
@@ -104,7 +105,7 @@ def _stages(count: int) -> dict[str, float]:
         path = Path(folder) / "trace.lens"
         timed("msgpack write", lambda: history.save(path))
         assert timed("msgpack read", lambda: lens.load(path)).graph == graph
-    timed("drawing text", lambda: GraphvizRenderer().render(graph))
+    timed("drawing text", lambda: to_dot(make_drawing(graph)))
     return {stage: spent / count * 1e6 for stage, spent in seconds.items()}
 
 

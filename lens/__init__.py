@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "trace": "lens.session",
     "load": "lens.history",
+    "generalize": "lens.programs.generalize",
     "get_model_activations": "lens.paper",
     "get_model_structure": "lens.paper",
     "show_model_graph": "lens.paper",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lens.paper import get_model_structure as get_model_structure
     from lens.paper import show_model_graph as show_model_graph
     from lens.paper import validate_saved_activations as validate_saved_activations
+    from lens.programs.generalize import generalize as generalize
     from lens.session import trace as trace
     from lens.validation import validation_report as validation_report
 

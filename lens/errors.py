@@ -88,3 +88,7 @@ class RenderError(LensError):
 
 class ReplayError(LensError):
     """An operation of a graph cannot be run again."""
+
+
+class GuardError(LensError):
+    """An exported program was given an input for which the model would have gone another way."""

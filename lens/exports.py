@@ -24,6 +24,7 @@ from lens.render.tables import data_frame
 if TYPE_CHECKING:
     import networkx
     import pandas
+    from torch import fx, nn
 
 S = TypeVar("S", bound="Exports")
 
@@ -87,6 +88,59 @@ class Exports:
             RenderError: networkx is not installed (``pip install lens-trace[export]``).
         """
         return network(self)
+
+    def to_fx(self, model: nn.Module | None = None, *, guards: bool = True, noise: str = "draw") -> fx.GraphModule:
+        """The trace as a ``torch.fx`` program: the recorded operations, on the tensors of the model.
+
+        It takes and gives what the model does, and has its parameters and buffers under their addresses; it can be
+        pickled, written out (``to_folder``), exported and compiled. Linear.
+
+        Args:
+            model: Where parameters and buffers come from, as they are now; by default the trace, as the run found
+                them. Buffers that the program writes to are copies.
+            guards: Whether it raises GuardError when an input would have gone another way than the traced one.
+            noise: ``"draw"``: random operations draw anew; ``"recorded"``: what they drew in the run stands as
+                constants.
+
+        Raises:
+            RenderError: a tensor is neither in the trace nor in the model, or an operation cannot be in a program.
+            ReplayError: a function or argument of the run is not there, as in a loaded trace.
+            StaleValueError: a tensor was changed since the trace; give the model.
+        """
+        renderer: Any = make_renderer("fx", {"model": model, "guards": guards, "noise": noise})
+        program: fx.GraphModule = renderer.program(self.with_facets(*renderer.requires))
+        return program
+
+    def to_onnx(
+        self,
+        path: str | PathLike[str],
+        model: nn.Module | None = None,
+        *,
+        noise: str = "recorded",
+        optimize: bool = False,
+    ) -> str:
+        """Write the trace as an ONNX model that runs, and give the path. Needs onnx and onnxscript.
+
+        Args:
+            path: The file; weights of more than 1 GiB stand in another beside it.
+            model: As for ``to_fx``.
+            noise: As for ``to_fx``; here the noise of the run is the default, so that the numbers are those of the run.
+            optimize: Whether torch's exporter merges nodes, which then have the label of one of their operations.
+
+        Raises:
+            RenderError: an operation has no form in ONNX (the message names it), and all that ``to_fx`` raises.
+        """
+        renderer: Any = make_renderer("onnx", {"model": model, "noise": noise, "optimize": optimize})
+        written: str = renderer.write(self.with_facets(*renderer.requires), path)
+        return written
+
+    def to_onnx_structure(self: Traced, path: str | PathLike[str]) -> str:
+        """Write the graph alone as an ONNX file for viewers, which nothing can run, and give the path. Needs onnx.
+
+        Raises:
+            RenderError: onnx is not installed, or the path cannot be written.
+        """
+        return write_rendered(render(self, make_renderer("onnx-structure", {})), path)
 
     def to_mermaid(self: Traced, **options: Any) -> str:
         """The picture as a Mermaid flowchart, for Markdown pages.

@@ -61,6 +61,9 @@ BUILT_IN = Plugin(
     },
     renderers={
         "csv": "lens.render.tables:CsvRenderer",
+        "fx": "lens.programs.renderers:FxRenderer",
+        "onnx": "lens.programs.renderers:OnnxRenderer",
+        "onnx-structure": "lens.render.onnx_structure:OnnxStructureRenderer",
         "dot": "lens.render.picture:DotRenderer",
         "graphml": "lens.render.networks:GraphMLRenderer",
         "json": "lens.render.trace_file:JsonRenderer",

@@ -13,10 +13,10 @@ from lens.render.files import write_out
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
-_PURE_FORMATS = ("svg", "png", "json", "json0")
+_PURE_FORMATS = ("svg", "png", "json", "json0", "dot")
 _TIMEOUT_SECONDS = 600
-#: What graphviz writes into an SVG for Helvetica, and the fonts of the same widths that other systems have.
-_FONTS, _SAME_WIDTH = b'"Helvetica,sans-Serif"', b'"Helvetica,Arial,Liberation Sans,Nimbus Sans,sans-serif"'
+#: What graphviz writes into an SVG for Arial, and the fonts of the same widths that other systems have.
+_FONTS, _SAME_WIDTH = b'font-family="Arial"', b'font-family="Arial,Helvetica,Liberation Sans,Nimbus Sans,sans-serif"'
 
 
 def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
@@ -31,30 +31,27 @@ def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
     return kind
 
 
-def write_picture(dot_text: str, path: str | PathLike[str], kind: str) -> str:
-    """Lay a DOT text out, write it to a file and give its path.
-
-    Raises:
-        RenderError: on an unwritable path, or if no program can lay it out.
-    """
-    write_out(Path(path), dot_text if kind == "dot" else lay_out(dot_text, kind))
+def write_picture(data: bytes, path: str | PathLike[str]) -> str:
+    """Write a picture to a file and give its path. Raises RenderError if it cannot be written."""
+    write_out(Path(path), data)
     return str(path)
 
 
-def lay_out(dot_text: str, kind: str) -> bytes:
+def lay_out(dot_text: str, kind: str, *, placed: bool = False) -> bytes:
     """The picture of a DOT text.
 
     Args:
         dot_text: The text.
-        kind: svg, png, pdf, json (the layout as data), json0 (without the text).
+        kind: svg, png, pdf, dot (the text with places), json (the layout as data), json0 (without the drawn text).
+        placed: Whether the text has the places of everything already.
 
     Raises:
         RenderError: if no program for it is installed, or if it fails.
     """
-    program = _program(kind)
+    program = program_for(kind)
     try:
         done = subprocess.run(
-            [program, f"-T{kind}"],
+            [program, "-Knop2" if placed else "-Kdot", f"-T{kind}"],
             input=dot_text.encode(),
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,
@@ -75,7 +72,8 @@ def lay_out(dot_text: str, kind: str) -> bytes:
     return done.stdout.replace(_FONTS, _SAME_WIDTH) if kind == "svg" else done.stdout
 
 
-def _program(kind: str) -> str:
+def program_for(kind: str) -> str:
+    """The program that can write such a picture. Raises RenderError if there is none."""
     dot = shutil.which("dot")
     if dot is not None:
         return dot

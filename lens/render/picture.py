@@ -20,12 +20,12 @@ from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, res
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing
 from lens.render.graphviz_text import to_dot
-from lens.render.images import format_of, lay_out, write_picture
+from lens.render.images import format_of, write_picture
 from lens.render.pydot_objects import to_pydot
 from lens.render.renderer import Traced
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
-from lens.render.titles import settled_dot
+from lens.render.titles import rendered
 
 if TYPE_CHECKING:
     import pydot
@@ -60,7 +60,8 @@ class Options:
         view: ``unrolled``: every pass of a layer is a node; ``rolled``: all passes are one.
         depth: Modules at this depth are one node each; 1 is the modules that the model itself calls.
         collapse: Addresses of modules that are one node each; ``blocks.*`` is every module directly in ``blocks``.
-        max_nodes: Larger drawings are collapsed further, which a note and a warning say; None never collapses.
+        max_nodes: Larger drawings are collapsed further, and crowded ones where neither depth nor collapse is given;
+            a note and a warning say so. None never collapses.
         buffers: Whether buffers are shown.
         statistics: Whether the running statistics of normalisation layers are shown among them.
         color_by: Colour the layers by ``time``, ``memory``, ``parameters`` or ``flops``, with a legend.
@@ -118,7 +119,8 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
     if options.depth is not None:
         drawing = collapse_depth(drawing, options.depth)
     if options.max_nodes is not None:
-        drawing = fit(drawing, options.max_nodes, rolled)
+        chosen = bool(options.collapse) or options.depth is not None
+        drawing = fit(drawing, options.max_nodes, rolled, uncrowd=not chosen)
     elif rolled:
         drawing = roll(drawing)
     if options.legend:
@@ -181,8 +183,10 @@ class Pictures:
         for note in drawing.notes:
             if note.startswith("Collapsed"):
                 warnings.warn(note, stacklevel=2)
-        lower = to_dot if kind == "dot" else settled_dot
-        return write_picture(lower(drawing, find_theme(chosen.theme), chosen.direction), path, kind)
+        theme = find_theme(chosen.theme)
+        if kind == "dot":
+            return write_picture(to_dot(drawing, theme, chosen.direction).encode(), path)
+        return write_picture(rendered(drawing, kind, theme, chosen.direction), path)
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
@@ -195,6 +199,6 @@ class Pictures:
         if len(drawing.nodes) > _NOTEBOOK_NODES:
             return None
         try:
-            return lay_out(settled_dot(drawing, find_theme("light"), "up"), "svg").decode()
+            return rendered(drawing, "svg").decode()
         except RenderError:
             return None

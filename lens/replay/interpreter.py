@@ -176,7 +176,7 @@ def told(error: BaseException) -> str:
     return f"run again it raises {type(error).__name__}: {text}"
 
 
-def why_not_run(op: Op, payloads: PayloadStore) -> str:
+def why_not_run(op: Op, payloads: PayloadStore | None = None) -> str:
     """Why an operation cannot be run on its own, if it cannot."""
     if op.function.namespace == "torch.autograd":
         return "walks the autograd graph of the run, which is gone"
@@ -189,7 +189,7 @@ def why_not_run(op: Op, payloads: PayloadStore) -> str:
     called = op.args[0]
     if not isinstance(called, Opaque):
         return "says where a tensor came from; nothing was called"
-    if called.index not in payloads.objects:
+    if payloads is not None and called.index not in payloads.objects:
         return f"calls a {called.type}, which a saved trace does not hold"
     if op.function.mutates:
         return "opaque, and would write to the model again"
