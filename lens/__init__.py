@@ -21,6 +21,7 @@ _EXPORTS = {
     "get_model_structure": "lens.paper",
     "show_model_graph": "lens.paper",
     "validate_saved_activations": "lens.paper",
+    "validation_report": "lens.validation",
     "ModelHistory": "lens.history",
     "LayerEntry": "lens.entry",
     "OpEntry": "lens.entry",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from lens.programs.generalize import generalize as generalize
     from lens.session import trace as trace
     from lens.session import tracing as tracing
+    from lens.validation import validation_report as validation_report
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,7 @@ from lens.programs.node_meta import node_meta
 from lens.programs.noise import recorded_noise, with_noise
 from lens.programs.sizes import Form, Size
 from lens.render.renderer import Traced
-from lens.replay.program import why_not_run
+from lens.replay.interpreter import why_not_run
 
 _NAME = re.compile(r"\W+")
 _FIRST_WORD = re.compile(r"[A-Za-z_]\w*")

@@ -17,7 +17,7 @@ from lens.functions import describe, resolve
 from lens.ir.elements import Op
 from lens.ir.templates import Map, Seq, Slot, Template, map_nodes
 from lens.replay.arguments import build, find_class
-from lens.replay.interpreter import AUTOCAST
+from lens.replay.operation import AUTOCAST
 
 #: Methods that are operators of Python; ``__radd__`` and its like are these with their arguments exchanged.
 _OPERATORS = frozenset(
