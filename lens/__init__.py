@@ -14,12 +14,14 @@ __version__ = "0.1.0"
 #: Public name -> the module that it comes from.
 _EXPORTS = {
     "trace": "lens.session",
+    "tracing": "lens.session",
     "load": "lens.history",
     "generalize": "lens.programs.generalize",
     "get_model_activations": "lens.paper",
     "get_model_structure": "lens.paper",
     "show_model_graph": "lens.paper",
     "validate_saved_activations": "lens.paper",
+    "validation_report": "lens.validation",
     "ModelHistory": "lens.history",
     "LayerEntry": "lens.entry",
     "OpEntry": "lens.entry",
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from lens.paper import validate_saved_activations as validate_saved_activations
     from lens.programs.generalize import generalize as generalize
     from lens.session import trace as trace
+    from lens.session import tracing as tracing
+    from lens.validation import validation_report as validation_report
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: ``lens trace``, ``show``, ``export``, ``passes``, ``backends`` and ``conform``."""
+"""The command line: ``lens trace``, ``show``, ``validate``, ``export``, ``passes``, ``backends`` and ``conform``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lens
 from lens.cli_diff import add_diff
 from lens.cli_export import add_export
+from lens.cli_validate import add_validate
 from lens.errors import LensError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ examples:
   lens show convnext.lens --graph
   lens show convnext.lens -o convnext.svg --view rolled --depth 2 --color-by time
   lens show convnext.lens --pipeline "orphans,recurrence,labels" --time --dump-after steps/
+  lens validate torchvision:resnet18 --input 1x3x64x64
   lens export convnext.lens --to model-explorer -o convnext.json
   lens export convnext.lens --to parquet --option table=edges -o edges.parquet
   lens export timm:convnext_atto --to graphml -o convnext.graphml
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
     _add_show(commands)
+    add_validate(commands)
     add_export(commands)
     add_diff(commands)
     passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")

@@ -270,11 +270,8 @@ def _owner(namespace: str) -> Any:
     return None
 
 
-#: Where a builtin function is looked for, in order of preference.
-_NAMESPACES = (
-    "torch",
-    "torch.Tensor",
-    "torch.nn.functional",
+#: Objects of torch's that hold functions on tensors and nothing else.
+FUNCTION_TABLES = (
     "torch._C._nn",
     "torch._C._linalg",
     "torch._C._special",
@@ -283,6 +280,8 @@ _NAMESPACES = (
     "torch._C._nested",
     "torch._C._VariableFunctions",
 )
+#: Where a builtin function is looked for, in order of preference.
+_NAMESPACES = ("torch", "torch.Tensor", "torch.nn.functional", *FUNCTION_TABLES)
 
 
 def _name(function: Any) -> tuple[str, str]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from lens.capture.encoding import SLOTS, ArgumentEncoder
-from lens.capture.inputs import check_call, positional
 from lens.capture.selection import Save
-from lens.capture.tensor_table import version_of
 from lens.history import ModelHistory
 from lens.render.images import format_of
 from lens.render.picture import DrawOptions, Options
 from lens.session import trace
-from lens.validate.check import check
+from lens.validation import validation_report
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -94,45 +88,9 @@ def validate_saved_activations(
 ) -> bool:
     """Whether all activations that lens saves of a model on an input are right.
 
-    Compares the traced output with a plain forward pass from the same state and random numbers, and every operation
-    with a second run of its own (``lens.validate.check``). The model's buffers and the random number generators end
-    as after one forward pass. Arguments as in ``get_model_activations``.
+    Compares the traced output with a plain forward pass from the same state and random numbers, every operation with
+    a second run of its own, and the metadata with what it should be; asks whether an operation is missing. The report
+    with the reasons is ``lens.validation_report(model, inputs)``. The model's buffers and the random number generators
+    end as after one forward pass. Arguments as in ``get_model_activations``.
     """
-    positional_args, named_args = positional(inputs), dict(kwargs or {})
-    check_call(model, positional_args, named_args)
-    if seed is not None:
-        torch.manual_seed(seed)
-    with _undone(model):
-        expected = model(*positional_args, **named_args)
-    history = trace(model, positional_args, named_args)
-    traced = [history.payloads.read(value) for value in history.graph.outputs.values]
-    plain = _tensors(expected)
-    if len(plain) != len(traced):
-        return False
-    same = all(torch.allclose(a, b, equal_nan=True) for a, b in zip(plain, traced, strict=True))
-    return same and check(history).ok
-
-
-@contextmanager
-def _undone(model: nn.Module) -> Iterator[None]:
-    """Put the model's tensors and the random number generators back after the block."""
-    tensors = [*model.parameters(), *model.buffers()]
-    before = [(version_of(tensor), tensor.detach().clone()) for tensor in tensors]
-    devices = {t.device.index for t in tensors if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[d for d in devices if d is not None]):
-        yield
-    with torch.no_grad():
-        for tensor, (version, value) in zip(tensors, before, strict=True):
-            if version is None or version_of(tensor) != version:
-                tensor.copy_(value)
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-
-    def note(tensor: torch.Tensor) -> Any:
-        found.append(tensor)
-        return SLOTS[0]
-
-    ArgumentEncoder(lambda _: 0).encode_with(output, note)
-    return found
+    return validation_report(model, inputs, kwargs, seed=seed).ok

@@ -2,60 +2,64 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import nn
 
-import lens
 from lens import registry
-from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend, find_backend
-from lens.capture.inputs import check_call, named_tensors, positional
-from lens.capture.module_calls import MODULE_CALL_FILE
-from lens.capture.quiet_gc import collector_off, old_objects_set_aside
-from lens.capture.recorder import Recorder
-from lens.capture.selection import Save, make_selection
-from lens.capture.sites import Locator
-from lens.errors import InputError, LensError
+from lens.capture.inputs import check_call, positional
+from lens.capture.quiet_gc import old_objects_set_aside
+from lens.capture.selection import Save, Transform
+from lens.capture.stopping import StopAt
+from lens.capture.targets import gathered, root_of
+from lens.errors import InputError
 from lens.history import ModelHistory
-from lens.ir.elements import Fault, Meta, Unseen, ValueId
-from lens.ir.payloads import PayloadStore
-from lens.ir.tape import SiteTable, number_values, seal
-from lens.passes.granularity import GranularityPass
-from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
 from lens.passes.protocol import Pass
+from lens.run import Run, Settings
 
 #: The pipeline that ``trace`` runs.
 DEFAULT_PIPELINE = "granularity{level=leaf},orphans,distances,conditionals,containment,recurrence,labels"
 Passes: TypeAlias = "str | Sequence[Pass]"
+FastPaths: TypeAlias = Literal["keep", "open"]
 
 
 def trace(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     args: Any = (),
     kwargs: dict[str, Any] | None = None,
     *,
     save: Save = "all",
+    transform: Transform | None = None,
+    detach: bool = False,
+    stop_at: StopAt | None = None,
     backend: str | CaptureBackend = "torch_function",
     passes: Passes = DEFAULT_PIPELINE,
     seed: int | None = None,
-    fast_paths: Literal["keep", "open"] = "keep",
+    fast_paths: FastPaths = "keep",
 ) -> ModelHistory:
     """Run a model once, as it is, and give the history of everything it did.
 
     Args:
-        model: Any module. It is not changed, and runs exactly once.
+        model: Any module; it is not changed, and runs exactly once. Or a method of one, or a function: then the modules
+            that it uses are found in its closure and globals, and addressed by the names that they have there.
         args: A tuple is the positional arguments; anything else, a list too, is one argument.
         kwargs: Keyword arguments.
-        save: Which tensors to keep: ``"all"``, ``"none"``, labels, module addresses, ordinals, or a function of the
-            running operation (``lambda op: op.type == "relu"``). Addresses and functions are decided while the model
-            runs, so nothing else is held in memory.
+        save: Which tensors to keep: ``"all"``, ``"none"``, labels, module addresses, ordinals, patterns of labels or
+            addresses (``"relu_*"``, ``"layer?.*.conv1"``), a list of these, or a function of the running operation
+            (``lambda op: op.type == "relu"``). Addresses and functions are decided while the model runs, so nothing
+            else is held in memory; of labels, what has the same type is held until the end.
+        transform: What to keep in the place of a tensor: a dtype (of floating point tensors) or a device to move it to,
+            or any function that gives a tensor, such as ``lambda t: t.mean((-2, -1))``. Parameters and buffers stay as
+            they are; shapes and sizes that the history tells are those of the model's own tensors.
+        detach: Cut what is kept off from autograd. By default it is as the model made it, so that gradients with
+            respect to it can be taken, and the graph of autograd lives as long as the history.
+        stop_at: Where to end the forward pass: when these modules have returned (``"layer2"``, ``"block:3"``, several),
+            after the first operation for which a function is true, or ``"saved"``: when all modules that ``save`` names
+            have returned. The history then has no outputs, and ``history.graph.meta.stopped`` says where it ended.
         backend: The capture backend: its name (``lens.capture.backends()`` tells what there is), or one of your own.
         passes: The analysis: a pipeline as text, or passes.
         seed: Set before the run with ``torch.manual_seed``; by default the generators are left as they are.
@@ -63,7 +67,7 @@ def trace(
             bit; ``"open"`` runs the composed path to see inside it.
 
     Raises:
-        InputError: the model, its arguments or ``save`` cannot be used.
+        InputError: the model, its arguments, ``save``, ``transform`` or ``stop_at`` cannot be used.
         BackendError: the backend is unknown or unavailable here.
         PassError: a pass is unknown or fails.
 
@@ -72,150 +76,77 @@ def trace(
     """
     positional_args, named_args = positional(args), dict(kwargs or {})
     check_call(model, positional_args, named_args)
-    if fast_paths not in ("keep", "open"):
-        raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
-    pipeline = _passes(passes)
-    chosen = find_backend(backend) if isinstance(backend, str) else backend
-    if seed is not None:
-        torch.manual_seed(seed)
-    run = _Run(model, chosen, save, pipeline, seed, fast_paths)
+    settings = _settings(backend, passes, fast_paths, save, transform, detach, stop_at, seed)
+    run = Run(root_of(model), settings)
     with old_objects_set_aside(), run:
-        run.forward(positional_args, named_args)
+        run.call(model, positional_args, named_args)
     assert run.history is not None
     return run.history
 
 
-def _passes(passes: Passes) -> tuple[Pass, ...]:
-    if isinstance(passes, str):
-        return parse_pipeline(passes, registry.pass_classes())
-    return tuple(passes)
+@contextmanager
+def tracing(
+    model: nn.Module | Mapping[str, nn.Module] | None = None,
+    *,
+    save: Save = "all",
+    transform: Transform | None = None,
+    detach: bool = False,
+    backend: str | CaptureBackend = "torch_function",
+    passes: Passes = DEFAULT_PIPELINE,
+    seed: int | None = None,
+    fast_paths: FastPaths = "keep",
+) -> Iterator[ModelHistory]:
+    """Record a block of code that is not a single call: ``with lens.tracing(model) as history: ...``.
+
+    The history can be used when the block has ended. Tensors that are met for the first time in the block are its
+    inputs; results that are still there at its end and that nothing read are its outputs.
+
+    Args:
+        model: The module, or several by name, whose parts give tensors and modules their addresses; None if there is
+            none.
+        save, transform, detach, backend, passes, seed, fast_paths: As in ``lens.trace``.
+
+    Raises:
+        InputError: an argument cannot be used, or the history is used inside the block.
+
+    An exception of the block comes through unchanged, with the history up to there as its attribute ``lens_history``.
+    """
+    root = model if isinstance(model, nn.Module) else gathered("Block", model or {})
+    run = Run(root, _settings(backend, passes, fast_paths, save, transform, detach, None, seed))
+    history = _Unfinished.__new__(_Unfinished)
+    with old_objects_set_aside(), run, run.block():
+        yield history
+    assert run.history is not None
+    vars(history).update(vars(run.history))
+    history.__class__ = ModelHistory  # type: ignore[assignment]  # from now on it is one like any other
 
 
-class _Run(AbstractContextManager["_Run"]):
-    """One recorded forward pass. Leaving the block makes the history, also when the forward pass raised."""
+class _Unfinished(ModelHistory):
+    """What a history is inside its block."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        backend: CaptureBackend,
-        save: Save,
-        pipeline: tuple[Pass, ...],
-        seed: int | None,
-        fast_paths: Literal["keep", "open"],
-    ) -> None:
-        self.begun = time.perf_counter()
-        self.model = model
-        self.backend = backend
-        self.pipeline = pipeline
-        self.seed = seed
-        self.fast_paths = fast_paths
-        self.addresses = AddressBook(model)
-        module_addresses = {info.address for info in self.addresses.module_infos()}
-        self.selection = make_selection(save, module_addresses)
-        locator = Locator((MODULE_CALL_FILE, __file__))
-        keep = fast_paths == "keep"
-        leaf_level = bool(pipeline) and pipeline[0] == GranularityPass("leaf")
-        self.recorder = Recorder(self.addresses, self.selection, locator, keep, composites=not leaf_level)
-        self.started = time.time()
-        self.forward_seconds = 0.0
-        self.history: ModelHistory | None = None
-
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Run the model under the backend."""
-        recorder = self.recorder
-        for name, tensor in named_tensors(self.model, args, kwargs):
-            if recorder.tensors.find(tensor) is None:
-                recorder.leaf(tensor, "input", (name,))
-        recorder.tape.inputs = recorder.bundle((args, kwargs))
-        recorder.prepare()
-        begin = time.perf_counter()
-        try:
-            with self.backend.record(recorder):
-                output = self.model(*args, **kwargs)
-        finally:
-            self.forward_seconds = time.perf_counter() - begin
-        recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            history = self._history(error, traceback)
-        except LensError as failure:
-            if error is None:
-                raise
-            error.lens_history_error = failure  # type: ignore[attr-defined]  # the model's own error comes first
-            return
-        finally:
-            self.recorder.close()
-        if error is None:
-            history.payloads = self._narrowed(history)
-        else:
-            error.lens_history = history  # type: ignore[attr-defined]
-        self.history = history
-
-    def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
-        with collector_off():
-            ids = number_values(self.recorder.tape)
-            graph = seal(self.recorder.tape, self._meta(error, traceback), ids)
-            payloads = self.recorder.keeper.store(self.recorder.encoder.objects, ids)
-            result = PassManager(self.pipeline, registry.providers()).run(graph, payloads)
-        durations = sum(op.duration for op in result.graph.ops)
-        seconds = max(0.0, time.perf_counter() - self.begun - durations)
-        return ModelHistory(result.graph, result.payloads, result.records, seconds)
-
-    def _narrowed(self, history: ModelHistory) -> PayloadStore:
-        """Only the values that ``save=`` named, if it named some by keys that are known after the run."""
-        if self.selection.keys is None:
-            return history.payloads
-        index = history.index
-        wanted: set[ValueId] = set()
-        for key in self.selection.keys:
-            rows = index.find(key) if isinstance(key, str) else [index.rows[_ordinal(key, history)]]
-            wanted.update(row.value for row in rows)
-        return history.payloads.keep(wanted)
-
-    def _meta(self, error: BaseException | None, traceback: TracebackType | None) -> Meta:
-        sites = SiteTable()
-        return Meta(
-            model=type(self.model).__name__,
-            backend=self.backend.name,
-            capabilities=tuple(sorted(self.backend.capabilities)),
-            fast_paths=self.fast_paths,
-            seed=self.seed,
-            training=getattr(self.model, "training", False),
-            started=self.started,
-            forward_seconds=self.forward_seconds,
-            lens=lens.__version__,
-            torch=str(torch.__version__),
-            modules=self.addresses.module_infos(),
-            parameters=self.addresses.parameter_infos(),
-            fault=None if error is None else self._fault(error, traceback),
-            unseen=tuple(Unseen(what, sites.locate(site)) for what, site in self.recorder.tape.unseen),
-        )
-
-    def _fault(self, error: BaseException, traceback: TracebackType | None) -> Fault:
-        while traceback is not None and traceback.tb_next is not None:
-            traceback = traceback.tb_next
-        site = None if traceback is None else (traceback.tb_frame.f_code, traceback.tb_lasti)
-        running = self.recorder.running
-        return Fault(
-            type(error).__name__,
-            str(error),
-            "" if running is None else str(running.ref),
-            SiteTable().locate(site),
-        )
-
-
-def _ordinal(key: int, history: ModelHistory) -> int:
-    count = len(history.index.rows)
-    if not -count <= key < count:
+    def __getattr__(self, name: str) -> Any:
         raise InputError(
-            f"there is no layer number {key}",
-            where="lens.trace(save=...)",
-            hint=f"ordinals go from {-count} to {count - 1}",
+            "the history of a block can be used when the block has ended",
+            where="with lens.tracing(...) as history",
+            hint="move this below the block",
         )
-    return key
+
+    def __repr__(self) -> str:
+        return "<ModelHistory of a block that has not ended>"
+
+
+def _settings(
+    backend: str | CaptureBackend,
+    passes: Passes,
+    fast_paths: FastPaths,
+    save: Save,
+    transform: Transform | None,
+    detach: bool,
+    stop_at: StopAt | None,
+    seed: int | None,
+) -> Settings:
+    if fast_paths not in ("keep", "open"):
+        raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
+    pipeline = parse_pipeline(passes, registry.pass_classes()) if isinstance(passes, str) else tuple(passes)
+    chosen = find_backend(backend) if isinstance(backend, str) else backend
+    return Settings(chosen, pipeline, save, transform, detach, stop_at, seed, fast_paths)

@@ -14,7 +14,6 @@ import torch
 from attrs import define, field
 
 import lens
-from lens.capture.encoding import SLOTS, ArgumentEncoder
 from lens.history import ModelHistory
 from lens.ir.facets import Distances, Labels, Recurrence
 from lens.ir.graph import Graph
@@ -22,6 +21,7 @@ from lens.ir.parser import parse
 from lens.ir.printer import print_graph
 from lens.ir.verifier import find_problems
 from lens.model_specs import ModelCall
+from lens.run_state import tensors_of
 from lens.validate.check import check
 
 _SEED = 1
@@ -153,18 +153,6 @@ def _run_traced(call: ModelCall, backend: str) -> tuple[ModelHistory, torch.Tens
 
 def _outputs(history: ModelHistory) -> list[torch.Tensor]:
     return [history.payloads.read(value) for value in history.graph.outputs.values]
-
-
-def tensors_of(output: Any) -> list[torch.Tensor]:
-    """The tensors in the containers that a model returned, in the order in which lens numbers them."""
-    found: list[torch.Tensor] = []
-
-    def visit(tensor: torch.Tensor) -> Any:
-        found.append(tensor)
-        return SLOTS[0]
-
-    ArgumentEncoder(lambda tensor: 0).encode_with(output, visit)
-    return found
 
 
 def _compare(findings: Findings, traced: _Ran, plain: _Ran, build: Callable[[], ModelCall]) -> None:

@@ -10,8 +10,13 @@ import lens
 from lens.errors import ReplayError, StaleValueError
 from lens.ir.payloads import PayloadStore
 from lens.ir.verifier import find_problems
-from lens.replay.program import replay, sources
+from lens.replay import Interpreter
 from lens.validate.check import check
+
+
+def replayed(history):
+    interpreter = Interpreter(history.graph, history.payloads)
+    return interpreter.run(interpreter.sources())
 
 
 def traced(function, *args, **options):
@@ -19,7 +24,7 @@ def traced(function, *args, **options):
     history = lens.trace(Body(function), args or (torch.arange(1.0, 7.0).view(2, 3),), **options)
     graph, payloads = history.graph, history.payloads
     assert find_problems(graph) == []
-    made = replay(graph, sources(graph, payloads), payloads=payloads)
+    made = replayed(history)
     for value in made.keys() & set(payloads):
         assert torch.equal(made[value], payloads.read(value)), value
     return history
@@ -178,7 +183,7 @@ def test_an_input_and_a_parameter_that_the_model_writes_to():
     x = torch.zeros(2, 3)
     history = lens.trace(Model(), x)
     assert torch.equal(history["input_1"].tensor_contents, torch.zeros(2, 3))
-    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    made = replayed(history)
     assert torch.equal(made[history.graph.outputs.values[0]], torch.tensor([[10.0] * 3, [0.0] * 3]))
     assert check(history).ok
 
@@ -249,7 +254,7 @@ def test_spectral_norm_and_batch_norm_replay():
     model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3))
     with torch.no_grad():
         history = lens.trace(model, torch.randn(5, 4))
-    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    made = replayed(history)
     saved = made.keys() & set(history.payloads)
     assert all(torch.equal(made[v], history.payloads.read(v)) for v in saved)
     assert check(history).ok
@@ -259,7 +264,7 @@ def test_autocast_replays():
     model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1))
     with torch.autocast("cpu"):
         history = lens.trace(model, torch.randn(5, 4))
-    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    made = replayed(history)
     assert all(torch.equal(made[v], history.payloads.read(v)) for v in made)
     assert check(history).ok
 
@@ -268,7 +273,7 @@ def test_autocast_replays():
 def test_an_lstm_replays_with_the_kernel_of_the_run(mode):
     with mode():
         history = lens.trace(nn.LSTM(4, 8, 2), torch.randn(5, 2, 4))
-    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    made = replayed(history)
     assert all(torch.equal(made[v], history.payloads.read(v)) for v in made)
 
 
@@ -281,7 +286,7 @@ def test_a_range_with_other_values_in_it():
     mul, view, write, total = graph.ops
     view_value = torch.full((2, 2), 10.0)
     given = {mul.results[0]: payloads.read(mul.results[0]), view.results[0]: view_value}
-    made = replay(graph, given, payloads=payloads, start=1, want=[total.results[0], write.results[0]])
+    made = Interpreter(graph, payloads).run(given, start=1, want=[total.results[0], write.results[0]])
     assert made[total.results[0]] == 2 * (30 + 30 + 2 + 2)
     assert made.keys() == {total.results[0], write.results[0]}
     assert torch.equal(view_value, torch.full((2, 2), 10.0))
@@ -290,12 +295,12 @@ def test_a_range_with_other_values_in_it():
 def test_a_missing_value_is_named():
     history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
     with pytest.raises(ReplayError, match="needed and not there") as caught:
-        replay(history.graph, {}, start=2)
+        Interpreter(history.graph).run({}, start=2)
     assert "mul_" in caught.value.where
     with pytest.raises(ReplayError, match="nothing in the range"):
-        replay(history.graph, {}, stop=0, want=[history.graph.ops[0].results[0]])
+        Interpreter(history.graph).run({}, stop=0, want=[history.graph.ops[0].results[0]])
     with pytest.raises(ReplayError, match="is not saved"):
-        sources(history.graph, PayloadStore())
+        Interpreter(history.graph, PayloadStore()).sources()
 
 
 def test_a_loaded_trace_replays_with_the_parameters_of_the_model(tmp_path):
@@ -314,24 +319,24 @@ def test_a_loaded_trace_replays_with_the_parameters_of_the_model(tmp_path):
         history = lens.trace(model, torch.ones(2, 4))
     history.save(tmp_path / "trace.lens")
     loaded = lens.load(tmp_path / "trace.lens")
-    start = sources(loaded.graph, loaded.payloads, model)
+    start = Interpreter(loaded.graph, loaded.payloads, model).sources()
     (output,) = loaded.graph.outputs.values
-    made = replay(loaded.graph, start, payloads=loaded.payloads, want=[output])
+    made = Interpreter(loaded.graph, loaded.payloads).run(start, want=[output])
     assert torch.equal(made[output], history["output_1"].tensor_contents)
 
 
 def test_a_raw_graph_replays_and_a_closed_composite_writes_to_a_copy():
     x = torch.randn(3)
     history = lens.trace(Body(lambda t: torch.nn.functional.relu(t, inplace=True) + 1), x.clone(), passes="")
-    made = replay(history.graph, sources(history.graph, history.payloads), payloads=history.payloads)
+    made = replayed(history)
     assert torch.equal(made[history.graph.outputs.values[0]], x.relu() + 1)
     api = lens.trace(
         Body(lambda t: torch.nn.functional.relu(t, inplace=True) + 1),
         x.clone(),
         passes="granularity{level=api},labels",
     )
-    start = sources(api.graph, api.payloads)
-    replay(api.graph, start, payloads=api.payloads)
+    start = Interpreter(api.graph, api.payloads).sources()
+    Interpreter(api.graph, api.payloads).run(start)
     assert torch.equal(start[api.graph.inputs.values[0]], x)
 
 
@@ -339,7 +344,7 @@ def test_an_operation_that_fails_is_named():
     history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
     given = {history.graph.inputs.values[0]: torch.ones(2)}
     with pytest.raises(ReplayError, match="IndexError") as caught:
-        replay(history.graph, given, payloads=history.payloads)
+        Interpreter(history.graph, history.payloads).run(given)
     assert "__getitem__" in caught.value.where
 
 
@@ -347,5 +352,5 @@ def test_a_layout_that_does_not_fit_is_not_used():
     history = lens.trace(InPlaceThroughView(), torch.ones(2, 4))
     payloads = history.payloads
     payloads.layouts = {v: evolve(layout, strides=()) for v, layout in payloads.layouts.items()}
-    made = replay(history.graph, sources(history.graph, payloads), payloads=payloads)
+    made = replayed(history)
     assert torch.equal(made[history.graph.ops[2].results[0]], torch.full((2, 2), 6.0))

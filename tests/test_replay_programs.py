@@ -15,7 +15,7 @@ import lens
 from lens.errors import StaleValueError
 from lens.ir.tape import UNUSED, number_values
 from lens.ir.verifier import find_problems
-from lens.replay.program import replay, sources
+from lens.replay import Interpreter
 
 PROGRAMS = int(os.environ.get("LENS_PROGRAMS", "600"))
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
@@ -294,10 +294,10 @@ def check(steps, mode):
     assert find_problems(graph) == []
     if not any(name in HIDDEN or name in REACHING for name, *_ in steps):
         assert "external" not in {leaf.kind for leaf in graph.leaves}
-    leaves = starting_values(history, live) if hidden else sources(graph, payloads)
+    leaves = starting_values(history, live) if hidden else Interpreter(graph, payloads).sources()
     if not leaves.keys() >= {leaf.value for leaf in graph.leaves}:
         return  # lost before anybody saw it: the trace says so
-    made = leaves | replay(graph, leaves, payloads=payloads)
+    made = leaves | Interpreter(graph, payloads).run(leaves)
     compare(made, readable(payloads, payloads, hidden), history, "saved")
     for value, tensor in live:
         if value is not None and not hidden:
@@ -305,7 +305,7 @@ def check(steps, mode):
     # From the middle, with the values as they are, each alone in its memory.
     middle = len(graph.ops) // 2
     before = {v: t.detach().clone() for v, t in made.items() if (graph.values[v].producer or 0) < middle}
-    compare(replay(graph, before, payloads=payloads, start=middle), {}, history, "middle")
+    compare(Interpreter(graph, payloads).run(before, start=middle), {}, history, "middle")
 
 
 def steps_from(names):

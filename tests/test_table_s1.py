@@ -568,3 +568,22 @@ def test_names_without_meaning_say_so():
         assert entry.flops is entry.macs is None
     assert history["rand_1"].min_distance_from_input is None
     assert history["add_1"].iterable_output_index is None
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "mobilenet_v3", "lstm", "masked_encoder"])
+def test_every_attribute_of_real_models_can_be_read(name):
+    from real_models import REAL_MODELS
+
+    model, args, kwargs = REAL_MODELS[name]()
+    history = lens.trace(model.eval(), args, kwargs, seed=1)
+    for attribute in MODEL_NAMES:
+        getattr(history, attribute)
+    for entry in history:
+        for attribute in ENTRY_NAMES:
+            getattr(entry, attribute)
+        assert entry.layer_label in str(entry)
+        assert entry.operation_num is None or entry.flops is not None
+        for key in entry.lookup_keys:
+            found = history[key]
+            assert entry in (found.passes if isinstance(found, LayerEntry) else [found])
+    assert history.diff(lens.trace(model, args, kwargs, seed=1)).same

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 import lens
 from lens import registry
 from lens.capture.unseen import odd_type
+from lens.errors import LensError
 from lens.functions import resolve
 from lens.history import ModelHistory
 from lens.ir.elements import Op, ValueId
@@ -30,9 +31,11 @@ from lens.ir.types import TensorType
 from lens.ir.verifier import find_problems
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
+from lens.replay import Interpreter
 from lens.replay.arguments import build
 from lens.session import DEFAULT_PIPELINE
 from lens.validate.check import check
+from lens.validate.comparing import same
 
 #: Set before every run of a call.
 SEED = 7
@@ -285,9 +288,26 @@ def _unsound(raw: ModelHistory, api: ModelHistory, leaf: ModelHistory) -> Iterat
     for found in raw.graph.leaves:
         if found.kind == "external":
             yield Finding("external", str(found.location), str(raw.graph.values[found.value].type))
+    yield from _replayed_as_a_whole(raw)
     for level, history in {"leaf": leaf, "api": api}.items():
         for verdict in check(history).failed:
             yield Finding("replay", f"{level} {verdict.layer}", verdict.detail)
+
+
+def _replayed_as_a_whole(history: ModelHistory) -> Iterator[Finding]:
+    """Run from its inputs, the graph gives every saved value bit for bit."""
+    interpreter = Interpreter(history.graph, history.payloads)
+    if any(leaf.value not in history.payloads for leaf in history.graph.leaves):
+        return  # a parameter of a lazy module, which has no contents when it is first met
+    try:
+        made = interpreter.run(interpreter.sources())
+    except LensError as error:
+        yield Finding("replay", "whole", str(error))
+        return
+    for value, tensor in made.items():
+        if value in history.payloads and not same(tensor, history.payloads.read(value).detach()):
+            producer = history.graph.producer(value)
+            yield Finding("replay", "whole", f"%{value} of {producer and producer.function} is another one")
 
 
 class _Comparison:

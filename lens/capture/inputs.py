@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,9 +20,11 @@ def positional(args: Any) -> tuple[Any, ...]:
 
 def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse what cannot be traced. Raises InputError."""
-    if not isinstance(model, nn.Module):
-        hint = "give an instance: Model()" if isinstance(model, type) else "give a torch.nn.Module"
-        raise InputError(f"lens traces modules, this is a {type(model).__name__}", where="model", hint=hint)
+    if isinstance(model, type) or not callable(model):
+        hint = "give an instance: Model()" if isinstance(model, type) else "give a torch.nn.Module, or a function"
+        raise InputError(
+            f"lens traces modules and functions, this is a {type(model).__name__}", where="model", hint=hint
+        )
     if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
         raise InputError("kwargs must be a dict with names as keys", where=f"kwargs={kwargs!r}"[:80])
     signature = _signature(model)
@@ -34,15 +36,19 @@ def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         given = [*(type(arg).__name__ for arg in args), *(f"{name}=" for name in kwargs)]
         raise InputError(
             f"the arguments do not fit the model: {error}",
-            where=f"{type(model).__name__}.forward{signature}, given ({', '.join(given)})",
+            where=f"{_name_of(model)}{signature}, given ({', '.join(given)})",
             hint="a tuple is several positional arguments, anything else is one; wrap a tuple that is one "
             "argument as (value,)",
         ) from error
 
 
-def _signature(model: nn.Module) -> inspect.Signature | None:
+def _name_of(model: Callable[..., Any]) -> str:
+    return f"{type(model).__name__}.forward" if isinstance(model, nn.Module) else getattr(model, "__qualname__", "call")
+
+
+def _signature(model: Callable[..., Any]) -> inspect.Signature | None:
     """The signature of forward; None where it is decorated or not to be had, so that it may not be the real one."""
-    forward = model.forward
+    forward = model.forward if isinstance(model, nn.Module) else model
     if hasattr(forward, "__wrapped__"):
         return None
     try:
@@ -52,14 +58,16 @@ def _signature(model: nn.Module) -> inspect.Signature | None:
 
 
 def named_tensors(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a call with their names, such as ``x``, ``batch['image']``, ``states[0]``."""
     for name, argument in _argument_names(model, args, kwargs):
         yield from _within(name, argument)
 
 
-def _argument_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _argument_names(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
     signature = _signature(model)
     names: list[str] = []
     if signature is not None:

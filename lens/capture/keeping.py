@@ -11,6 +11,7 @@ from attrs import evolve
 
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.tensor_table import TensorRecord, storage_of, version_of
+from lens.errors import InputError
 from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
@@ -19,6 +20,12 @@ from lens.ir.tape import UNUSED, ModuleNames
 
 #: Keeps lens' own calls from the mode. private: without it they would be recorded, as work on exposed memory only.
 UNSEEN: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "DisableTorchFunction", nullcontext)
+
+
+#: Keeps the user's transform from a dispatch mode. private: without it ``torch_dispatch`` would record it.
+_MODES_OFF: Callable[[], AbstractContextManager[Any]] = getattr(
+    torch.utils._python_dispatch, "_disable_current_modes", nullcontext
+)
 
 
 class Keeper:
@@ -46,20 +53,11 @@ class Keeper:
     def wants(self, function: FnRef, module: ModuleNames, tensor: torch.Tensor) -> bool:
         """Whether the result of the operation that is just finishing is wanted."""
         selection = self.selection
-        kind = layer_type(function)
-        if kind in selection.types:
+        if selection.types and selection.wants_type(layer_type(function)):
             return True
         if selection.predicate is None:
             return False
-        running = RunningOp(
-            kind,
-            function,
-            module[0],
-            module[2],
-            tuple(tensor.shape) if not tensor.is_nested else (),
-            str(tensor.dtype).removeprefix("torch."),
-        )
-        return bool(selection.predicate(running))
+        return bool(selection.predicate(RunningOp.of(function, module[0], module[2], tensor)))
 
     def wants_module(self, module: ModuleNames) -> bool:
         """Whether the outputs of this module are wanted."""
@@ -67,6 +65,20 @@ class Keeper:
         return bool(wanted) and any(a in wanted for a in (module[0], *module[1]))
 
     def hold(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
+        """Keep a value that the model was given or computed: itself, or what the user's transform makes of it."""
+        transform = self.selection.transform
+        if transform is None:
+            self.hold_itself(record, value, tensor)
+            return
+        with UNSEEN(), _MODES_OFF(), _TransformErrors(tensor):
+            kept = transform(tensor.detach() if self.selection.detach else tensor)
+            if not isinstance(kept, torch.Tensor):
+                raise TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
+            if storage_of(kept) == storage_of(tensor):
+                kept = kept.clone()  # a later write must not reach it
+        self._held[value] = (kept, version_of(kept))
+
+    def hold_itself(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
         """Keep a value by reference, or a copy of it where others than torch can write to its memory."""
         version = record.version
         if record.pending and record.exposed:
@@ -126,7 +138,8 @@ class Keeper:
             if ids[value] == UNUSED:
                 continue
             gone = bool(lost) and storage_of(tensor) in lost
-            values[ValueId(ids[value])] = Stale(_described(tensor)) if gone else Held(tensor, version)
+            shown = tensor.detach() if self.selection.detach else tensor
+            values[ValueId(ids[value])] = Stale(_described(tensor)) if gone else Held(shown, version)
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
         layouts = {ValueId(ids[v]): layout for v, layout in self.layouts.items()}
@@ -147,3 +160,18 @@ def generator_states(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> d
         if device.type == "cuda":
             states[str(device)] = torch.cuda.get_rng_state(device)
     return states
+
+
+class _TransformErrors(AbstractContextManager[None]):
+    """Says of an exception of the user's transform which tensor it was given."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            raise InputError(
+                f"transform= raised {type(error).__name__}: {error}",
+                where=f"saving {_described(self.tensor)} of {self.tensor.dtype}",
+                hint="make it accept every tensor that save= selects, and give a tensor",
+            ) from error

@@ -20,8 +20,9 @@ from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder, shorten
 from lens.capture.keeping import Keeper, generator_states
 from lens.capture.memory import Memory
-from lens.capture.selection import Selection
+from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import Locator
+from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord, TensorTable
 from lens.capture.unseen import odd_type
 from lens.functions import Function
@@ -92,6 +93,10 @@ class Recorder:
         self.call_site: Site = None
         #: While a composite runs: its site, which its interior shares.
         self.composite_site: Site = None
+        #: What a tensor is that was never met and is not the model's.
+        self.stranger: LeafKind = "external"
+        #: What the run is to end at, if at anything.
+        self.stop: Stop | None = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
         #: Set by a backend that can tell the value of a tensor which comes as an object never met.
@@ -194,6 +199,9 @@ class Recorder:
         )
         if generators:
             self.keeper.keep_generators(position, generators)
+        if self.stop is not None and type(result) is torch.Tensor:
+            names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
+            self.stop.ran(RunningOp.of(function.ref, names[0], names[2], result))
 
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
@@ -306,8 +314,9 @@ class Recorder:
             if known is not None:
                 return known
             # A tensor without data cannot hide where its values come from.
-            kind: LeafKind = "constant" if tensor.is_meta else "external"
-            return self.leaf(tensor, kind, (), self._locator.find(_caller(), self.call_site))
+            kind: LeafKind = "constant" if tensor.is_meta else self.stranger
+            names = (f"tensor_{len(self.tape.leaves) + 1}",) if kind == "input" else ()
+            return self.leaf(tensor, kind, names, self._locator.find(_caller(), self.call_site))
         if record.version is not None and record.version != tensor._version:
             self.memory.look(record, tensor)
         if record.pending:
@@ -329,7 +338,8 @@ class Recorder:
             values.append((*odd_type(tensor), alias, None))
         self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
         if self._hold_leaves and not is_lazy(tensor):
-            self.keeper.hold(record, value, tensor)
+            hold = self.keeper.hold_itself if kind in ("parameter", "buffer") else self.keeper.hold
+            hold(record, value, tensor)
         return value
 
     def prepare(self) -> None:
@@ -414,6 +424,8 @@ class Recorder:
         self.tape.exits.append((number, len(self._ops), outputs))
         if self._selective and self.keeper.wants_module(self.tape.scopes[number][0]):
             self.encoder.encode_with(output, self._hold_now)
+        if self.stop is not None and output is not None:
+            self.stop.left(*self.tape.scopes[number][:2])
 
     def _names_of(self, module: nn.Module) -> ModuleNames:
         name = type(module).__name__

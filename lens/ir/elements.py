@@ -283,6 +283,8 @@ class Meta:
         modules, parameters: All of the model's, used or not.
         fault: The exception that ended the run, if one did.
         unseen: What the backend knows that it did not see.
+        stopped: Where the forward pass was ended, because all that was asked for was there; empty if it was not.
+        transformed: Whether a function of the user's changed the values before they were saved.
     """
 
     model: str = ""
@@ -299,3 +301,5 @@ class Meta:
     parameters: tuple[ParameterInfo, ...] = field(factory=tuple)
     fault: Fault | None = None
     unseen: tuple[Unseen, ...] = field(factory=tuple)
+    stopped: str = ""
+    transformed: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 from attrs import frozen
@@ -189,6 +190,21 @@ class EntryIndex:
                 where=f"{self.graph.meta.model}, {len(self.graph.meta.modules)} modules",
                 hint=f"nearest addresses: {', '.join(map(repr, near))}; patterns such as 'layer1.*' work too",
             )
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._labels or key in self._addresses
+
+    def find_all(self, pattern: str) -> list[EntryRow]:
+        """The entries whose labels or addresses fit a pattern; linear. Raises UnknownKeyError if there are none."""
+        tables = (self._labels, self._addresses)
+        found = {row.number: row for keys in tables for key in keys if fnmatchcase(key, pattern) for row in keys[key]}
+        if not found:
+            raise UnknownKeyError(
+                f"no layer and no module fits {pattern!r}",
+                where=f"{self.graph.meta.model}, {len(self.rows)} entries",
+                hint=self._suggestion(pattern.strip("*?")),
+            )
+        return [found[number] for number in sorted(found)]
 
     def find(self, key: str) -> list[EntryRow]:
         """The entries that a label or an address names: one, or all passes of one layer or module.

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from attrs import define, field
 from torch import fx, nn
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
 from lens.errors import RenderError
 from lens.ir.elements import Leaf, Op, Read, ValueId
@@ -22,7 +21,7 @@ from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Opaque, Seq, Template, map_nodes, slots
-from lens.programs.calls import add_call, parts, put_together, written_operands
+from lens.programs.calls import add_call, parts, put_together, switch_autocast, written_operands
 from lens.programs.fx_module import Program
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard
 from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered
@@ -30,8 +29,7 @@ from lens.programs.node_meta import node_meta
 from lens.programs.noise import recorded_noise, with_noise
 from lens.programs.sizes import Form, Size
 from lens.render.renderer import Traced
-from lens.replay.interpreter import AUTOCAST
-from lens.replay.program import why_not_run
+from lens.replay.interpreter import why_not_run
 
 _NAME = re.compile(r"\W+")
 _FIRST_WORD = re.compile(r"[A-Za-z_]\w*")
@@ -106,9 +104,9 @@ class Builder:
         autocast: tuple[str, list[fx.Node]] = ("", [])
         for op in self.trace.ops:
             self._add_guards(reads.get(op.id, ()))
-            autocast = self._in_autocast(op, autocast)
+            autocast = switch_autocast(self.graph, op, autocast)
             self._add_op(op)
-        self._in_autocast(None, autocast)
+        switch_autocast(self.graph, None, autocast)
         self._add_guards(reads.get(len(self.trace.ops), ()))
         self._add_output()
         self.graph.lint()
@@ -187,7 +185,7 @@ class Builder:
         assert isinstance(named, Map)
         given: list[tuple[str, Template]] = []
         for number, arg in enumerate(positional.items):
-            name = self._argument_name(arg)
+            name = _argument_name(self.trace, arg)
             taken = {n for n, _ in given} | {str(n) for n, _ in named.items}
             given.append((f"arg_{number}" if not name or name in taken else name, arg))
         given += [(str(name), arg) for name, arg in named.items]
@@ -201,14 +199,6 @@ class Builder:
             holders.append((name, arg, self.graph.create_node("placeholder", self._name(name), args)))
         for name, arg, holder in holders:
             self._take_apart(name, arg, holder)
-
-    def _argument_name(self, arg: Template) -> str:
-        for index in slots(arg):
-            leaf = self.trace.values[self.trace.inputs.values[index]].leaf
-            word = None if leaf is None else _FIRST_WORD.match(self.trace.leaves[leaf].addresses[0])
-            if word is not None and word[0] != "args":
-                return word[0]
-        return ""
 
     def _take_apart(self, name: str, arg: Template, holder: fx.Node) -> None:
         if not _holds_slots(arg):
@@ -291,20 +281,6 @@ class Builder:
             map_nodes(template, note)
         return found
 
-    def _in_autocast(self, op: Op | None, current: tuple[str, list[fx.Node]]) -> tuple[str, list[fx.Node]]:
-        """Enter and leave autocast where the state before an op differs from that of the op before."""
-        state = "" if op is None else str(next((arg for name, arg in op.kwargs if name == AUTOCAST), ""))
-        if state == current[0] or (op is not None and not op.operands):
-            return current
-        for entered in reversed(current[1]):
-            self.graph.call_function(_exit_autocast, (entered,))
-        entered_now = []
-        for part in filter(None, state.split(",")):
-            device, _, dtype = part.partition(":")
-            arguments = (device, getattr(torch, dtype), True, False)
-            entered_now.append(self.graph.call_function(_enter_autocast, arguments))
-        return state, entered_now
-
     # Guards and outputs
 
     def _add_guards(self, reads: Any) -> None:
@@ -335,6 +311,15 @@ class Builder:
 
     def _name(self, text: str) -> str:
         return _NAME.sub("_", text).strip("_") or "value"
+
+
+def _argument_name(trace: Graph, arg: Template) -> str:
+    for index in slots(arg):
+        leaf = trace.values[trace.inputs.values[index]].leaf
+        word = None if leaf is None else _FIRST_WORD.match(trace.leaves[leaf].addresses[0])
+        if word is not None and word[0] != "args":
+            return word[0]
+    return ""
 
 
 def _holds_slots(template: Template) -> bool:

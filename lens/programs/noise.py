@@ -9,7 +9,7 @@ from lens.errors import RenderError
 from lens.ir.elements import Op
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.replay.interpreter import Interpreter
+from lens.replay import Interpreter
 
 #: Random functions whose result does not depend on the values of their one operand; so do all without operands.
 _SOURCES = frozenset(
@@ -50,7 +50,7 @@ def recorded_noise(graph: Graph, payloads: PayloadStore) -> dict[int, torch.Tens
             raise _no_noise(op, "cannot stand apart from its operands", "trace the model in eval mode")
         kinds = {v: graph.values[v].type for v in op.reads}
         ones = {v: torch.ones(k.shape, dtype=getattr(torch, k.dtype), device=k.device) for v, k in kinds.items()}
-        found[op.id] = interpreter.run(op, ones)[op.results[0]].detach().clone()
+        found[op.id] = interpreter.run_op(op, ones)[op.results[0]].detach().clone()
     return found
 
 

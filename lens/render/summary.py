@@ -59,6 +59,8 @@ def head_of(history: ModelHistory) -> tuple[str, ...]:
         lines.append(f"  orphans     {len(history.orphans)} operations trimmed")
     if history.gaps:
         lines.append(f"  gaps        {len(history.gaps)}, the first: {history.gaps[0].what}; see history.gaps")
+    if history.graph.meta.stopped:
+        lines.append(f"  STOPPED     at {history.graph.meta.stopped}, as stop_at= asked")
     fault = history.graph.meta.fault
     if fault is not None:
         lines.append(f"  FAULT       the forward pass raised {fault.type}: {fault.message}")

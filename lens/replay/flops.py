@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.overrides import get_overridable_functions
 from torch.utils.flop_counter import FlopCounterMode
 
 from lens.errors import ReplayError
-from lens.functions import resolve
+from lens.functions import FUNCTION_TABLES, resolve
 from lens.ir.elements import FnRef, Op, OpId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -66,10 +67,21 @@ def _operator(ref: FnRef) -> Callable[..., Any]:
     Raises ReplayError if it is not.
     """
     function = resolve(ref) if ref.namespace.partition(".")[0] == "torch" else None
-    known = isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)) or function in _operators()
+    known = (
+        isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+        or (ref.namespace in FUNCTION_TABLES and "." not in ref.name)
+        or (ref.namespace in ("torch", "torch.Tensor") and hasattr(_BUILTINS[ref.namespace], ref.name))
+        or function in _operators()
+    )
     if function is None or not known:
         raise ReplayError(f"{ref} is no function of torch on tensors", where="the count of floating point operations")
     return function
+
+
+#: Where the functions and methods written in C stand.
+_BUILTINS: Mapping[str, Any] = MappingProxyType(
+    {"torch": torch._C._VariableFunctions, "torch.Tensor": torch._C.TensorBase}
+)
 
 
 @cache

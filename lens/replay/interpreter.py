@@ -1,188 +1,201 @@
-"""Running single operations of a graph again, from given values.
+"""The interpreter: a graph is a pure dataflow program, run from any place with the values that are there.
 
-What an op is given is never changed, and what it made is never changed later: an op that writes runs in an
-``Arena``, a memory of its own, in which copies of its operands and of the old values of its effects lie to each
-other as they did in the run (``PayloadStore.layouts``). So the new values of effects need no rule of their own:
-they are what lies there afterwards. An op that shows memory anew (``as_strided``) is not called: its result is what
-lies at its place among the tensors that it depends on.
+An op reads the values that its row names and no other memory: every write happens in a memory of its own, laid out
+as in the run (``lens.replay.operation``). So no value changes once it is made, views may share the memory of what
+they view, a range may start anywhere, and a value may be replaced by another: what is computed from it follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
+from torch import nn
 
 from lens.errors import ReplayError
-from lens.functions import Function, describe, resolve
-from lens.ir.elements import Op, ValueId
+from lens.ir.elements import Leaf, Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.templates import Map, Seq, Slot, Template
-from lens.replay.arena import Arena
-from lens.replay.arguments import build
+from lens.ir.templates import Opaque
+from lens.replay.operation import run_operation, written_operands
 
-#: The keyword under which the recorder notes the autocast state of a call; no argument of the function.
-AUTOCAST = "autocast"
-#: Functions for which torch picks another kernel, with other last bits, where a derivative may be asked for.
-_ASKS_FOR_GRAD = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention"})
-Tensors = Mapping[ValueId, torch.Tensor]
+#: What an operation raises when its arguments do not fit.
+OPERATION_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+#: The same, or that what comes back is of another form than in the run.
+TRIAL_ERRORS = (*OPERATION_ERRORS, ReplayError)
+_FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
+_UNINITIALISED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
+Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
 
 
 @frozen
 class Interpreter:
-    """Runs operations of one graph.
+    """Runs one op of a graph, a range, or everything.
+
+    ``Interpreter(history.graph, history.payloads)``; to run the whole graph:
+    ``interpreter.run(interpreter.sources(), want=history.graph.outputs.values)``.
 
     Args:
         graph: The graph.
-        payloads: Gives the opaque objects, the generator states and the layouts. Its values are not used.
+        payloads: Gives the opaque objects, the generator states and the memory layouts; ``sources`` and nothing else
+            takes values from it.
+        model: Where ``sources`` finds parameters and buffers that the payloads lack: a loaded trace has no parameters.
     """
 
     graph: Graph
-    payloads: PayloadStore
+    payloads: PayloadStore = field(factory=PayloadStore)
+    model: nn.Module | None = None
 
-    def run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
-        """What an op makes: its results, and the new values of its effects.
+    def run_op(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
+        """What one op makes: its results, and the new values of its effects.
 
         Args:
-            op: A leaf operation; a composite runs as the function that it is.
-            values: At least everything that the op reads.
+            op: An op of the graph, or a variant of one; a composite runs as the function that it is.
+            values: At least everything that the op reads. None of them is changed.
 
         Raises:
-            ReplayError: if the function or an argument is not there.
+            ReplayError: if the function or an argument is not there. What the function itself raises comes through.
         """
-        if op.function.name not in _ASKS_FOR_GRAD:
-            with torch.no_grad():
-                return self._run(op, values)
-        alike = {v: values[v].detach().requires_grad_(self._had_grad(v)) for v in op.reads}
-        with torch.set_grad_enabled(any(self._had_grad(v) for v in op.results)):
-            return {v: tensor.detach() for v, tensor in self._run(op, alike).items()}
+        return run_operation(self.graph, self.payloads, op, values)
 
-    def _had_grad(self, value: ValueId) -> bool:
-        """Whether a derivative by this value could have been asked for in the run."""
-        known = self.graph.values[value]
-        return known.grad_fn is not None or (known.leaf is not None and self.graph.leaves[known.leaf].trainable)
+    def written(self, op: Op, values: Tensors) -> set[ValueId]:
+        """The operands that an op writes to."""
+        return written_operands(self.graph, self.payloads, op, values)
 
-    def _run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
-        function = describe(resolve(op.function))
-        operands = [values[v] for v in op.operands]
-        arena = None
-        args, kwargs = self._arguments(op, operands)
-        written = operands if _may_write_any(op, function) else function.written(args, kwargs)
-        if written or op.effects:
-            arena = self._arena(op, values, written)
-            operands = [arena.placed.get(v, values[v]) for v in op.operands]
-        if arena and function.reaches and op.results and op.results[0] in self.payloads.layouts:
-            return self._shown(op, arena)
-        args, kwargs = self._arguments(op, operands)
-        try:
-            with self._generators(op, kwargs), _autocast(op):
-                returned = function.callable(*args, **kwargs)
-        except RuntimeError:
-            if not op.function.view:
-                raise
-            # A view of a copy that has not the strides of the run: what it shows depends on the elements alone.
-            args, kwargs = self._arguments(op, [tensor.contiguous() for tensor in operands])
-            returned = function.callable(*args, **kwargs)
-        made = dict(_matched(op.form, returned, op.results))
-        missing = [value for value in op.results if value not in made]
+    def run(
+        self, values: Tensors, *, start: int = 0, stop: int | None = None, want: Iterable[ValueId] | None = None
+    ) -> dict[ValueId, torch.Tensor]:
+        """Run the ops ``start`` to ``stop - 1``, or those of them that the wanted values need.
+
+        Args:
+            values: What is there. It is used in place of what an op of the range would make: a value put here
+                replaces the recorded one for all that is computed from it. None of them is changed.
+            start, stop: The range; all of the graph by default.
+            want: The values to give; others are dropped after their last use. By default all that the range makes.
+
+        Returns:
+            The wanted values. They may share memory with each other and with what was given: copy before you write.
+
+        Raises:
+            ReplayError: a value is missing, or an op cannot be run here; it names the op and its line.
+        """
+        stretch = self.graph.ops[start:stop]
+        wanted = {v for op in stretch for v in op.writes} if want is None else set(want)
+        ops = _needed(stretch, values, wanted)
+        last = {v: op.id for op in ops for v in _sources_of(op) if v not in wanted}
+        made: dict[ValueId, torch.Tensor] = {}
+        for op in ops:
+            there = {v: made[v] if v in made else values[v] for v in _sources_of(op) if v in made or v in values}
+            for value, tensor in self._run_named(op, there).items():
+                if value not in values and (value in wanted or value in last):
+                    made[value] = tensor
+            for value in there:
+                if last.get(value) == op.id:
+                    made.pop(value, None)
+        missing = [v for v in wanted if v not in made and v not in values]
         if missing:
-            made.update(zip(missing, _distinct(function.written(args, kwargs)), strict=False))
-        if arena is not None:
-            made.update({new: arena.placed[old] for old, new in op.effects})
-        return made
+            raise ReplayError(
+                f"the value %{missing[0]} is wanted, and nothing in the range makes it", where=str(self.graph)
+            )
+        return {v: made[v] if v in made else values[v] for v in wanted}
 
-    def _arguments(self, op: Op, operands: list[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
-        objects = self.payloads.objects
-        args = [build(arg, operands, objects) for arg in op.args]
-        return args, {name: build(arg, operands, objects) for name, arg in op.kwargs if name != AUTOCAST}
-
-    def _arena(self, op: Op, values: Tensors, written: list[torch.Tensor]) -> Arena:
-        """Copies of what the op writes, of what it changes through shared memory, and of operands that lie there."""
-        layouts = self.payloads.layouts
-        placed = {old: values[old] for old, _ in op.effects}
-        targets = {id(tensor) for tensor in written}
-        chosen = {v for v in op.operands if id(values[v]) in targets} | placed.keys()
-        memories = {layouts[v].memory for v in chosen if v in layouts}
-        for value in op.operands:
-            if value in chosen or (value in layouts and layouts[value].memory in memories):
-                placed[value] = values[value]
-        return Arena(placed, layouts)
-
-    def _shown(self, op: Op, arena: Arena) -> dict[ValueId, torch.Tensor]:
-        value = op.results[0]
-        kind = self.graph.values[value].type
-        result = arena.show(self.payloads.layouts[value], getattr(torch, kind.dtype), kind.shape)
-        return {value: result, **{new: arena.placed[old] for old, new in op.effects}}
-
-    @contextmanager
-    def _generators(self, op: Op, kwargs: dict[str, Any]) -> Iterator[None]:
-        """Start the generators from the recorded states, and put them back afterwards."""
-        states = self.payloads.states_before(op.id)
-        if states is None:
-            yield
-            return
-        before = {device: _generator_of(device, kwargs) for device in states}
-        current = {device: getter() for device, (getter, _) in before.items()}
-        for device, (_, setter) in before.items():
-            setter(states[device])
+    def _run_named(self, op: Op, there: Tensors) -> dict[ValueId, torch.Tensor]:
+        """Run an op; errors name it."""
+        where = f"op {op.id}, {op.function}" + (f" at {op.location}" if op.location else "")
+        for value in _sources_of(op):
+            if value not in there:
+                hint = "give it in values, or start earlier"
+                raise ReplayError(f"the value %{value} is needed and not there", where=where, hint=hint)
+        if _is_explained(op):
+            return {new: there[old] for new, old in zip(op.results, op.yields, strict=True) if old is not None}
         try:
-            yield
-        finally:
-            for device, (_, setter) in before.items():
-                setter(current[device])
+            return self.run_op(op, there)
+        except OPERATION_ERRORS as error:
+            raise ReplayError(told(error), where=where, hint="do the values given fit the graph?") from error
+
+    def sources(self) -> dict[ValueId, torch.Tensor]:
+        """The values that a run of the whole graph starts from.
+
+        They are the leaves, and what only the run can tell: uninitialised memory, results of walks over the autograd
+        graph, and in a loaded trace what objects made that no file can hold. Parameters and buffers that are not
+        saved are taken from the model, by address, as they are now.
+
+        Raises:
+            ReplayError: a leaf is neither saved nor in the model.
+        """
+        tensors = (
+            {} if self.model is None else {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
+        )
+        found = {leaf.value: self._leaf(leaf, tensors) for leaf in self.graph.leaves}
+        for op in self.graph.ops:
+            if makes_garbage(op) or why_not_run(op, self.payloads):
+                found.update({v: self.payloads.read(v) for v in op.results if v in self.payloads})
+        return found
+
+    def _leaf(self, leaf: Leaf, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if leaf.value in self.payloads:
+            return self.payloads.read(leaf.value)  # type: ignore[no-any-return]
+        for address in leaf.addresses:
+            if address in tensors:
+                return tensors[address]
+        name = leaf.addresses[0] if leaf.addresses else f"%{leaf.value}"
+        raise ReplayError(
+            f"the {leaf.kind} {name} is not saved in this trace",
+            where=str(leaf.location or ""),
+            hint="give the model to take parameters and buffers from, or trace with save='all'",
+        )
 
 
-def _may_write_any(op: Op, function: Function) -> bool:
-    """Whether nothing tells which of its operands an op writes to."""
-    return op.function.composite or function.reaches or (op.function.opaque and op.function.mutates)
+def _is_explained(op: Op) -> bool:
+    """Whether it is a composite of a raw graph that only hands on what its interior made."""
+    return bool(op.interior) and None not in op.yields
 
 
-@contextmanager
-def _autocast(op: Op) -> Iterator[None]:
-    """Autocast as it was when the operation ran, such as ``cpu:bfloat16``."""
-    state = next((arg for name, arg in op.kwargs if name == AUTOCAST), "")
-    with ExitStack() as stack:
-        for part in filter(None, str(state).split(",")):
-            device, _, dtype = part.partition(":")
-            stack.enter_context(torch.autocast(device, getattr(torch, dtype), cache_enabled=False))
-        yield
+def _sources_of(op: Op) -> tuple[ValueId, ...]:
+    if _is_explained(op):
+        return tuple(dict.fromkeys(v for v in op.yields if v is not None))
+    return tuple(dict.fromkeys(op.reads))
 
 
-def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], object]]:
-    if device == "generator":
-        generator = kwargs["generator"]
-        return generator.get_state, generator.set_state
-    if device == "cpu":
-        return torch.get_rng_state, torch.set_rng_state
-    return (
-        lambda: torch.cuda.get_rng_state(device),
-        lambda state: torch.cuda.set_rng_state(state, device),
-    )
+def _needed(ops: Sequence[Op], given: Tensors, wanted: set[ValueId]) -> list[Op]:
+    """The ops that make a wanted value, or what one of these reads."""
+    missing = {v for v in wanted if v not in given}
+    needed = []
+    for op in reversed(ops):
+        if not missing.isdisjoint(op.writes):
+            needed.append(op)
+            missing.update(v for v in _sources_of(op) if v not in given)
+    return needed[::-1]
 
 
-def _distinct(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    return list({id(tensor): tensor for tensor in tensors}.values())
+def told(error: BaseException) -> str:
+    """One line about what an operation raised."""
+    text = str(error).splitlines()[0][:200] if str(error) else "no message"
+    return f"run again it raises {type(error).__name__}: {text}"
 
 
-def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Iterator[tuple[ValueId, torch.Tensor]]:
-    """Pair the slots of a form with the tensors that stand there in what was returned."""
-    if isinstance(form, Slot):
-        if returned is None:  # what only a derivative needs, which nobody asks for here
-            return
-        if not isinstance(returned, torch.Tensor):
-            raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
-        yield results[form.index], returned
-    elif isinstance(form, Seq):
-        for part, item in zip(form.items, returned, strict=True):
-            yield from _matched(part, item, results)
-    elif isinstance(form, Map):
-        for (_, part), item in zip(form.items, _values(returned), strict=True):
-            yield from _matched(part, item, results)
+def why_not_run(op: Op, payloads: PayloadStore | None = None) -> str:
+    """Why an operation cannot be run on its own, if it cannot."""
+    if op.function.namespace == "torch.autograd":
+        return "walks the autograd graph of the run, which is gone"
+    if op.function.name == "grad.__get__":
+        return "a gradient stands beside its tensor; it is not computed from it"
+    if op.function.name in _FORWARD_MODE:
+        return "belongs to a level of forward-mode differentiation that is gone"
+    if not op.function.opaque:
+        return ""
+    called = op.args[0]
+    if not isinstance(called, Opaque):
+        return "says where a tensor came from; nothing was called"
+    if payloads is not None and called.index not in payloads.objects:
+        return f"calls a {called.type}, which a saved trace does not hold"
+    if op.function.mutates:
+        return "opaque, and would write to the model again"
+    return ""
 
 
-def _values(returned: Any) -> list[Any]:
-    return list(returned.values()) if hasattr(returned, "values") else list(vars(returned).values())
+def makes_garbage(op: Op) -> bool:
+    """Whether an operation makes uninitialised memory."""
+    return op.function.name.partition(".")[0] in _UNINITIALISED

@@ -2,178 +2,258 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import field, frozen
+from attrs import define, evolve, field, frozen
 
-from lens.errors import LensError
+from lens.errors import LensError, PayloadError, StaleValueError
 from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.replay.interpreter import Interpreter
-from lens.replay.program import OPERATION_ERRORS, makes_garbage, why_not_run
+from lens.replay.interpreter import OPERATION_ERRORS, TRIAL_ERRORS, Interpreter, makes_garbage, told, why_not_run
+from lens.validate.comparing import difference, same
+from lens.validate.invariants import violations
+from lens.validate.nonsense import Nonsense
 from lens.validate.report import Report, Status, Verdict
+from lens.validate.special_cases import Deaf, explain
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
 
-#: A replayed result may differ by this much where a kernel does not sum in the same order twice.
-_RELATIVE, _ABSOLUTE = 1e-5, 1e-6
-_ATTEMPTS = 2
-
-
+#: Problems of one kind that a report shows.
+_SHOWN = 3
 #: Results that are scratch memory for a derivative, by position: their padding is not initialised.
 _SCRATCH = {"mkldnn_rnn_layer.default": (3,)}
 
 
-def check(history: ModelHistory) -> Report:
-    """Run every operation again from its saved operands, and once more from nonsense.
+def check(history: ModelHistory, *, plain: Sequence[torch.Tensor] | None = None) -> Report:
+    """Prove the saved values of a history, one operation after the other, and check its metadata.
 
-    The result must be the saved one in the first case, and another in the second, or the verdict says why not.
-    Needs a history that saved everything. Time: about twice the forward pass and a copy of every operand.
+    Every operation runs again from its saved operands and must give its saved results, bit for bit; then each operand
+    is replaced by nonsense and must make a difference, or a rule says why not (``lens.validate.special_cases``). From
+    the outputs back, what depends on what in an unbroken chain is ``anchored``. The metadata is worked out in another
+    way than the passes do (``lens.validate.invariants``).
+
+    Args:
+        history: One that saved everything, before its tensors are changed. Large tensors in memory of torch's own
+            are changed for the time of an operation, and put back: nothing else should use the model meanwhile.
+        plain: What the model returned in a plain run, the tensors in order: to be compared with the outputs.
+
+    Raises:
+        PayloadError: an output is to be compared and was not saved, or the values were changed before they were saved.
+
+    Takes about four times the forward pass: one run per operation and one per operand. Random number generators are
+    left as they are. Source: paper, "Validating the accuracy of saved activations".
     """
-    return _Check(history.graph, history.payloads).report()
+    if history.graph.meta.transformed:
+        raise PayloadError(
+            "what was saved is not what the operations gave: transform= changed it",
+            where="lens.validate.check",
+            hint="trace again without transform=",
+        )
+    with torch.random.fork_rng():
+        found = _Check(history.graph, history.payloads).verdicts()
+    checks = []
+    if plain is not None:
+        checks.append(compared([history.payloads.read(v) for v in history.graph.outputs.values], plain))
+    for name, problems in violations(history).items():
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        status: Status = "failed" if problems else "proved"
+        checks.append(Verdict(name, status, "; ".join(problems[:_SHOWN]) + more, "metadata" if problems else ""))
+    is_plain = plain is None or checks[0].status != "failed"
+    return Report(_anchored(history.graph, found, is_plain), tuple(checks))
+
+
+def compared(outputs: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> Verdict:
+    """Whether the outputs of a traced run are those of a plain run."""
+    if len(plain) != len(outputs):
+        return Verdict(
+            "plain run", "failed", f"it returns {len(plain)} tensors, the traced one {len(outputs)}", "plain"
+        )
+    for place, (output, expected) in enumerate(zip(outputs, plain, strict=True)):
+        differs = difference(output.detach(), expected.detach())
+        if differs:
+            return Verdict("plain run", "failed", f"output {place}: {differs}", "plain")
+    return Verdict("plain run", "proved")
 
 
 @frozen
+class _Found:
+    """A verdict, and the operands that the op depends on."""
+
+    verdict: Verdict
+    depends: tuple[ValueId, ...] = ()
+
+
+def _anchored(graph: Graph, found: Sequence[_Found], is_plain: bool) -> tuple[Verdict, ...]:
+    """The verdicts, with those marked that an unbroken chain links to an output or a read (paper: backwards)."""
+    known = {read.value for read in graph.reads} | (set(graph.outputs.values) if is_plain else set())
+    verdicts = []
+    for op, one in zip(reversed(graph.ops), reversed(found), strict=True):
+        holds = one.verdict.status == "proved" and not known.isdisjoint(op.writes)
+        if holds:
+            known.update(one.depends)
+        verdicts.append(evolve(one.verdict, anchored=holds))
+    return tuple(reversed(verdicts))
+
+
+class _StopError(Exception):
+    """Nothing more is to be found out about an operation."""
+
+    def __init__(self, status: Status, detail: str, cause: str = "") -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.cause = status, detail, cause
+
+
+@define
 class _Check:
     graph: Graph
     payloads: PayloadStore
-    #: What was not saved and is made here: values between two writes to shared memory.
+    nonsense: Nonsense = field(factory=Nonsense)
+    #: What was not saved and is made here, until its last use: values between two writes to shared memory.
     between: dict[ValueId, torch.Tensor] = field(factory=dict)
 
-    def report(self) -> Report:
-        interpreter = Interpreter(self.graph, self.payloads)
-        labels = self.graph[Labels].results
-        verdicts = []
+    def verdicts(self) -> list[_Found]:
+        """Per op what was found, in order of execution."""
+        labels = self.graph.get(Labels)
+        last = {v: op.id for op in self.graph.ops for v in op.reads if v not in self.payloads}
+        found = []
         for op in self.graph.ops:
-            name = labels[op.id][0] if labels[op.id] else str(op.function)
-            status, detail = self._verdict(interpreter, op)
-            verdicts.append(Verdict(name, status, detail))
-        return Report(tuple(verdicts))
+            names = labels.results[op.id] if labels is not None else ()
+            verdict = Verdict(names[0] if names else f"op {op.id}", "proved", "", "", op.id, op.location)
+            try:
+                operands, saved = self._replayed(op)
+                depends, notes = self._perturbed(op, operands, saved)
+            except _StopError as stop:
+                found.append(_Found(evolve(verdict, status=stop.status, detail=stop.detail, cause=stop.cause)))
+            else:
+                cause, detail = next(iter(notes), ""), "; ".join(notes.values())
+                found.append(_Found(evolve(verdict, detail=detail, cause=cause), depends))
+            for value in op.reads:
+                if last.get(value) == op.id:
+                    self.between.pop(value, None)
+        return found
 
-    def _verdict(self, interpreter: Interpreter, op: Op) -> tuple[Status, str]:
-        reason = why_not_run(op)
+    @property
+    def interpreter(self) -> Interpreter:
+        return Interpreter(self.graph, self.payloads)
+
+    def _replayed(self, op: Op) -> tuple[dict[ValueId, torch.Tensor], dict[ValueId, torch.Tensor]]:
+        """Operands and saved results of an op that gives them again."""
+        reason = why_not_run(op, self.payloads)
         if reason:
-            return "exempt", reason
-        if any(map(self._unshaped, op.operands)):
-            return "exempt", "reads a parameter that a lazy module had yet to shape"
+            raise _StopError("exempt", reason)
+        if any(map(self._is_unshaped, op.operands)):
+            raise _StopError("exempt", "reads a parameter that a lazy module had yet to shape")
         try:
-            operands = {v: self.between[v] if v in self.between else self.payloads.read(v) for v in op.reads}
-            scratch = {v for i, v in enumerate(op.results) if i in _SCRATCH.get(op.function.name, ())}
-            saved = {
-                v: self.payloads.read(v)
-                for v in op.writes
-                if v not in scratch and (v in self.payloads or v in op.results)
-            }
-            replayed = interpreter.run(op, operands)
-            self.between.update({v: tensor for v, tensor in replayed.items() if v not in self.payloads})
-        except LensError as error:
-            return "failed", error.what
-        except OPERATION_ERRORS as error:
-            return "failed", f"run again it raises {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        if any(_without_data(tensor) for tensor in (*operands.values(), *saved.values())):
-            return "exempt", "a tensor without data"
+            operands, saved = {v: self._read(v) for v in op.reads}, self._saved(op)
+        except StaleValueError as error:
+            raise _StopError("exempt", error.what) from error
+        except PayloadError as error:
+            raise _StopError("failed", error.what, "unsaved") from error
+        replayed = self._run(op, operands)
+        self.between.update({v: t for v, t in replayed.items() if v not in self.payloads})
+        if any(_without_data(t) for t in (*operands.values(), *saved.values())):
+            raise _StopError("exempt", "a tensor without data")
         if makes_garbage(op):
-            return "exempt", "makes uninitialised memory"
+            raise _StopError("exempt", "makes uninitialised memory")
         if not saved.keys() <= replayed.keys():
             if not op.function.composite:
-                return "failed", "run again it does not return all of its results"
-            saved = {value: tensor for value, tensor in saved.items() if value in replayed}
+                raise _StopError("failed", "run again it does not return all of its results", "raises")
+            saved = {v: t for v, t in saved.items() if v in replayed}
         for value, expected in saved.items():
-            difference = _difference(replayed[value], expected)
-            if difference:
-                return "failed", f"run again it gives another tensor: {difference}"
-        return self._perturbed(interpreter, op, operands, saved)
+            differs = difference(replayed[value], expected)
+            if differs:
+                self._judge(op, operands, replayed, value, differs)
+        return operands, saved
 
-    def _unshaped(self, value: ValueId) -> bool:
+    def _run(self, op: Op, operands: dict[ValueId, torch.Tensor]) -> dict[ValueId, torch.Tensor]:
+        try:
+            return self.interpreter.run_op(op, operands)
+        except LensError as error:
+            raise _StopError("failed", error.what, "raises") from error
+        except OPERATION_ERRORS as error:
+            raise _StopError("failed", told(error), "raises") from error
+
+    def _judge(
+        self,
+        op: Op,
+        operands: dict[ValueId, torch.Tensor],
+        replayed: dict[ValueId, torch.Tensor],
+        value: ValueId,
+        differs: str,
+    ) -> None:
+        """A result was not the saved one: is it ever the same?"""
+        before = torch.get_rng_state()
+        again = self._run(op, operands)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise _StopError("failed", f"run again it draws other random numbers: {differs}", "random")
+        spread = difference(again[value], replayed[value])
+        if not spread or op.function.random:
+            raise _StopError("failed", f"run again it gives another tensor: {differs}", "mismatch")
+        detail = f"is not the same twice: run again {differs}, and once more {spread}"
+        raise _StopError("exempt", detail, "nondeterministic")
+
+    def _read(self, value: ValueId) -> torch.Tensor:
+        found = self.between[value] if value in self.between else self.payloads.read(value)
+        return found.detach()
+
+    def _saved(self, op: Op) -> dict[ValueId, torch.Tensor]:
+        scratch = {v for i, v in enumerate(op.results) if i in _SCRATCH.get(op.function.name, ())}
+        kept = [v for v in op.writes if v not in scratch and (v in self.payloads or v in op.results)]
+        return {v: self.payloads.read(v).detach() for v in kept}
+
+    def _is_unshaped(self, value: ValueId) -> bool:
         leaf = self.graph.values[value].leaf
         return leaf is not None and self.graph.values[value].type.shape == (0,) and value not in self.payloads
 
     def _perturbed(
-        self,
-        interpreter: Interpreter,
-        op: Op,
-        operands: dict[ValueId, torch.Tensor],
-        saved: dict[ValueId, torch.Tensor],
-    ) -> tuple[Status, str]:
-        """Put nonsense in place of each floating-point operand: the result should change."""
-        deaf = []
-        for place, value in enumerate(op.operands):
-            operand = operands[value]
-            if (
-                operand.is_nested
-                or operand.layout is not torch.strided
-                or not operand.is_floating_point()
-                or operand.numel() == 0
-            ):
+        self, op: Op, operands: dict[ValueId, torch.Tensor], saved: dict[ValueId, torch.Tensor]
+    ) -> tuple[tuple[ValueId, ...], dict[str, str]]:
+        """The operands that the results depend on; of the others by rule why they do not."""
+        depends, notes = [], {}
+        for value in dict.fromkeys(op.operands):
+            if self._reacts(op, operands, value, saved):
+                depends.append(value)
                 continue
-            if not any(self._reacts(interpreter, op, operands, value, saved) for _ in range(_ATTEMPTS)):
-                deaf.append(str(place))
-        if deaf:
-            return "exempt", f"does not depend on the values of operand {', '.join(deaf)}"
-        return "proved", ""
+            place = op.operands.index(value)
+            case = explain(Deaf(self.interpreter, self.nonsense, op, value, operands, saved))
+            if case is None:
+                what = f"other contents of operand {place} make no difference, and no rule says why"
+                raise _StopError("failed", what, "deaf")
+            notes[case.name] = f"operand {place} {case.reason}"
+        return tuple(depends), notes
 
     def _reacts(
         self,
-        interpreter: Interpreter,
         op: Op,
         operands: dict[ValueId, torch.Tensor],
         value: ValueId,
         saved: dict[ValueId, torch.Tensor],
     ) -> bool:
-        original = operands[value]
-        scale = float(original.detach().double().abs().max()) + 1.0
-        noise = (torch.randn(original.shape, device=original.device) * scale).to(original.dtype)
-        try:
-            changed = interpreter.run(op, {**operands, value: noise})
-        except OPERATION_ERRORS:
-            return True  # it refuses the nonsense, so it looks at it
-        return any(not _same(changed[value], tensor) for value, tensor in saved.items())
+        """Whether nonsense in place of an operand changes the results."""
+        memories = [_memory(t) for v, t in (*saved.items(), *operands.items()) if v != value]
+        shared = _memory(operands[value]) in memories
+        for substitute in self.nonsense.substitutes(operands[value], shared):
+            with substitute as tensor:
+                try:
+                    changed = self.interpreter.run_op(op, {**operands, value: tensor})
+                except TRIAL_ERRORS:
+                    return True  # it refuses the nonsense, so it looks at it
+                if any(not same(changed[v], t) for v, t in saved.items()):
+                    return True
+        return False
 
 
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> str:
-    """How two tensors differ; empty if they are the same."""
-    if found.is_nested and expected.is_nested:
-        parts = zip(found.unbind(), expected.unbind(), strict=True)
-        return next(filter(None, (_difference(a, b) for a, b in parts)), "")
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return f"{found.dtype} {list(found.shape)} instead of {expected.dtype} {list(expected.shape)}"
-    if _same(found, expected):
-        return ""
-    if found.dtype.is_floating_point or found.dtype.is_complex:
-        if torch.allclose(found, expected, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True):
-            return ""
-        return f"up to {float((found - expected).abs().max()):.3g} apart"
-    return "other values"
+def _memory(tensor: torch.Tensor) -> int:
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return -id(tensor)
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _without_data(tensor: torch.Tensor) -> bool:
     """Whether it is a meta tensor or a fake one."""
     return tensor.is_meta or hasattr(tensor, "fake_mode")
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bit for bit, except that any NaN equals any NaN."""
-    if a.is_nested and b.is_nested:
-        return all(_same(x, y) for x, y in zip(a.unbind(), b.unbind(), strict=True))
-    if a.shape != b.shape or a.layout != b.layout:
-        return False
-    if a.layout is not torch.strided:
-        return _same(a.to_dense(), b.to_dense())
-    a, b = _comparable(a), _comparable(b)
-    if torch.equal(a, b):
-        return True
-    if not (a.dtype.is_floating_point or a.dtype.is_complex):
-        return False
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _comparable(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in a dtype that torch compares: it has no comparison for those of a few bits."""
-    if tensor.dtype is torch.complex32:
-        return tensor.to(torch.complex64)
-    few_bits = tensor.dtype.is_floating_point and tensor.element_size() == 1
-    return tensor.float() if few_bits else tensor

@@ -1,0 +1,40 @@
+"""The command ``lens validate``: a model, an input, and an exit code for builds."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    command = commands.add_parser(
+        "validate",
+        help="prove that what lens saves of a model is right; exit code 1 if it is not",
+        epilog="exit code: 0 everything holds, 1 something failed, 2 the command could not be understood",
+    )
+    command.add_argument("spec", metavar="SPEC", help="as for `lens trace`")
+    command.add_argument("--input", action="append", default=[], metavar="SHAPE", help="as for `lens trace`")
+    command.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
+    command.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
+    command.add_argument("--train", action="store_true", help="in train mode")
+    command.add_argument("--no-audit", dest="audit", action="store_false", help="do not look for missing operations")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.set_defaults(run=_validate)
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    import torch  # the command line starts without torch
+
+    from lens.model_specs import load_spec
+    from lens.validation import validation_report
+
+    if arguments.seed is not None:
+        torch.manual_seed(arguments.seed)
+    call = load_spec(arguments.spec, arguments.input)
+    if arguments.train:
+        call.model.train()
+    report = validation_report(
+        call.model, call.args, call.kwargs, backend=arguments.backend, completeness=arguments.audit
+    )
+    print(report.to_json() if arguments.json else report)
+    return 0 if report.ok else 1

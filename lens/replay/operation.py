@@ -1,0 +1,198 @@
+"""Running a single operation of a graph again, from given values.
+
+What an op is given is never changed, and what it made is never changed later: an op that writes runs in an
+``Arena``, a memory of its own, in which copies of its operands and of the old values of its effects lie to each
+other as they did in the run (``PayloadStore.layouts``). So the new values of effects need no rule of their own:
+they are what lies there afterwards. An op that shows memory anew (``as_strided``) is not called: its result is what
+lies at its place among the tensors that it depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from attrs import frozen
+
+from lens.errors import ReplayError
+from lens.functions import Function, describe, resolve
+from lens.ir.elements import Op, ValueId
+from lens.ir.graph import Graph
+from lens.ir.payloads import PayloadStore
+from lens.ir.templates import Map, Seq, Slot, Template
+from lens.replay.arena import Arena
+from lens.replay.arguments import build
+
+#: The keyword under which the recorder notes the autocast state of a call; no argument of the function.
+AUTOCAST = "autocast"
+Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
+
+
+def run_operation(graph: Graph, payloads: PayloadStore, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
+    """What an op makes: its results, and the new values of its effects (``Interpreter.run_op``)."""
+    return _Runner(graph, payloads).run(op, values)
+
+
+def written_operands(graph: Graph, payloads: PayloadStore, op: Op, values: Tensors) -> set[ValueId]:
+    """The operands that an op writes to, as torch's schemas tell it; all of them where nothing tells."""
+    return _Runner(graph, payloads).written(op, values)
+
+
+@frozen
+class _Runner:
+    graph: Graph
+    payloads: PayloadStore
+
+    def run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
+        if not self._asks_for_grad(op):
+            with torch.no_grad():
+                return self._run(op, values)
+        alike = {v: values[v].detach() for v in op.reads}
+        for value, tensor in alike.items():
+            if self._had_grad(value) and tensor.is_floating_point() and not tensor.is_inference():
+                tensor.requires_grad_()
+        with torch.set_grad_enabled(any(self._had_grad(v) for v in op.results)):
+            return {v: tensor.detach() for v, tensor in self._run(op, alike).items()}
+
+    def _asks_for_grad(self, op: Op) -> bool:
+        """Whether torch could pick another kernel, with other last bits, because a derivative could be asked for."""
+        function = op.function
+        if function.mutates or function.view or function.opaque or op.effects:
+            return False
+        return any(self._had_grad(v) for v in op.reads)
+
+    def written(self, op: Op, values: Tensors) -> set[ValueId]:
+        function = describe(resolve(op.function))
+        if _may_write_any(op, function) and op.function.mutates:
+            return set(op.operands)
+        operands = [values[v] for v in op.operands]
+        targets = {id(t) for t in function.written(*self._arguments(op, operands))}
+        return {v for v, t in zip(op.operands, operands, strict=True) if id(t) in targets}
+
+    def _had_grad(self, value: ValueId) -> bool:
+        """Whether a derivative by this value could have been asked for in the run."""
+        known = self.graph.values[value]
+        return known.grad_fn is not None or (known.leaf is not None and self.graph.leaves[known.leaf].trainable)
+
+    def _run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
+        function = describe(resolve(op.function))
+        operands = [values[v] for v in op.operands]
+        arena = None
+        args, kwargs = self._arguments(op, operands)
+        written = operands if _may_write_any(op, function) else function.written(args, kwargs)
+        if written or op.effects:
+            arena = self._arena(op, values, written)
+            operands = [arena.placed.get(v, values[v]) for v in op.operands]
+        if arena and function.reaches and op.results and op.results[0] in self.payloads.layouts:
+            return self._shown(op, arena)
+        args, kwargs = self._arguments(op, operands)
+        try:
+            with self._generators(op, kwargs), _autocast(op):
+                returned = function.callable(*args, **kwargs)
+        except RuntimeError:
+            if not op.function.view:
+                raise
+            # A view of a copy that has not the strides of the run: what it shows depends on the elements alone.
+            args, kwargs = self._arguments(op, [tensor.contiguous() for tensor in operands])
+            returned = function.callable(*args, **kwargs)
+        made = dict(_matched(op.form, returned, op.results))
+        missing = [value for value in op.results if value not in made]
+        if missing:
+            made.update(zip(missing, _distinct(function.written(args, kwargs)), strict=False))
+        if arena is not None:
+            made.update({new: arena.placed[old] for old, new in op.effects})
+        return made
+
+    def _arguments(self, op: Op, operands: list[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        objects = self.payloads.objects
+        args = [build(arg, operands, objects) for arg in op.args]
+        return args, {name: build(arg, operands, objects) for name, arg in op.kwargs if name != AUTOCAST}
+
+    def _arena(self, op: Op, values: Tensors, written: list[torch.Tensor]) -> Arena:
+        """Copies of what the op writes, of what it changes through shared memory, and of operands that lie there."""
+        layouts = self.payloads.layouts
+        placed = {old: values[old] for old, _ in op.effects}
+        targets = {id(tensor) for tensor in written}
+        chosen = {v for v in op.operands if id(values[v]) in targets} | placed.keys()
+        memories = {layouts[v].memory for v in chosen if v in layouts}
+        for value in op.operands:
+            if value in chosen or (value in layouts and layouts[value].memory in memories):
+                placed[value] = values[value]
+        return Arena(placed, layouts)
+
+    def _shown(self, op: Op, arena: Arena) -> dict[ValueId, torch.Tensor]:
+        value = op.results[0]
+        kind = self.graph.values[value].type
+        result = arena.show(self.payloads.layouts[value], getattr(torch, kind.dtype), kind.shape)
+        return {value: result, **{new: arena.placed[old] for old, new in op.effects}}
+
+    @contextmanager
+    def _generators(self, op: Op, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Start the generators from the recorded states, and put them back afterwards."""
+        states = self.payloads.states_before(op.id)
+        if states is None:
+            yield
+            return
+        before = {device: _generator_of(device, kwargs) for device in states}
+        current = {device: getter() for device, (getter, _) in before.items()}
+        for device, (_, setter) in before.items():
+            setter(states[device])
+        try:
+            yield
+        finally:
+            for device, (_, setter) in before.items():
+                setter(current[device])
+
+
+def _may_write_any(op: Op, function: Function) -> bool:
+    """Whether nothing tells which of its operands an op writes to."""
+    return op.function.composite or function.reaches or (op.function.opaque and op.function.mutates)
+
+
+@contextmanager
+def _autocast(op: Op) -> Iterator[None]:
+    """Autocast as it was when the operation ran, such as ``cpu:bfloat16``."""
+    state = next((arg for name, arg in op.kwargs if name == AUTOCAST), "")
+    with ExitStack() as stack:
+        for part in filter(None, str(state).split(",")):
+            device, _, dtype = part.partition(":")
+            stack.enter_context(torch.autocast(device, getattr(torch, dtype), cache_enabled=False))
+        yield
+
+
+def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    if device == "generator":
+        generator = kwargs["generator"]
+        return generator.get_state, generator.set_state
+    if device == "cpu":
+        return torch.get_rng_state, torch.set_rng_state
+    return (
+        lambda: torch.cuda.get_rng_state(device),
+        lambda state: torch.cuda.set_rng_state(state, device),
+    )
+
+
+def _distinct(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Iterator[tuple[ValueId, torch.Tensor]]:
+    """Pair the slots of a form with the tensors that stand there in what was returned."""
+    if isinstance(form, Slot):
+        if returned is None:  # what only a derivative needs, which nobody asks for here
+            return
+        if not isinstance(returned, torch.Tensor):
+            raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
+        yield results[form.index], returned
+    elif isinstance(form, Seq):
+        for part, item in zip(form.items, returned, strict=True):
+            yield from _matched(part, item, results)
+    elif isinstance(form, Map):
+        for (_, part), item in zip(form.items, _values(returned), strict=True):
+            yield from _matched(part, item, results)
+
+
+def _values(returned: Any) -> list[Any]:
+    return list(returned.values()) if hasattr(returned, "values") else list(vars(returned).values())

@@ -1,0 +1,236 @@
+"""One recorded run: from a module and a call, or a block of code, to a history."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from attrs import frozen
+from torch import nn
+
+import lens
+from lens import registry
+from lens.capture.addresses import AddressBook
+from lens.capture.backend import CaptureBackend
+from lens.capture.encoding import slot
+from lens.capture.inputs import named_tensors
+from lens.capture.module_calls import MODULE_CALL_FILE
+from lens.capture.quiet_gc import collector_off
+from lens.capture.recorder import Recorder
+from lens.capture.selection import Save, Transform, is_pattern, make_selection
+from lens.capture.sites import Locator
+from lens.capture.stopping import StopAt, Stopped, make_stop
+from lens.errors import InputError, LensError
+from lens.history import ModelHistory
+from lens.ir.elements import Fault, Meta, Unseen, ValueId
+from lens.ir.payloads import PayloadStore
+from lens.ir.tape import SiteTable, number_values, seal
+from lens.passes.granularity import GranularityPass
+from lens.passes.manager import PassManager
+from lens.passes.protocol import Pass
+
+
+@frozen
+class Settings:
+    """How to record, save and analyse.
+
+    Args:
+        backend: The capture backend.
+        pipeline: The passes.
+        save, transform, detach, stop_at, seed, fast_paths: As in ``lens.trace``.
+    """
+
+    backend: CaptureBackend
+    pipeline: tuple[Pass, ...]
+    save: Save = "all"
+    transform: Transform | None = None
+    detach: bool = False
+    stop_at: StopAt | None = None
+    seed: int | None = None
+    fast_paths: Literal["keep", "open"] = "keep"
+
+
+class Run(AbstractContextManager["Run"]):
+    """One recorded run. Leaving the block makes the history, also when the run raised.
+
+    Args:
+        root: The module that names things: what is called, or what holds what is called.
+        settings: How to record, save and analyse.
+
+    Raises:
+        InputError: if ``save``, ``transform`` or ``stop_at`` cannot be used with this module.
+    """
+
+    def __init__(self, root: nn.Module, settings: Settings) -> None:
+        self.begun = time.perf_counter()
+        self.root = root
+        self.settings = settings
+        self.addresses = AddressBook(root)
+        addresses = {info.address for info in self.addresses.module_infos()}
+        selection = make_selection(settings.save, addresses)
+        self.selection = selection.with_transform(settings.transform, settings.detach)
+        locator = Locator((MODULE_CALL_FILE, __file__))
+        leaf_level = bool(settings.pipeline) and settings.pipeline[0] == GranularityPass("leaf")
+        keep = settings.fast_paths == "keep"
+        self.recorder = Recorder(self.addresses, self.selection, locator, keep, composites=not leaf_level)
+        self.recorder.stop = make_stop(settings.stop_at, self.selection, addresses)
+        self.stopped = ""
+        self.started = time.time()
+        self.forward_seconds = 0.0
+        self.history: ModelHistory | None = None
+
+    def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call what is traced, under the backend."""
+        if self.settings.seed is not None:
+            torch.manual_seed(self.settings.seed)
+        recorder = self.recorder
+        for name, tensor in named_tensors(target, args, kwargs):
+            if recorder.tensors.find(tensor) is None:
+                recorder.leaf(tensor, "input", (name,))
+        recorder.tape.inputs = recorder.bundle((args, kwargs))
+        recorder.prepare()
+        try:
+            with self._recording():
+                output = target(*args, **kwargs) if target is self.root else self._in_scope(target, args, kwargs)
+        except Stopped:
+            assert recorder.stop is not None
+            self.stopped = recorder.stop.reached
+            return
+        recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
+        if recorder.stop is not None:
+            wanted = ", ".join(sorted(recorder.stop.waiting)) or "the operation of stop_at="
+            warnings.warn(f"the run went to its end: {wanted} was never reached", stacklevel=3)
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Record what happens in the block. Tensors first met in it are its inputs, unread results its outputs."""
+        if self.settings.seed is not None:
+            torch.manual_seed(self.settings.seed)
+        recorder = self.recorder
+        recorder.stranger = "input"
+        recorder.prepare()
+        with self._recording():
+            yield
+        tape = recorder.tape
+        given = [row[1] for row in tape.leaves if row[0] == "input"]
+        tape.inputs = (tuple(map(slot, range(len(given)))), given)
+        read = {value for row in tape.ops for value in row[2]}
+        made = {value for row in tape.ops for value in row[5]}
+        alive = [record.value for record in recorder.tensors.by_id.values() if record() is not None]
+        results = sorted({value for value in alive if value in made and value not in read})
+        tape.outputs = (tuple(map(slot, range(len(results)))), results)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            with self.settings.backend.record(self.recorder):
+                yield
+        finally:
+            self.forward_seconds = time.perf_counter() - begin
+
+    def _in_scope(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function, or a method other than the module's own call, as the outermost scope."""
+        entered = self.recorder.enter(self.root, args, kwargs, None)
+        output = None
+        try:
+            output = target(*args, **kwargs)
+            return output
+        finally:
+            self.recorder.exit(entered, output)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            history = self._history(error, traceback)
+        except LensError as failure:
+            if error is None:
+                raise
+            error.lens_history_error = failure  # type: ignore[attr-defined]  # the model's own error comes first
+            return
+        finally:
+            self.recorder.close()
+        if error is None:
+            history.payloads = self._narrowed(history)
+        else:
+            error.lens_history = history  # type: ignore[attr-defined]
+        self.history = history
+
+    def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
+        with collector_off():
+            ids = number_values(self.recorder.tape)
+            graph = seal(self.recorder.tape, self._meta(error, traceback), ids)
+            payloads = self.recorder.keeper.store(self.recorder.encoder.objects, ids)
+            result = PassManager(self.settings.pipeline, registry.providers()).run(graph, payloads)
+        durations = sum(op.duration for op in result.graph.ops)
+        seconds = max(0.0, time.perf_counter() - self.begun - durations)
+        return ModelHistory(result.graph, result.payloads, result.records, seconds)
+
+    def _narrowed(self, history: ModelHistory) -> PayloadStore:
+        """Only the values that ``save=`` named, if it named some by keys that are known after the run."""
+        if self.selection.keys is None:
+            return history.payloads
+        index = history.index
+        wanted: set[ValueId] = set()
+        called = {scope.address for scope in history.graph.scopes}
+        for key in self.selection.keys:
+            if isinstance(key, int):
+                wanted.add(index.rows[_ordinal(key, history)].value)
+            elif is_pattern(key, called):
+                wanted.update(row.value for row in index.find_all(key))
+            elif not self.stopped or key in index:
+                wanted.update(row.value for row in index.find(key))
+        return history.payloads.keep(wanted)
+
+    def _meta(self, error: BaseException | None, traceback: TracebackType | None) -> Meta:
+        sites = SiteTable()
+        return Meta(
+            model=type(self.root).__name__,
+            backend=self.settings.backend.name,
+            capabilities=tuple(sorted(self.settings.backend.capabilities)),
+            fast_paths=self.settings.fast_paths,
+            seed=self.settings.seed,
+            training=getattr(self.root, "training", False),
+            started=self.started,
+            forward_seconds=self.forward_seconds,
+            lens=lens.__version__,
+            torch=str(torch.__version__),
+            modules=self.addresses.module_infos(),
+            parameters=self.addresses.parameter_infos(),
+            fault=None if error is None else self._fault(error, traceback),
+            unseen=tuple(Unseen(what, sites.locate(site)) for what, site in self.recorder.tape.unseen),
+            stopped=self.stopped,
+            transformed=self.selection.transform is not None,
+        )
+
+    def _fault(self, error: BaseException, traceback: TracebackType | None) -> Fault:
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        site = None if traceback is None else (traceback.tb_frame.f_code, traceback.tb_lasti)
+        running = self.recorder.running
+        return Fault(
+            type(error).__name__,
+            str(error),
+            "" if running is None else str(running.ref),
+            SiteTable().locate(site),
+        )
+
+
+def _ordinal(key: int, history: ModelHistory) -> int:
+    count = len(history.index.rows)
+    if not -count <= key < count:
+        raise InputError(
+            f"there is no layer number {key}",
+            where="lens.trace(save=...)",
+            hint=f"ordinals go from {-count} to {count - 1}",
+        )
+    return key

@@ -1,0 +1,154 @@
+"""Whether ops that are called passes of one layer are that, and no pass is missing: the rules, one group at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from lens.ir.elements import Op, OpId
+from lens.ir.facets import Labels, Recurrence
+from lens.ir.graph import Graph
+
+if TYPE_CHECKING:
+    from lens.history import ModelHistory
+
+
+def grouping_violations(history: ModelHistory) -> Iterator[str]:
+    """What in the recurrence, or in the labels that follow it, breaks a rule (paper, "recurrent layers")."""
+    graph = history.graph
+    facet, labels = graph.get(Recurrence), graph[Labels]
+    if facet is None:
+        return
+    layers: dict[int, list[OpId]] = defaultdict(list)
+    for op, layer in enumerate(facet.layer):
+        layers[layer].append(OpId(op))
+    for ops in layers.values():
+        for place, op in enumerate(ops):
+            if (labels.pass_num[op], labels.pass_total[op]) != (place + 1, len(ops)):
+                yield f"op {op} is labelled as another pass than the recurrence says"
+    grouping = _Grouping(graph, facet, list(layers.values()))
+    for ops in layers.values():
+        yield from grouping.unlike(ops)
+        yield from grouping.unfounded(ops)
+    yield from grouping.parameters_apart()
+    yield from grouping.left_out()
+    yield from grouping.unfolded()
+
+
+class _Grouping:
+    def __init__(self, graph: Graph, facet: Recurrence, layers: list[list[OpId]]) -> None:
+        self.graph, self.facet, self.layers = graph, facet, layers
+        self.size = {op: len(ops) for ops in layers for op in ops}
+        parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
+        self.owns = [tuple((i, v) for i, v in enumerate(op.operands) if v in parameters) for op in graph.ops]
+
+    def key(self, op: OpId) -> Hashable:
+        """Function, non-tensor arguments and parameters."""
+        row = self.graph.ops[op]
+        return row.function, row.args, row.kwargs, self.owns[op]
+
+    def unlike(self, ops: list[OpId]) -> Iterator[str]:
+        """Passes of one layer call one function, with equal arguments and parameters."""
+        if len({self.key(op) for op in ops}) > 1:
+            yield f"ops {ops[:4]} are passes of one layer and are not alike"
+
+    def unfounded(self, ops: list[OpId]) -> Iterator[str]:
+        """Each layer of several passes has a rule that holds."""
+        for op in ops:
+            rule = self.facet.rule[op]
+            if bool(rule) != (len(ops) > 1):
+                yield f"op {op} has rule {rule!r} and {len(ops)} passes"
+            elif rule == "parameters" and not self.owns[op]:
+                yield f"op {op} is folded for its parameters and has none"
+        if self.facet.rule[ops[0]] == "adjacent" and not any(map(self.is_beside_another, ops)):
+            yield f"ops {ops[:4]} are folded as adjacent and stand beside no other repeated layer"
+        if len(ops) > 1 and self.facet.rule[ops[0]] == "loop":
+            steps = {b - a for a, b in pairwise(ops)}
+            inside = range(ops[0], ops[-1])
+            if len(steps) > 1 or any(self.facet.rule[op] != "loop" for op in inside):
+                yield f"ops {ops[:4]} are folded as a loop and do not repeat back to back"
+
+    def is_beside_another(self, op: OpId) -> bool:
+        """Whether it stands beside a pass of another repeated layer that is no loop."""
+        layer = self.facet.layer
+        near = [other for other in self.beside(self.graph.ops[op]) if layer[other] != layer[op]]
+        return any(self.facet.rule[other] in ("parameters", "adjacent") for other in near)
+
+    def beside(self, op: Op) -> Iterator[OpId]:
+        """The ops that make its operands or use its results."""
+        for value in op.reads:
+            producer = self.graph.values[value].producer
+            if producer is not None and producer != op.id:
+                yield producer
+        for value in op.writes:
+            yield from self.graph.users(value)
+
+    def parameters_apart(self) -> Iterator[str]:
+        """Ops with equal parameters and arguments are never two layers."""
+        first: dict[Hashable, int] = {}
+        for op in self.graph.ops:
+            if self.owns[op.id]:
+                layer = self.facet.layer[op.id]
+                if first.setdefault(self.key(op.id), layer) != layer:
+                    yield f"op {op.id} has the parameters of layer {first[self.key(op.id)]} and is another layer"
+
+    def left_out(self) -> Iterator[str]:
+        """No op is alone that stands beside a pass as a like one stands beside another pass, or goes on a loop."""
+        for ops in self.layers:
+            if len(ops) > 1 and self.facet.rule[ops[0]] == "loop":  # nothing joins loops
+                yield from self.broken_off(ops)
+            elif len(ops) > 1:
+                found: dict[Hashable, list[OpId]] = defaultdict(list)
+                for op in ops:
+                    for place, user in self.only_users(self.graph.ops[op]):
+                        found[place, self.key(user)].append(user)
+                for near in found.values():
+                    alone = [op for op in near if self.size[op] == 1]
+                    if alone and len(set(near)) > 1:
+                        yield f"op {alone[0]} stands beside a pass as op {near[0]} does, and is no pass of its layer"
+
+    def only_users(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
+        """Users without parameters, where no other user of a result is like them."""
+        for index, value in enumerate(op.writes):
+            keys = [self.key(user) for user in self.graph.users(value)]
+            for user, key in zip(self.graph.users(value), keys, strict=True):
+                if keys.count(key) == 1 and not self.owns[user]:
+                    yield (index, self.graph.ops[user].reads.index(value)), user
+
+    def broken_off(self, ops: list[OpId]) -> Iterator[str]:
+        """The op where the next pass of a loop would be is not just like it."""
+        period = ops[1] - ops[0]
+        following = ops[-1] + period
+        if following >= len(self.graph.ops) or self.size[OpId(following)] > 1:
+            return
+        if any(self.facet.rule[OpId(op)] != "loop" for op in range(ops[-1] + 1, following)):
+            return
+        if self.goes_on(ops[-1], OpId(following), period):
+            yield f"op {following} goes on the loop of op {ops[-1]}, and is no pass of its layer"
+
+    def goes_on(self, here: OpId, there: OpId, period: int) -> bool:
+        """Whether an op does at one place of the code to later values what another does to earlier ones."""
+        first, second = self.graph.ops[here], self.graph.ops[there]
+        if self.key(here) != self.key(there) or first.location != second.location:
+            return False
+        pairs = list(zip(first.reads, second.reads, strict=False))
+        return len(first.reads) == len(second.reads) and all(a == b or self.apart(a, b) == period for a, b in pairs)
+
+    def unfolded(self) -> Iterator[str]:
+        """No op is alone that does again, right away, to its own result what it did."""
+        for op in self.graph.ops[:-1]:
+            again = self.graph.ops[op.id + 1]
+            alone = self.size[op.id] == self.size[again.id] == 1 and not self.owns[op.id]
+            if alone and self.key(op.id) == self.key(again.id) and op.location == again.location:
+                others = [(a, b) for a, b in zip(op.reads, again.reads, strict=False) if a != b]
+                if others and all(self.graph.values[b].producer == op.id for _, b in others):
+                    yield f"op {again.id} does again what op {op.id} did, and is no pass of its layer"
+
+    def apart(self, a: int, b: int) -> int | None:
+        """How many ops apart two values were made in the same place; None if in another."""
+        first, second = self.graph.values[a], self.graph.values[b]
+        if first.producer is None or second.producer is None or first.index != second.index:
+            return None
+        return second.producer - first.producer

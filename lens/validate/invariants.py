@@ -1,0 +1,250 @@
+"""What must hold of the metadata, worked out in another way than the passes work it out.
+
+A pass pulls distances from the operands of each op; here they are pushed along the edges, breadth first. A pass
+groups the passes of a layer; here the groups are held against the rules one by one. Scopes come from the module stack;
+here from the intervals of the module calls. Nothing in here calls a pass.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lens.ir.elements import OpId, Read, ScopeId, ValueId
+from lens.ir.facets import Conditionals, Containment, Distances, Labels
+from lens.ir.graph import Graph
+from lens.ir.naming import layer_type
+from lens.ir.types import RAGGED
+from lens.ir.verifier import find_problems
+from lens.validate.grouping import grouping_violations
+
+if TYPE_CHECKING:
+    from lens.history import ModelHistory
+
+
+def violations(history: ModelHistory) -> dict[str, list[str]]:
+    """Per group of invariants what breaks one; groups whose facets the graph lacks are left out. Linear."""
+    graph = history.graph
+    problems = [f"[{problem.rule}] {problem.what}" for problem in find_problems(graph)]
+    if problems:  # the others follow ids
+        return {"structure": problems}
+    found = {"structure": problems}
+    for name, (facet, check) in _INVARIANTS.items():
+        if facet is None or graph.get(facet) is not None:
+            found[name] = list(check(history))
+    return found
+
+
+def _types(history: ModelHistory) -> Iterator[str]:
+    """The recorded types are those of the tensors that were saved."""
+    for value in history.payloads:
+        kind = history.graph.values[value].type
+        tensor = _saved(history, value)
+        if tensor is None or tensor.is_nested or RAGGED in kind.shape:
+            continue
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        if (shape, dtype) != (kind.shape, kind.dtype):
+            yield f"%{value} is recorded as {kind}, the saved tensor is {dtype}{list(shape)}"
+
+
+def _saved(history: ModelHistory, value: ValueId) -> torch.Tensor | None:
+    payload = history.payloads.values.get(value)
+    tensor = getattr(payload, "tensor", None)  # neither stale ones nor those of a file, which are read when asked for
+    return tensor if isinstance(tensor, torch.Tensor) else None
+
+
+_LABEL = re.compile(r"(?P<type>[^_]\w*?)_(?P<kind>\d+)_(?P<total>\d+)")
+
+
+def _labels(history: ModelHistory) -> Iterator[str]:
+    """Labels say their type, count it, and count all layers; passes are counted in order of execution."""
+    labels = history.graph[Labels]
+    per_type: dict[str, dict[str, None]] = defaultdict(dict)
+    layers: dict[str, None] = {}
+    seen: Counter[str] = Counter()
+    totals = Counter(name for names in labels.results for name in names[:1])
+    for op, names in zip(history.graph.ops, labels.results, strict=True):
+        for name in names:
+            match = _LABEL.fullmatch(name)
+            if match is None or match["type"] != layer_type(op.function):
+                yield f"op {op.id}, a {op.function}, is called {name}"
+                continue
+            layers.setdefault(name)
+            per_type[match["type"]].setdefault(name)
+            place = list(per_type[match["type"]]).index(name) + 1 if name not in seen else int(match["kind"])
+            if name not in seen and (int(match["kind"]), int(match["total"])) != (place, len(layers)):
+                yield f"{name} is layer {place} of its type and {len(layers)} of all"
+            seen[name] += 1
+        told = labels.pass_num[op.id], labels.pass_total[op.id]
+        if names and told != (seen[names[0]], totals[names[0]]):
+            yield f"pass {told[0]} of {told[1]} of {names[0]} is {seen[names[0]]} of {totals[names[0]]}"
+    counts: Counter[str] = Counter()
+    for leaf, label in zip(history.graph.leaves, labels.leaves, strict=True):
+        counts[leaf.kind] += 1
+        expected = None if leaf.kind == "parameter" else f"{leaf.kind}_{counts[leaf.kind]}"
+        if label != expected:
+            yield f"leaf {leaf.id} is called {label}, not {expected}"
+
+
+def _counts(history: ModelHistory) -> Iterator[str]:
+    """The sums that a history tells are those of its parts."""
+    graph, labels = history.graph, history.graph[Labels]
+    tensors = [v for op in graph.ops for v in op.results]
+    tensors += [leaf.value for leaf, label in zip(graph.leaves, labels.leaves, strict=True) if label]
+    calls = Counter(scope.address for scope in graph.scopes)
+    sums: dict[str, tuple[Any, Any]] = {
+        "entries": (len(history), len(tensors) + len(graph.outputs.values)),
+        "num_tensors_total": (history.num_tensors_total, len(tensors)),
+        "num_tensors_saved": (
+            history.num_tensors_saved,
+            len({v for v in (*tensors, *graph.outputs.values) if v in history.payloads}),
+        ),
+        "tensor_fsize_total": (history.tensor_fsize_total, sum(_nbytes(history, v) for v in tensors)),
+        "layer_list": (len(history.layer_list), len({e.layer_label for e in history})),
+        "input_layers": (len(history.input_layers), sum(leaf.kind == "input" for leaf in graph.leaves)),
+        "output_layers": (len(history.output_layers), len(graph.outputs.values)),
+        "total_params": (history.total_params, sum(math.prod(p.type.shape) for p in graph.meta.parameters)),
+        "module_num_passes": (sum(history.module_num_passes.values()), sum(calls[a] for a in history.module_addresses)),
+    }
+    for name, (told, expected) in sums.items():
+        if told != expected:
+            yield f"{name} is {told}, the parts make {expected}"
+
+
+def _nbytes(history: ModelHistory, value: ValueId) -> int:
+    tensor = _saved(history, value)
+    kind = history.graph.values[value].type
+    if tensor is None or tensor.is_nested or RAGGED in kind.shape or kind.nbytes == 0:
+        return kind.nbytes
+    return math.prod(tensor.shape) * tensor.element_size()
+
+
+def _distances(history: ModelHistory) -> Iterator[str]:
+    """Shortest ways breadth first, longest ways by pushing along every edge, from both ends."""
+    graph, facet = history.graph, history.graph[Distances]
+    users = [[user for v in op.writes for user in graph.users(v)] for op in graph.ops]
+    makers = [[p for v in op.reads if (p := graph.values[v].producer) is not None] for op in graph.ops]
+    first = [op.id for op in graph.ops if not set(op.reads).isdisjoint(graph.inputs.values)]
+    last = [op.id for op in graph.ops if not set(op.writes).isdisjoint(graph.outputs.values)]
+    count = len(graph.ops)
+    expected = {
+        "min_from_input": _shortest(first, users, count),
+        "max_from_input": _longest(first, users, range(count)),
+        "min_to_output": _shortest(last, makers, count),
+        "max_to_output": _longest(last, makers, range(count - 1, -1, -1)),
+    }
+    for name, row in expected.items():
+        for op, (told, right) in enumerate(zip(getattr(facet, name), row, strict=True)):
+            if told != right:
+                yield f"{name} of op {op} is {told}, it should be {right}"
+
+
+def _shortest(start: Iterable[OpId], edges: list[list[OpId]], count: int) -> list[int | None]:
+    found: list[int | None] = [None] * count
+    queue = deque((op, 1) for op in start)
+    while queue:
+        op, steps = queue.popleft()
+        if found[op] is None:
+            found[op] = steps
+            queue.extend((near, steps + 1) for near in edges[op])
+    return found
+
+
+def _longest(start: Iterable[OpId], edges: list[list[OpId]], order: Iterable[int]) -> list[int | None]:
+    found: dict[int, int] = dict.fromkeys(start, 1)
+    for op in order:
+        if op in found:
+            for near in edges[op]:
+                found[near] = max(found.get(near, 0), found[op] + 1)
+    return [found.get(op) for op in range(len(edges))]
+
+
+def _containment(history: ModelHistory) -> Iterator[str]:
+    """The module of an op is the innermost call around it; what has none takes that of a consumer."""
+    graph, facet = history.graph, history.graph[Containment]
+    innermost: list[ScopeId | None] = [None] * len(graph.ops)
+    for scope in graph.scopes:  # in order of entry, so inner ones come later
+        innermost[scope.start : scope.stop] = [scope.id] * (scope.stop - scope.start)
+    for op, around, told in zip(graph.ops, innermost, facet.ops, strict=True):
+        if op.scope is not None and op.scope != around:
+            yield f"op {op.id} is recorded in scope {op.scope}, the innermost call around it is {around}"
+        consumers = {facet.ops[user] for value in op.writes for user in graph.users(value)}
+        if op.scope is None and told not in (consumers or {None}):
+            yield f"op {op.id} belongs to scope {told}, its consumers to {sorted(map(str, consumers))}"
+    for leaf, told in zip(graph.leaves, facet.leaves, strict=True):
+        consumers = {facet.ops[user] for user in graph.users(leaf.value)}
+        if told not in (consumers or {None}):
+            yield f"leaf {leaf.id} belongs to scope {told}, its consumers to {sorted(map(str, consumers))}"
+    yield from _calls(graph)
+
+
+def _calls(graph: Graph) -> Iterator[str]:
+    """Module calls name modules of the model, and count their calls."""
+    classes = {module.address: module.cls for module in graph.meta.modules}
+    calls: Counter[str] = Counter()
+    for scope in graph.scopes:
+        calls[scope.address] += 1
+        if scope.call != calls[scope.address] and scope.address in classes:
+            yield f"call {calls[scope.address]} of {scope.address!r} is called {scope.call}"
+        if classes.get(scope.address, scope.cls) != scope.cls and not scope.cls.startswith("Lazy"):
+            yield f"{scope.address!r} is a {classes[scope.address]}, its call says {scope.cls}"
+
+
+def _reads(history: ModelHistory) -> Iterator[str]:
+    """What was read is what the saved tensor holds."""
+    for read in history.graph.reads:
+        tensor = _saved(history, read.value)
+        convert = _READERS.get(read.kind)
+        if convert is None or tensor is None or tensor.numel() != 1 or _is_stale(history, read):
+            continue
+        told, right = read.result, convert(tensor)
+        if isinstance(told, (bool, int, float, complex)) and told != right and not (told != told and right != right):
+            yield f"%{read.value} was read as {told} ({read.kind} at {read.location}), it holds {right}"
+
+
+def _is_stale(history: ModelHistory, read: Read) -> bool:
+    payload: Any = history.payloads.values[read.value]
+    return payload.version is not None and payload.tensor._version != payload.version
+
+
+_READERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "bool": lambda t: bool(t),
+    "item": lambda t: t.item(),
+    "int": lambda t: int(t),
+    "float": lambda t: float(t),
+    "index": lambda t: int(t),
+    "complex": lambda t: complex(t),
+}
+
+
+def _conditionals(history: ModelHistory) -> Iterator[str]:
+    """What only serves a condition leads to no output, and to a value that was read."""
+    graph, facet = history.graph, history.graph[Conditionals]
+    read = {r.value for r in graph.reads}
+    to_output, to_read = set(graph.outputs.values), set(read)
+    for op in reversed(graph.ops):
+        for ends in (to_output, to_read):
+            if not ends.isdisjoint(op.writes):
+                ends.update(op.reads)
+    for op in graph.ops:
+        if facet.in_branch[op.id] and not to_output.isdisjoint(op.writes):
+            yield f"op {op.id} is said to serve a condition only, and leads to an output"
+        if facet.final[op.id] and graph.reads and read.isdisjoint(op.writes):
+            yield f"op {op.id} is said to end a condition, and nobody read its value"
+
+
+_INVARIANTS: dict[str, tuple[Any, Callable[[Any], Iterator[str]]]] = {
+    "types": (None, _types),
+    "labels": (Labels, _labels),
+    "counts": (Labels, _counts),
+    "distances": (Distances, _distances),
+    "recurrence": (Labels, grouping_violations),
+    "containment": (Containment, _containment),
+    "conditionals": (Conditionals, _conditionals),
+    "reads": (None, _reads),
+}

@@ -1,0 +1,131 @@
+"""Nonsense in the place of tensors: other contents of the same type, made cheaply.
+
+Noise comes from a pool that is drawn once, so most substitutes are views of it and cost nothing. Of a large tensor
+some elements, spread over its memory, are changed in place and put back: no copy of it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from attrs import define, field
+
+from lens.ir.layouts import Layout
+
+#: Elements in the pool; larger tensors are changed in place.
+_POOL = 1 << 20
+#: How many elements of a large tensor are changed.
+_CHANGED = 1 << 16
+#: Dtypes that torch hardly computes with.
+_OPAQUE = frozenset({torch.uint16, torch.uint32, torch.uint64})
+#: A block in which a tensor holds nonsense.
+Substitute: TypeAlias = AbstractContextManager[torch.Tensor]
+
+
+@define
+class Nonsense:
+    """Makes substitutes for tensors. The generators of the process are left alone."""
+
+    _pools: dict[tuple[torch.dtype, torch.device], torch.Tensor] = field(factory=dict)
+
+    def substitutes(self, tensor: torch.Tensor, shared: bool) -> Iterator[Substitute]:
+        """Blocks in which a tensor holds other contents, the most telling and cheapest first; none if it has none.
+
+        Args:
+            tensor: What to replace. After each block it is what it was.
+            shared: Whether something shows its memory that must not change meanwhile.
+        """
+        if tensor.numel() == 0 or tensor.is_quantized or tensor.dtype in _OPAQUE or tensor.is_meta:
+            return
+        if tensor.numel() > _POOL and not shared and tensor.dtype.is_floating_point:
+            memory = _own_memory(tensor)
+            if memory is not None:
+                yield self._changed(tensor, memory)
+        for make in self._makers(tensor):
+            try:
+                made = make()
+            except (RuntimeError, TypeError):  # torch does not compute with every dtype and layout
+                continue
+            yield nullcontext(made)
+
+    def _makers(self, tensor: torch.Tensor) -> tuple[Callable[[], torch.Tensor], ...]:
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            return (lambda: tensor * -1.5,)
+        constants = tuple(partial(torch.full_like, tensor, number) for number in _numbers(tensor))
+        if tensor.dtype is torch.bool:
+            return tensor.logical_not, *constants
+        if tensor.is_floating_point() or tensor.is_complex():
+            return lambda: self._noise(tensor), lambda: (-3 * _computable(tensor) - 1).to(tensor.dtype), *constants
+        return (
+            lambda: tensor.flatten().roll(1).view(tensor.shape),
+            lambda: torch.where(tensor > 0, tensor - 1, tensor + 1),
+            lambda: _counted(tensor),
+            lambda: -3 * tensor - 1,
+        )
+
+    def _noise(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A view of the pool; of a tensor that is larger than it the rows overlap, so that it needs no memory."""
+        pool = self._pool(tensor)
+        if tensor.numel() <= pool.numel():
+            return pool[: tensor.numel()].view(tensor.shape)
+        reach = (_POOL - 1) // tensor.dim()
+        strides, dense = [], 1
+        for size in reversed(tensor.shape):
+            strides.append(min(dense, reach // size))
+            dense *= size
+        return pool.as_strided(tensor.shape, tuple(reversed(strides)))
+
+    def _pool(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Noise of the tensor's dtype, at least as many elements as it has, up to the size of the pool."""
+        key = tensor.dtype, tensor.device
+        size = min(_POOL, max(1 << 12, 1 << (tensor.numel() - 1).bit_length()))
+        pool = self._pools.get(key)
+        if pool is None or pool.numel() < size:
+            generator = torch.Generator(tensor.device).manual_seed(size)
+            kind = torch.complex64 if tensor.is_complex() else torch.float32
+            pool = torch.randn(size, generator=generator, dtype=kind, device=tensor.device).to(tensor.dtype)
+            self._pools[key] = pool
+        return pool
+
+    @contextmanager
+    def _changed(self, tensor: torch.Tensor, memory: torch.Tensor) -> Iterator[torch.Tensor]:
+        some = memory[:: memory.numel() // _CHANGED | 1]  # an odd step, so that it meets every column of a matrix
+        before = some.clone()
+        some.copy_(self._pool(tensor)[: some.numel()])
+        try:
+            yield tensor
+        finally:
+            some.copy_(before)
+
+
+def _numbers(tensor: torch.Tensor) -> tuple[float, ...]:
+    """What a tensor may be filled with that functions treat in ways of their own."""
+    return (True, False) if tensor.dtype is torch.bool else (torch.nan, 0, torch.inf, -torch.inf)
+
+
+def _computable(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.element_size() == 1 else tensor
+
+
+def _counted(tensor: torch.Tensor) -> torch.Tensor:
+    """0, 1, 2, ... up to the largest element, over and over."""
+    count = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+    return (count % (max(int(tensor.max()), 1) + 1)).to(tensor.dtype)
+
+
+def _own_memory(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The elements of a tensor in the order of memory, for writing; None if gaps are between them, or if the memory
+    is not torch's own: a file that is mapped read-only would end the process."""
+    layout = Layout.of(tensor, 0)
+    storage = tensor.untyped_storage()
+    if layout is None or layout.conj or layout.neg or not storage.resizable():
+        return None
+    first, end = layout.extent(tuple(tensor.shape))
+    if end - first != tensor.numel() or min(layout.strides) < 1:
+        return None
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)  # counts its own writes: the tensor's stay valid
+    return alias.set_(storage, first, (tensor.numel(),), (1,))

@@ -1,0 +1,200 @@
+"""When other contents of an operand rightly leave the result as it was: the rules, in one table.
+
+The paper's example is a product with a tensor of zeros. What an operation writes comes from torch's schemas
+(``lens.functions``); whether the other operands hide one is tried out, not looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from attrs import evolve, frozen
+
+from lens.functions import describe, resolve
+from lens.ir.elements import Op, ValueId
+from lens.ir.templates import Template
+from lens.replay.interpreter import TRIAL_ERRORS, Interpreter
+from lens.validate.comparing import same
+from lens.validate.nonsense import Nonsense
+
+
+@frozen
+class Deaf:
+    """An operand that made no difference to the results of an op.
+
+    Args:
+        interpreter, nonsense: To try it out.
+        op: The op.
+        value: The operand.
+        operands: All values that the op reads.
+        saved: Its results.
+    """
+
+    interpreter: Interpreter
+    nonsense: Nonsense
+    op: Op
+    value: ValueId
+    operands: Mapping[ValueId, torch.Tensor]
+    saved: Mapping[ValueId, torch.Tensor]
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The operand itself."""
+        return self.operands[self.value]
+
+    @property
+    def name(self) -> str:
+        """The function, without overload."""
+        return self.op.function.name.partition(".")[0]
+
+    def differs(self, op: Op, others: Mapping[ValueId, torch.Tensor], value: ValueId) -> bool:
+        """Whether an op gives different results for nonsense and for what is there."""
+        try:
+            before = self.interpreter.run_op(op, others)
+        except TRIAL_ERRORS:
+            return False  # it says nothing of this operand
+        for substitute in self.nonsense.substitutes(others[value], shared=True):
+            with substitute as tensor:
+                try:
+                    after = self.interpreter.run_op(op, {**others, value: tensor})
+                except TRIAL_ERRORS:
+                    return True
+            if any(not same(after[v], t) for v, t in before.items() if v in after):
+                return True
+        return False
+
+
+def _is_empty(deaf: Deaf) -> bool:
+    return deaf.tensor.numel() == 0 or all(t.numel() == 0 for t in deaf.saved.values())
+
+
+#: Give their first operand with some parts replaced, or all of them.
+_OVERWRITING = frozenset(
+    {"index_copy", "index_fill", "index_put", "index_reduce", "scatter", "scatter_reduce", "copy", "fill"}
+)
+
+
+def _is_overwritten(deaf: Deaf) -> bool:
+    effects = {old for old, _ in deaf.op.effects}
+    if deaf.value == deaf.op.operands[0] and (deaf.name in _OVERWRITING or deaf.name.endswith("_scatter")):
+        return True
+    return deaf.value in deaf.interpreter.written(deaf.op, deaf.operands) | effects
+
+
+def _is_model(deaf: Deaf) -> bool:
+    names = (deaf.name.endswith(("_like", "_as", "_as_", "_backward")), deaf.name.startswith("new_"))
+    return any(names) or (deaf.name in ("to", "type") and deaf.op.operands.index(deaf.value) == 1)
+
+
+#: Give positions, counts or margins, which other contents need not change: of one element the largest is the first.
+_COARSE = ("argmax", "argmin", "argsort", "histogram", "fractional_max_pool", "multi_margin", "multilabel_margin")
+
+
+def _is_coarse(deaf: Deaf) -> bool:
+    return deaf.name.startswith(_COARSE)
+
+
+def _tells_where(deaf: Deaf) -> bool:
+    return describe(resolve(deaf.op.function)).reaches
+
+
+def _is_closed_over(deaf: Deaf) -> bool:
+    return deaf.op.function.opaque
+
+
+def _cancels(deaf: Deaf) -> bool:
+    """The operand stands in several places: a difference shows when one of them alone is changed."""
+    places = [i for i, v in enumerate(deaf.op.operands) if v == deaf.value]
+    if len(places) < 2:
+        return False
+    other = ValueId(-1)
+    for place in places:
+        operands = tuple(other if i == place else v for i, v in enumerate(deaf.op.operands))
+        variant = evolve(deaf.op, operands=operands)
+        if deaf.differs(variant, {**deaf.operands, other: deaf.tensor}, other):
+            return True
+    return False
+
+
+def _is_hidden(deaf: Deaf) -> bool:
+    """A difference shows when another operand is another one too."""
+    for value in dict.fromkeys(deaf.op.reads):
+        other = deaf.operands[value]
+        if value == deaf.value:
+            continue
+        for substitute in deaf.nonsense.substitutes(other, shared=True):
+            with substitute as tensor:
+                if deaf.differs(deaf.op, {**deaf.operands, value: tensor}, deaf.value):
+                    return True
+        # No index at all, where there is none that leaves anything out.
+        if other.dim() == 1 and deaf.differs(deaf.op, {**deaf.operands, value: other[:0]}, deaf.value):
+            return True
+    return False
+
+
+def _is_switched_off(deaf: Deaf) -> bool:
+    """A difference shows when the numbers among the arguments are other ones, at last one of the operand's own."""
+    plain = deaf.tensor.layout is torch.strided and not deaf.tensor.is_nested
+    own = deaf.tensor.flatten()[:1].tolist() if plain else []
+    variants = (_with_numbers(deaf.op, number) for number in (0.6, -1.7, 0, 1, 2, *own))
+    return any(op != deaf.op and deaf.differs(op, deaf.operands, deaf.value) for op in variants)
+
+
+def _is_plain_in_its_dtype(deaf: Deaf) -> bool:
+    """A difference shows in a dtype with more values, as of ``isfinite`` on integers."""
+    if deaf.tensor.is_complex():
+        return False
+    for dtype in (torch.float32, torch.complex64):
+        own = {deaf.value: deaf.tensor.to(dtype)}
+        logical = {v: t.to(dtype) * 0.7 + 1.3 for v, t in deaf.operands.items() if t.dtype is torch.bool}
+        for others in ({}, {v: t.to(dtype) for v, t in deaf.operands.items()}, logical):
+            for op in (deaf.op, _with_numbers(deaf.op, 0.6)):
+                if deaf.differs(op, {**deaf.operands, **others, **own}, deaf.value):
+                    return True
+    return False
+
+
+def _with_numbers(op: Op, number: float) -> Op:
+    """An op with this number in place of its own, and its flags turned over."""
+
+    def changed(template: Template) -> Template:
+        if isinstance(template, bool):
+            return not template
+        return number if isinstance(template, (int, float)) else template
+
+    return evolve(op, args=tuple(map(changed, op.args)), kwargs=tuple((name, changed(arg)) for name, arg in op.kwargs))
+
+
+def _cannot_be_replaced(deaf: Deaf) -> bool:
+    return next(iter(deaf.nonsense.substitutes(deaf.tensor, shared=True)), None) is None
+
+
+@frozen
+class SpecialCase:
+    """A rule: its name, what it says, and when it holds."""
+
+    name: str
+    reason: str
+    holds: Callable[[Deaf], bool]
+
+
+#: In this order; the first that holds is the reason. What none explains has failed.
+SPECIAL_CASES = (
+    SpecialCase("empty", "there are no elements", _is_empty),
+    SpecialCase("overwritten", "is overwritten, and what was there before does not matter", _is_overwritten),
+    SpecialCase("model", "gives its shape, dtype or device, not its values", _is_model),
+    SpecialCase("place", "says where the memory lies that is shown", _tells_where),
+    SpecialCase("closed over", "is closed over by the function, which finds it by itself", _is_closed_over),
+    SpecialCase("irreplaceable", "is of a layout or dtype for which lens has no other contents", _cannot_be_replaced),
+    SpecialCase("cancels", "stands in several places that cancel each other", _cancels),
+    SpecialCase("hidden", "is hidden by the values of the other operands, as a factor by zeros", _is_hidden),
+    SpecialCase("switched off", "is hidden by a number or flag among the arguments", _is_switched_off),
+    SpecialCase("dtype", "has no value in its dtype that would make a difference", _is_plain_in_its_dtype),
+    SpecialCase("coarse", "gives positions or counts that other contents need not change", _is_coarse),
+)
+
+
+def explain(deaf: Deaf) -> SpecialCase | None:
+    """The first rule that says why an operand made no difference; None if none does."""
+    return next((case for case in SPECIAL_CASES if case.holds(deaf)), None)

@@ -1,0 +1,285 @@
+"""What to save, how, until when, and of what: the options of ``lens.trace``, and ``lens.tracing``."""
+
+import functools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import lens
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+        self.cell = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+        self.ran_to_the_end = 0
+
+    def encode(self, x):
+        x = self.stem(x).mean((2, 3))
+        for _ in range(3):
+            x = torch.tanh(self.cell(x))
+        return x
+
+    def forward(self, x):
+        x = self.head(self.encode(x))
+        self.ran_to_the_end += 1
+        return x
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def saved(history):
+    return [entry.layer_label_w_pass for entry in history if entry.is_saved]
+
+
+@pytest.mark.parametrize(
+    ("save", "expected"),
+    [
+        (["stem.*"], ["conv2d_1_1:1", "relu_1_2:1", "maxpool2d_1_3:1"]),
+        ("linear_*", ["linear_1_5:1", "linear_1_5:2", "linear_1_5:3", "linear_2_7:1", "output_1:1"]),
+        ("*:2", ["linear_1_5:2", "tanh_1_6:2"]),
+        (["relu_?", "head", -1], ["relu_1_2:1", "linear_2_7:1", "output_1:1"]),
+        ("input_*", ["input_1:1"]),
+        (["cell:3"], ["linear_1_5:3"]),
+    ],
+)
+def test_patterns_and_keys(save, expected):
+    assert saved(lens.trace(Net(), X, save=save)) == expected
+
+
+def test_a_pattern_that_fits_nothing_names_what_there_is():
+    with pytest.raises(lens.LensError, match=r"fits 'layre\*'(.|\n)*nearest"):
+        lens.trace(Net(), X, save="layre*")
+
+
+class TestStopAt:
+    def test_a_module_is_the_last_thing_that_runs(self):
+        model = Net()
+        history = lens.trace(model, X, stop_at="stem")
+        assert model.ran_to_the_end == 0
+        assert history.layer_list == ["input_1", "conv2d_1_1", "relu_1_2", "maxpool2d_1_3"]
+        assert history.graph.meta.stopped == "stem"
+        assert "STOPPED" in str(history)
+        assert history.output_layers == []
+        model(X)
+        assert model.ran_to_the_end == 1
+
+    def test_a_call_of_a_module(self):
+        history = lens.trace(Net(), X, stop_at="cell:2")
+        assert len(history["cell"].passes) == 2
+
+    def test_several_modules(self):
+        history = lens.trace(Net(), X, stop_at=["cell:3", "stem"])
+        assert list(history)[-1].layer_label_w_pass == "linear_1_5:3"
+
+    def test_a_function_of_the_operation(self):
+        history = lens.trace(Net(), X, stop_at=lambda op: op.type == "mean" and op.shape == (2, 4))
+        assert history.layer_list[-1] == "mean_1_4"
+
+    def test_all_that_is_saved(self):
+        history = lens.trace(Net(), X, save=["stem", "cell:2"], stop_at="saved")
+        assert saved(history) == ["maxpool2d_1_3:1", "linear_1_5:2"]
+        with pytest.raises(lens.LensError, match="only module addresses"):
+            lens.trace(Net(), X, save=["linear_1"], stop_at="saved")
+
+    def test_a_model_that_catches_exceptions_is_stopped(self):
+        class Stubborn(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = nn.Linear(2, 2)
+
+            def forward(self, x):
+                try:
+                    return self.fc(x)
+                except Exception:  # noqa: BLE001
+                    return x
+
+        assert lens.trace(Stubborn(), torch.ones(1, 2), stop_at="fc").graph.meta.stopped == "fc"
+
+    def test_what_is_never_reached_is_said(self):
+        with pytest.warns(UserWarning, match="never reached"):
+            history = lens.trace(Net(), X, stop_at="cell:9")
+        assert history.output_layers == ["output_1"]
+
+    def test_an_unknown_module(self):
+        with pytest.raises(lens.LensError, match="no module 'body'"):
+            lens.trace(Net(), X, stop_at="body")
+
+    @pytest.mark.parametrize("backend", ["decoration", "torch_dispatch"])
+    def test_with_other_backends(self, backend):
+        history = lens.trace(Net(), X, stop_at="stem", backend=backend)
+        assert history["stem"].tensor_contents.shape == (2, 4, 3, 3)
+        assert history.graph.meta.stopped == "stem"
+
+    def test_nothing_is_left_behind(self):
+        before = vars(nn.Module).copy(), torch.relu, nn.functional.has_torch_function_unary
+        lens.trace(Net(), X, stop_at="stem")
+        assert (vars(nn.Module).copy(), torch.relu, nn.functional.has_torch_function_unary) == before
+
+
+class TestTransform:
+    def test_a_function(self):
+        history = lens.trace(Net(), X, transform=lambda t: t.flatten(1).mean(1))
+        whole = lens.trace(Net(), X)["conv2d_1"].tensor_shape
+        assert history["conv2d_1"].tensor_contents.shape == (2,)
+        assert history["conv2d_1"].tensor_shape == whole == (2, 4, 6, 6)
+        assert len(history) == len(lens.trace(Net(), X))  # what the function does is not recorded
+
+    @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+    def test_it_is_not_recorded(self, backend):
+        plain = lens.trace(Net(), X, backend=backend).layer_list
+        assert lens.trace(Net(), X, backend=backend, save=["stem"], transform=torch.sin).layer_list == plain
+
+    def test_a_dtype_and_a_device(self):
+        history = lens.trace(Net(), X, transform=torch.float16)
+        assert history["relu_1"].tensor_contents.dtype == torch.float16
+        assert lens.trace(Net(), X, transform="meta")["relu_1"].tensor_contents.is_meta
+
+    def test_what_is_written_later_does_not_reach_it(self):
+        class Writes(nn.Module):
+            def forward(self, x):
+                y = x + 1
+                y.mul_(0)
+                return y
+
+        history = lens.trace(Writes(), torch.ones(3), transform=lambda t: t.view(-1))
+        assert history["add_1"].tensor_contents.tolist() == [2, 2, 2]
+
+    def test_an_exception_says_where(self):
+        with pytest.raises(lens.LensError, match=r"transform= raised IndexError(.|\n)*\(2, 4\)") as caught:
+            lens.trace(Net(), X, save=lambda op: op.type == "mean", transform=lambda t: t.mean((2, 3)))
+        assert isinstance(caught.value.__cause__, IndexError)
+
+    @pytest.mark.parametrize("transform", [lambda t: 3, "no device", 7])
+    def test_what_cannot_be_used(self, transform):
+        with pytest.raises(lens.LensError, match="transform"):
+            lens.trace(Net(), X, transform=transform)
+
+
+class TestAutograd:
+    def test_gradients_with_respect_to_a_saved_activation(self):
+        history = lens.trace(Net(), X, save=["stem", "head"])
+        stem, head = history["stem"].tensor_contents, history["head"].tensor_contents
+        (gradient,) = torch.autograd.grad(head[:, 0].sum(), stem)
+        model = Net()
+        model.load_state_dict(Net().state_dict())
+        assert gradient.shape == stem.shape
+        assert gradient.abs().sum() > 0
+
+    def test_detached(self):
+        history = lens.trace(Net(), X, save=["stem"], detach=True)
+        assert not history["stem"].tensor_contents.requires_grad
+        assert history["stem"].gradfunc_name == "MaxPool2DWithIndicesBackward0"
+
+
+class TestFunctions:
+    def test_a_function_finds_its_modules(self):
+        net, other = Net(), nn.Linear(2, 2)
+
+        def both(x, scale=2.0):
+            return other(net(x)) * scale
+
+        history = lens.trace(both, X, {"scale": 3.0})
+        assert history.model_name == "both"
+        assert not history.gaps
+        assert history["other"].layer_label == "linear_3_8"
+        assert history["net.stem.0"].parameter_addresses == ["net.stem.0.weight", "net.stem.0.bias"]
+        assert torch.equal(history["output_1"].tensor_contents, both(X, scale=3.0))
+
+    def test_a_method_of_a_module(self):
+        model = Net()
+        history = lens.trace(model.encode, X)
+        assert history.model_name == "Net"
+        assert history["cell:3"].layer_label == "linear_1_5"
+        assert torch.equal(history["output_1"].tensor_contents, model.encode(X))
+
+    def test_a_partial_and_a_callable_object(self):
+        fc = nn.Linear(2, 2)
+
+        class Caller:
+            def __init__(self):
+                self.fc = fc
+
+            def __call__(self, x):
+                return self.fc(x)
+
+        for target in (functools.partial(lambda layer, x: layer(x), fc), Caller()):
+            history = lens.trace(target, torch.ones(1, 2))
+            assert "linear_1_1" in history.layer_list
+            assert not history.gaps
+
+    def test_what_is_no_function(self):
+        with pytest.raises(lens.LensError, match="give an instance"):
+            lens.trace(Net, X)
+        with pytest.raises(lens.LensError, match="or a function"):
+            lens.trace(3, X)
+        with pytest.raises(lens.LensError, match="do not fit"):
+            lens.trace(lambda a, b: a, X)
+
+
+class TestTracing:
+    def test_several_calls_into_one_model(self):
+        model, optimised = Net(), torch.zeros(2)
+        with lens.tracing(model, save=["head"]) as history:
+            first = model(X)
+            second = model(X * 2)
+            loss = (first - second).pow(2).sum() + optimised.sum()
+        assert [tuple(e.tensor_contents.shape) for e in history["head"].passes] == [(2, 2), (2, 2)]
+        assert history.output_layers == ["output_1"]
+        assert "input_1" in history.layer_list
+        assert loss.requires_grad
+
+    def test_several_models(self):
+        encoder, decoder = nn.Linear(4, 2), nn.Linear(2, 4)
+        with lens.tracing({"encoder": encoder, "decoder": decoder}) as history:
+            decoder(encoder(torch.ones(1, 4)))
+        assert history["encoder"].child_layers == ["linear_2_3"]
+        assert history["decoder"].parameter_addresses == ["decoder.weight", "decoder.bias"]
+
+    def test_no_model(self):
+        a = torch.ones(3)
+        with lens.tracing() as history:
+            b = (a * 2).sin()
+        assert history.layer_list == ["input_1", "mul_1_1", "sin_1_2", "output_1"]
+        assert torch.equal(history["sin_1"].tensor_contents, b)
+
+    def test_inside_the_block_it_is_not_there_yet(self):
+        with lens.tracing() as history:
+            assert "not ended" in repr(history)
+            with pytest.raises(lens.LensError, match="when the block has ended"):
+                history["sin_1"]
+
+    def test_an_exception_carries_the_history(self):
+        def block():
+            with lens.tracing():
+                torch.ones(2).sin()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError) as caught:
+            block()
+        assert caught.value.lens_history.graph.meta.fault.type == "ZeroDivisionError"
+
+    def test_it_is_saved_and_checked_like_any_other(self, tmp_path):
+        model = Net()
+        with lens.tracing(model) as history:
+            model(X)
+        assert lens.load(history.save(tmp_path / "block.lens")).layer_list == history.layer_list
+        assert lens.validate.check(history).ok
+
+
+def test_transformed_values_are_not_validated():
+    history = lens.trace(Net(), X, transform=torch.float16)
+    with pytest.raises(lens.LensError, match="transform"):
+        lens.validate.check(history)
+
+
+def test_what_is_not_asked_for_is_not_held():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = lens.trace(Net(), X, save=["head"])
+    assert len(history.payloads) == 1
