@@ -83,6 +83,7 @@ def record(model, x, save):
     recorder = Recorder(addresses, selection, Locator((MODULE_CALL_FILE,)), composites=False)
     for name, tensor in named_tensors(model, (x,), {}):
         recorder.leaf(tensor, "input", (name,))
+    recorder.prepare()
     with old_objects_set_aside(), registry.find("backends", "torch_function")().record(recorder):
         model(x)
     return recorder
@@ -107,8 +108,8 @@ def measure(name, model, x, rounds):
         jobs = {
             "plain": lambda: model(x),
             "empty mode": lambda: under_empty_mode(model, x),
-            "tape": lambda: record(model, x, "none"),
-            "tape + all": lambda: record(model, x, "all"),
+            "tape": lambda: record(model, x, "none").close(),
+            "tape + all": lambda: record(model, x, "all").close(),
             "history": lambda: lens.trace(model, x, save="none"),
             "seal": lambda: seal(recorder.tape, Meta()),
         }

@@ -139,6 +139,7 @@ class _Run(AbstractContextManager["_Run"]):
             if recorder.tensors.find(tensor) is None:
                 recorder.leaf(tensor, "input", (name,))
         recorder.tape.inputs = recorder.bundle((args, kwargs))
+        recorder.prepare()
         begin = time.perf_counter()
         try:
             with self.backend.record(recorder):
@@ -160,6 +161,8 @@ class _Run(AbstractContextManager["_Run"]):
                 raise
             error.lens_history_error = failure  # type: ignore[attr-defined]  # the model's own error comes first
             return
+        finally:
+            self.recorder.close()
         if error is None:
             history.payloads = self._narrowed(history)
         else:

@@ -13,7 +13,7 @@ from torch import nn
 
 import lens
 from lens.errors import StaleValueError
-from lens.ir.tape import number_values
+from lens.ir.tape import UNUSED, number_values
 from lens.ir.verifier import find_problems
 from lens.replay.program import replay, sources
 
@@ -195,7 +195,7 @@ class Program(nn.Module):
         self.register_buffer("state", torch.randn(4, 2, generator=generator))
         self.row = self.state[1]  # known to the model only as a plain attribute
         self.snapshots = []
-        self.recorder = None
+        self.tape = None
 
     def forward(self, x, y):
         tensors = [x, y, self.weight, x * 1.0, y + 1]
@@ -225,7 +225,7 @@ class Program(nn.Module):
         """Copies of the tensors alive and, in a traced run, the values that they stand for."""
         modes = torch.overrides._get_current_function_mode_stack()
         recorder = modes[-1].recorder if modes else None
-        self.recorder = recorder or self.recorder
+        self.tape = recorder.tape if recorder else self.tape
         with torch._C.DisableTorchFunction():
             for t in tensors:
                 value = None
@@ -284,8 +284,8 @@ def check(steps, mode):
         torch.manual_seed(0)
         model = Program(steps)
         history = lens.trace(model, arguments(), passes="")
-    ids = number_values(model.recorder.tape)
-    live = [(None if value is None else ids[value], tensor) for value, tensor in model.snapshots]
+    ids = number_values(model.tape)
+    live = [(None if value is None or ids[value] == UNUSED else ids[value], t) for value, t in model.snapshots]
     assert torch.equal(torch.get_rng_state(), state)
     assert len(plain.snapshots) == len(model.snapshots)
     for (_, a), (_, b) in zip(plain.snapshots, model.snapshots, strict=True):

@@ -54,6 +54,10 @@ class AddressBook:
             found = self._lookup(tensor)
         return found
 
+    def registered(self) -> list[Named]:
+        """The parameters and buffers of the model, each once, in the order of its modules."""
+        return list(self._tensors.values())
+
     def all_tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor that the model holds."""
         yield from [named[0] for named in self._tensors.values()]

@@ -7,7 +7,7 @@ are marked when the trace ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -20,12 +20,12 @@ from lens.capture.regions import Sight
 _DEVICES = ("cpu", "cuda")
 
 
-def watch_autocast(sight: Sight, stack: ExitStack) -> None:
-    """Mark the operations that run under autocast, when the stack unwinds."""
-    changes = stack.enter_context(_marked(sight.recorder))
+def watch_autocast(sight: Sight) -> None:
+    """Mark the operations that run under autocast, when the trace ends."""
+    changes = sight.stack.enter_context(_marked(sight.recorder))
     sight.autocast_changes = changes
     for name in ("__enter__", "__exit__"):
-        sight.patch(stack, torch.autocast, name, _wrap)
+        sight.patch(torch.autocast, name, _wrap)
 
 
 @contextmanager

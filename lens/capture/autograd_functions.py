@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from threading import get_ident
 from typing import Any
 
@@ -17,13 +16,13 @@ from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
 
 
-def watch_autograd_functions(sight: Sight, stack: ExitStack) -> None:
-    """Give every custom autograd function that is applied a scope of its own, until the stack unwinds.
+def watch_autograd_functions(sight: Sight) -> None:
+    """Give every custom autograd function that is applied a scope of its own.
 
     ``apply`` asks the class for its ``forward`` each time, so the class's own attribute lookup is the one place
     that ``apply`` cannot pass by, however early it was bound.
     """
-    sight.patch(stack, type(Function), "__getattribute__", _wrap_lookup)
+    sight.patch(type(Function), "__getattribute__", _wrap_lookup)
 
 
 def _wrap_lookup(original: Callable[[type, str], Any], entries: Entries) -> Callable[[type, str], Any]:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from lens.capture.addresses import AddressBook
 from lens.capture.bindings import Place
 from lens.capture.item_slots import unknown_layout
-from lens.capture.module_calls import watch_modules
+from lens.capture.module_calls import MODULE_CALL, wrap_module_call
 from lens.capture.opening import asks_by_attribute
 from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Recorder, site_of
@@ -56,11 +56,11 @@ class DecorationBackend:
         with ExitStack() as stack:
             recording = _Recording(emit)
             decorations = _decorations()
-            sight = _DecorationSight(recording, decorations.recordings)
-            sight.patches.append(stack.enter_context(watch_modules(emit)))
+            sight = _DecorationSight(recording, decorations.recordings, stack)
+            sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
             if not emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, None))
-            watch_regions(sight, stack, self.record)
+            watch_regions(sight, self.record)
             stack.enter_context(decorations.known_to(recording, emit.addresses))
             yield
 
@@ -112,8 +112,8 @@ class _Decorations:
 class _DecorationSight(Sight):
     """What a trace by decoration sees in its thread: everything while its recording is on the stack."""
 
-    def __init__(self, recording: _Recording, recordings: dict[int, list[_Recording]]) -> None:
-        super().__init__(recording.recorder, None)
+    def __init__(self, recording: _Recording, recordings: dict[int, list[_Recording]], stack: ExitStack) -> None:
+        super().__init__(recording.recorder, None, stack)
         self.recording, self.recordings = recording, recordings
 
     @contextmanager

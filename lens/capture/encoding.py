@@ -158,3 +158,20 @@ def slot(index: int) -> Slot:
 def qualified_name(kind: type) -> str:
     """Module and name of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+#: A read result longer than this many elements is described instead of kept.
+_MOST_READ_ELEMENTS = 64
+
+
+def shorten(result: Any) -> RawTemplate:
+    """What was read, as a constant; long lists and arrays as a description."""
+    if result is None or isinstance(result, (bool, int, float, complex, str)):
+        return result
+    shape = getattr(result, "shape", None)
+    if shape is not None:
+        return f"{type(result).__name__} {getattr(result, 'dtype', '')}{list(shape)}"
+    if isinstance(result, list):
+        flat = all(isinstance(x, (bool, int, float, complex)) for x in result)
+        return tuple(result) if flat and len(result) <= _MOST_READ_ELEMENTS else f"list of {len(result)}"
+    return type(result).__name__

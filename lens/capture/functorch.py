@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from importlib import import_module
 from threading import get_ident
 from typing import Any
@@ -29,10 +28,10 @@ _CALLS = (
 _MAKERS = ("jacrev", "jacfwd", "hessian", "functionalize")
 
 
-def watch_transforms(sight: Sight, stack: ExitStack) -> None:
-    """Record transforms of ``torch.func`` as opaque operations, until the stack unwinds."""
+def watch_transforms(sight: Sight) -> None:
+    """Record transforms of ``torch.func`` as opaque operations."""
     for owner, attribute, wrap in _patches():
-        sight.patch(stack, owner, attribute, wrap)
+        sight.patch(owner, attribute, wrap)
 
 
 @functools.cache

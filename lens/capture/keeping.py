@@ -15,7 +15,7 @@ from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
 from lens.ir.payloads import Held, Payload, PayloadStore, Stale
-from lens.ir.tape import ModuleNames
+from lens.ir.tape import UNUSED, ModuleNames
 
 #: Keeps lens' own calls from the mode. private: without it they would be recorded, as work on exposed memory only.
 UNSEEN: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "DisableTorchFunction", nullcontext)
@@ -119,9 +119,12 @@ class Keeper:
     def store(self, objects: Sequence[Any], ids: Sequence[int]) -> PayloadStore:
         """Everything that was kept; ``ids`` are the ids of the values in the graph."""
         values: dict[ValueId, Payload] = {ValueId(ids[v]): Stale(what) for v, what in self._lost.items()}
+        values.pop(ValueId(UNUSED), None)
         lost = {storage_of(t) for t, version in self._held.values() if version is not None and t._version != version}
         lost.discard(None)
         for value, (tensor, version) in self._held.items():
+            if ids[value] == UNUSED:
+                continue
             gone = bool(lost) and storage_of(tensor) in lost
             values[ValueId(ids[value])] = Stale(_described(tensor)) if gone else Held(tensor, version)
         states = {OpId(op): state for op, state in self._states.items()}

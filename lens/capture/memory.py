@@ -48,7 +48,9 @@ class Memory(UnseenWrites):
             record = self.tensors.find(tensor)
             if record is None:
                 continue
-            self.check_members(record, operands)
+            alone = self.tensors.is_alone(record)
+            if not alone:
+                self.check_members(record, operands)
             if record.held:
                 self.keeper.copy(record)
             if moves:
@@ -57,14 +59,19 @@ class Memory(UnseenWrites):
                 continue
             if record.storage in self.leaf_storages:
                 self._meet_model(record)
-            for member, other, overlaps in self.tensors.sharing(record, tensor):
-                self._place(record.value, record, tensor)
-                if not overlaps and not resizes:
-                    continue
-                if member.value in operands:
-                    self._place(member.value, member, other)
-                if member.held:
-                    self.keeper.copy(member)
+            elif alone:
+                continue
+            self._protect_members(record, tensor, operands, resizes)
+
+    def _protect_members(self, record: TensorRecord, tensor: torch.Tensor, operands: list[int], resizes: bool) -> None:
+        for member, other, overlaps in self.tensors.sharing(record, tensor):
+            self._place(record.value, record, tensor)
+            if not overlaps and not resizes:
+                continue
+            if member.value in operands:
+                self._place(member.value, member, other)
+            if member.held:
+                self.keeper.copy(member)
 
     def copy_held(self, written: Sequence[torch.Tensor]) -> None:
         """What ``protect`` does for a write that another thread makes; what nobody saw is left for this thread."""
@@ -113,7 +120,8 @@ class Memory(UnseenWrites):
         for record, tensor in records.values():
             moved = self._move(record, tensor) if function.moves else False
             record.seen(tensor)
-            self.snap(record, tensor)
+            if self.exposed:
+                self.snap(record, tensor)
             if record.value not in results:
                 old = record.value
                 new = self.new_version(record, tensor)
@@ -129,7 +137,8 @@ class Memory(UnseenWrites):
                 self.reach(position, operands or [], record, tensor)
         if not function.moves:
             for record, tensor in records.values():
-                self._spread(position, record, tensor, records)
+                if not self.tensors.is_alone(record):
+                    self._spread(position, record, tensor, records)
 
     def _spread(
         self,

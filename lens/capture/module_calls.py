@@ -14,7 +14,7 @@ from lens.capture.patches import Entries, patched
 from lens.capture.recorder import Recorder
 
 #: Torch's own name for it is private, but assigning to the dunder costs 0.2 ms in a process with many module classes.
-_CALL = "_call_impl" if hasattr(nn.Module, "_call_impl") else "__call__"
+MODULE_CALL = "_call_impl" if hasattr(nn.Module, "_call_impl") else "__call__"
 
 
 def watch_modules(recorder: Recorder) -> AbstractContextManager[Entries]:
@@ -24,10 +24,12 @@ def watch_modules(recorder: Recorder) -> AbstractContextManager[Entries]:
     user's own forward hooks run inside the scope of their module, and the scope ends however the call ends
     (docs/adr/003-module-calls.md).
     """
-    return patched(nn.Module, _CALL, _wrap, recorder)
+    return patched(nn.Module, MODULE_CALL, wrap_module_call, recorder)
 
 
-def _wrap(original: Callable[..., Any], recorders: Entries) -> Callable[..., Any]:
+def wrap_module_call(original: Callable[..., Any], recorders: Entries) -> Callable[..., Any]:
+    """The method that announces calls to the recorders of its thread."""
+
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         stack = recorders.get(get_ident())
         if not stack:
@@ -45,4 +47,4 @@ def _wrap(original: Callable[..., Any], recorders: Entries) -> Callable[..., Any
 
 
 #: Where a search for the user's line meets a module call.
-MODULE_CALL_FILE = _wrap.__code__.co_filename
+MODULE_CALL_FILE = wrap_module_call.__code__.co_filename

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import get_ident
 from typing import Any, TypeAlias
 
 #: Per thread, what its traces have put in, innermost last.
 Entries: TypeAlias = dict[int, list[Any]]
+#: Makes the replacement of an attribute, which looks up the entries of its thread. A function of a module, so that
+#: the replacement is made once in a process.
+Wrap: TypeAlias = Callable[[Any, Entries], Any]
 
 _LOCK = threading.Lock()
 
@@ -19,53 +24,72 @@ class Property(property):
     lens_original: Any
 
 
-class patched(AbstractContextManager[Entries]):  # noqa: N801  # used as a function is
-    """Have ``owner.name`` know ``entry`` in this thread, until the block ends, however it ends.
+class Patch:
+    """A replacement for ``owner.name``, in place while some thread has an entry.
 
-    The first trace replaces the attribute by ``wrap(original, entries)``, the last one puts the original back; in
-    between the wrapper looks up the entries of its thread. Threads that trace nothing get the original behaviour.
-    Gives the entries, for ``hidden``. A class, because a trace enters some thirty of them.
+    Threads that have none get the original behaviour.
     """
 
-    def __init__(
-        self, owner: Any, name: str, wrap: Callable[[Callable[..., Any], Entries], Callable[..., Any]], entry: Any
-    ) -> None:
-        self.owner, self.name, self.wrap, self.entry = owner, name, wrap, entry
+    def __init__(self, owner: Any, name: str, wrap: Wrap) -> None:
+        self.owner, self.name = owner, name
+        self._wrap = wrap
+        self._original: Any = None
+        self._wrapper: Any = None
+        self.entries: Entries = {}
 
-    def __enter__(self) -> Entries:
+    def add(self, entry: Any) -> Entries:
+        """Have the replacement know an entry in this thread. Gives the entries, for ``hidden``."""
         with _LOCK:
-            current = getattr(self.owner, self.name)
-            entries: Entries | None = getattr(current, "lens_entries", None)
-            if entries is None:
-                entries = {}
-                wrapper: Any = self.wrap(current, entries)
-                wrapper.lens_entries = entries
-                wrapper.lens_original = current
-                wrapper.lens_inherited = self.name not in vars(self.owner)
-                setattr(self.owner, self.name, wrapper)
-            self.entries = entries
-            self.thread = threading.get_ident()
-            entries.setdefault(self.thread, []).append(self.entry)
-            return entries
+            if not self.entries:
+                self._put()
+            self.entries.setdefault(get_ident(), []).append(entry)
+            return self.entries
 
-    def __exit__(self, *_: object) -> None:
-        entries, owner, name = self.entries, self.owner, self.name
+    def drop(self, thread: int) -> None:
+        """Forget the newest entry of a thread; after the last one the original is back."""
+        entries = self.entries
         with _LOCK:
-            entries[self.thread].pop()
-            if not entries[self.thread]:
-                del entries[self.thread]
-            current = getattr(owner, name)
-            if not entries and getattr(current, "lens_entries", None) is entries:
-                if current.lens_inherited:
-                    delattr(owner, name)
+            entries[thread].pop()
+            if not entries[thread]:
+                del entries[thread]
+            # Somebody else's replacement of ours is left alone.
+            if not entries and getattr(self.owner, self.name) is self._wrapper:
+                if self._wrapper.lens_inherited:
+                    delattr(self.owner, self.name)
                 else:
-                    setattr(owner, name, current.lens_original)
+                    setattr(self.owner, self.name, self._original)
+
+    def _put(self) -> None:
+        current = getattr(self.owner, self.name)
+        if current is not self._original:
+            self.entries = {}  # an old replacement that somebody still calls stays asleep
+            self._original, self._wrapper = current, self._wrap(current, self.entries)
+            self._wrapper.lens_original = current
+            self._wrapper.lens_inherited = self.name not in vars(self.owner)
+        setattr(self.owner, self.name, self._wrapper)
+
+
+@lru_cache(maxsize=256)
+def patch(owner: Any, name: str, wrap: Wrap) -> Patch:
+    """The one patch of this process that puts this replacement there."""
+    return Patch(owner, name, wrap)
+
+
+@contextmanager
+def patched(owner: Any, name: str, wrap: Wrap, entry: Any) -> Iterator[Entries]:
+    """Have ``owner.name`` know ``entry`` in this thread, until the block ends, however it ends."""
+    replaced, thread = patch(owner, name, wrap), get_ident()
+    entries = replaced.add(entry)
+    try:
+        yield entries
+    finally:
+        replaced.drop(thread)
 
 
 @contextmanager
 def hidden(patches: Sequence[Entries]) -> Iterator[None]:
     """Give this thread the original behaviour of these patches, until the block ends."""
-    thread = threading.get_ident()
+    thread = get_ident()
     shown = [entries.get(thread) for entries in patches]
     for entries in patches:
         entries[thread] = []  # kept, so that another thread's trace does not take the patch away

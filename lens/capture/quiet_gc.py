@@ -6,6 +6,10 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: How many new objects make a collection of them due during a trace, nearly all of whose objects stay. Measured with
+#: conv, batch norm and relu x 50: 1.5 us less per operation than with Python's 700.
+_YOUNG_OBJECTS = 10_000
+
 
 @contextmanager
 def old_objects_set_aside() -> Iterator[None]:
@@ -18,10 +22,15 @@ def old_objects_set_aside() -> Iterator[None]:
     if gc.get_freeze_count():
         yield
         return
+    threshold, *others = gc.get_threshold()
     gc.freeze()
+    if threshold:
+        gc.set_threshold(max(threshold, _YOUNG_OBJECTS), *others)
     try:
         yield
     finally:
+        if threshold:
+            gc.set_threshold(threshold, *others)
         gc.unfreeze()
 
 

@@ -20,7 +20,7 @@ from torch import overrides
 from torch.overrides import TorchFunctionMode
 
 from lens.capture.keeping import UNSEEN
-from lens.capture.patches import Entries, hidden, patched
+from lens.capture.patches import Entries, Patch, Wrap, hidden, patch
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
 from lens.functions import Function, Kind, call_opaque
@@ -50,22 +50,32 @@ class Sight:
     Args:
         recorder: Where the region's operation goes.
         mode: The function mode by which the backend sees operations; None if it uses none.
+        stack: Unwinds when the trace ends; then everything that was patched is put back.
     """
 
-    def __init__(self, recorder: Recorder, mode: TorchFunctionMode | None) -> None:
+    def __init__(self, recorder: Recorder, mode: TorchFunctionMode | None, stack: ExitStack) -> None:
         self.recorder = recorder
         self.mode = mode
-        #: Everything patched for this trace.
+        self.stack = stack
+        #: Everything patched for this trace, and what is covered up of it.
+        self._patched: list[Patch] = []
         self.patches: list[Entries] = []
+        stack.callback(self._unpatch, get_ident())
         #: The work handed to other threads (``threads.Jobs``).
         self.jobs: Any = None
         #: Where on the tape autocast changed, and to what.
         self.autocast_changes: list[tuple[int, str]] = []
 
-    def patch(self, stack: ExitStack, owner: Any, name: str, wrap: Callable[..., Any]) -> None:
-        """Patch an attribute, if this torch has it, until the stack unwinds."""
+    def patch(self, owner: Any, name: str, wrap: Wrap, entry: Any = None) -> None:
+        """Patch an attribute, if this torch has it, for this trace. The entry is the sight, if it is not given."""
         if hasattr(owner, name):
-            self.patches.append(stack.enter_context(patched(owner, name, wrap, self)))
+            replaced = patch(owner, name, wrap)
+            self.patches.append(replaced.add(self if entry is None else entry))
+            self._patched.append(replaced)
+
+    def _unpatch(self, thread: int) -> None:
+        while self._patched:
+            self._patched.pop().drop(thread)
 
     @contextmanager
     def covered(self, observer: TorchFunctionMode) -> Iterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from threading import get_ident
 from typing import Any
 
@@ -19,13 +18,13 @@ from lens.ir.elements import FnRef
 _WRITES = re.compile(r"\w_\(|prim::SetAttr|batch_norm|instance_norm|out=")
 
 
-def watch_scripts(sight: Sight, stack: ExitStack) -> None:
-    """Record calls of scripted code as opaque operations, until the stack unwinds."""
-    for kind, name in (("ScriptFunction", "function"), ("ScriptMethod", "method")):
+def watch_scripts(sight: Sight) -> None:
+    """Record calls of scripted code as opaque operations."""
+    for kind, wrap in _WRAPS.items():
         # private: without these types scripted results are external leaves, and disclosed
         owner = getattr(torch._C, kind, None)
         if owner is not None:
-            sight.patch(stack, owner, "__call__", _wrapper(name))
+            sight.patch(owner, "__call__", wrap)
 
 
 def _wrapper(kind: str) -> Callable[..., Any]:
@@ -45,6 +44,9 @@ def _wrapper(kind: str) -> Callable[..., Any]:
         return __call__
 
     return wrap
+
+
+_WRAPS = {"ScriptFunction": _wrapper("function"), "ScriptMethod": _wrapper("method")}
 
 
 def _tensors(owner: Any) -> Iterator[torch.Tensor]:

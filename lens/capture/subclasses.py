@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from threading import get_ident
 from time import perf_counter
 from typing import Any
@@ -16,11 +15,11 @@ from lens.capture.regions import Sight
 from lens.functions import describe
 
 
-def watch_subclasses(sight: Sight, stack: ExitStack) -> None:
-    """Record the making of subclass instances (parameters among them) from tensors, until the stack unwinds."""
+def watch_subclasses(sight: Sight) -> None:
+    """Record the making of subclass instances (parameters among them) from tensors."""
     # private: without _make_subclass a parameter made in the forward is an external leaf, and disclosed
     for name in ("as_subclass", "_make_subclass"):
-        sight.patch(stack, torch.Tensor, name, _wrapper)
+        sight.patch(torch.Tensor, name, _wrapper)
 
 
 def _wrapper(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:

@@ -10,6 +10,9 @@ import torch
 #: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
 _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
 
+#: What asking for the count of writes raises: inference tensors; parameters of lazy modules.
+_NO_VERSION = (RuntimeError, ValueError)
+
 #: Stands first among the pending ops of a tensor for writes whose number torch does not count, such as NumPy's.
 EXPOSED = -1
 
@@ -61,7 +64,8 @@ class TensorTable:
 
     def __init__(self) -> None:
         self.by_id: dict[int, TensorRecord] = {}
-        self._by_storage: dict[int | None, list[TensorRecord]] = {}
+        #: One record stands for itself: most tensors share their memory with no other.
+        self._by_storage: dict[int | None, TensorRecord | list[TensorRecord]] = {}
 
     def find(self, tensor: torch.Tensor) -> TensorRecord | None:
         """The record of a tensor, if it was met before."""
@@ -70,30 +74,31 @@ class TensorTable:
 
     def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
         """A new record; ``shared`` says whether its memory was met before."""
-        record = TensorRecord(tensor)
+        self.by_id[id(tensor)] = record = TensorRecord(tensor)
         record.value = value
         record.pending = record.held = ()
-        record.version = version_of(tensor)
-        self.by_id[id(tensor)] = record
+        record.shared = False
+        try:
+            record.version = tensor._version
+        except _NO_VERSION:
+            record.version = None
         try:
             storage = record.storage = tensor.untyped_storage()._cdata
         except _NO_STORAGE:
             record.storage = None
-            record.shared = False
             return record
-        members = self._by_storage.get(storage)
-        if members is None:
-            self._by_storage[storage] = [record]
-            record.shared = False
+        known = self._by_storage.get(storage)
+        if known is None:
+            self._by_storage[storage] = record
         else:
-            members[:] = [m for m in members if m() is not None and m.storage == storage]
-            record.shared = bool(members)
-            members.append(record)
+            others = self.records_on(storage)
+            self._by_storage[storage] = [*others, record] if others else record
+            record.shared = bool(others)
         return record
 
     def alias(self, record: TensorRecord, preferred: Sequence[int]) -> int | None:
         """The value that a new tensor shares memory with: one of the preferred ones, else the newest."""
-        others = [m.value for m in self._by_storage[record.storage] if m is not record]
+        others = [m.value for m in self.records_on(record.storage) if m is not record]
         return next((v for v in others if v in preferred), others[-1])
 
     def move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
@@ -102,17 +107,20 @@ class TensorTable:
         if storage is None or storage == record.storage:
             return False
         record.storage = storage
-        self._by_storage.setdefault(storage, []).append(record)
+        self._by_storage[storage] = [*self.records_on(storage), record]
         return True
+
+    def is_alone(self, record: TensorRecord) -> bool:
+        """Whether no other tensor has the memory of this one."""
+        return self._by_storage.get(record.storage) is record
 
     def members(self, record: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
         """The other live records on the same memory, with their tensors, oldest first."""
-        return self.on(record.storage, record)
+        return [] if self.is_alone(record) else self.on(record.storage, record)
 
     def on(self, storage: int | None, but: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
         """The live records on a memory, but for one, with their tensors."""
-        members = self._by_storage.get(storage, ()) if storage is not None else ()
-        live = ((m, m()) for m in members if m is not but and m.storage == storage)
+        live = ((m, m()) for m in self.records_on(storage) if m is not but)
         found = [(member, tensor) for member, tensor in live if tensor is not None]
         for _, tensor in found:
             _FIX_WEAKREF(tensor)
@@ -120,8 +128,9 @@ class TensorTable:
 
     def records_on(self, storage: int | None) -> list[TensorRecord]:
         """The records of live tensors on a memory, oldest first."""
-        members = self._by_storage.get(storage, ()) if storage is not None else ()
-        return [m for m in members if m() is not None and m.storage == storage]
+        known = self._by_storage.get(storage, ()) if storage is not None else ()
+        members = known if isinstance(known, (list, tuple)) else (known,)
+        return [m for m in members if m.storage == storage and m() is not None]
 
     def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, torch.Tensor, bool]]:
         """The other live records on the same memory, each with its tensor and: does it overlap with this tensor."""

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from itertools import count
 from threading import get_ident
 from types import FrameType
@@ -114,6 +114,8 @@ class _ClosedRecorder(JobRecorder):
 
     def finish(self, *_: Any) -> None: ...
 
+    def protect(self, *_: Any, **__: Any) -> None: ...
+
     def read(self, *_: Any) -> None: ...
 
     def enter(self, *_: Any) -> Any: ...
@@ -121,14 +123,14 @@ class _ClosedRecorder(JobRecorder):
     def exit(self, *_: Any) -> None: ...
 
 
-def watch_threads(sight: Sight, stack: ExitStack, record: Record) -> None:
-    """Record the work that this thread hands to others, until the stack unwinds."""
+def watch_threads(sight: Sight, record: Record) -> None:
+    """Record the work that this thread hands to others."""
     jobs = sight.jobs = Jobs(sight.recorder, record)
-    stack.callback(jobs.close)
-    sight.patch(stack, threading.Thread, "start", _wrap_start)
-    sight.patch(stack, ThreadPoolExecutor, "submit", _wrap_submit)
+    sight.stack.callback(jobs.close)
+    sight.patch(threading.Thread, "start", _wrap_start)
+    sight.patch(ThreadPoolExecutor, "submit", _wrap_submit)
     for owner, name in ((threading.Thread, "join"), (Future, "result"), (ThreadPoolExecutor, "shutdown")):
-        sight.patch(stack, owner, name, _wrap_wait)
+        sight.patch(owner, name, _wrap_wait)
 
 
 def _jobs(entries: Entries) -> tuple[Sight, Jobs] | None:

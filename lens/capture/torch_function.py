@@ -16,10 +16,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import overrides
+from torch import nn, overrides
 from torch.overrides import TorchFunctionMode
 
-from lens.capture.module_calls import watch_modules
+from lens.capture.module_calls import MODULE_CALL, wrap_module_call
 from lens.capture.opening import Opener
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
@@ -45,13 +45,16 @@ class TorchFunctionBackend:
         """Watch this thread while the block lasts."""
         with ExitStack() as stack:
             mode = _RecordingMode(emit)
-            sight = Sight(emit, mode)
-            sight.patches.append(stack.enter_context(watch_modules(emit)))
-            if emit.keep_fast_paths:
-                stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
-            watch_regions(sight, stack, self.record)
+            sight = Sight(emit, mode, stack)
+            sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
+            watch_regions(sight, self.record)
             for name in _UNTOLD_WRITERS:
-                sight.patches.append(stack.enter_context(patched(torch.Tensor, name, _tell, mode)))
+                sight.patch(torch.Tensor, name, _tell, mode)
+            if not emit.composites:
+                for name, wrap in _GUARDS:
+                    sight.patch(nn.functional, name, wrap, mode)
+            if emit.keep_fast_paths:  # asked by operators in a region, too
+                stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
             stack.enter_context(mode)
             yield
 
@@ -131,6 +134,56 @@ def _tell(original: Any, modes: Entries) -> Any:
             return mode.__torch_function__(original, (torch.Tensor,), args, kwargs)
 
     return told
+
+
+def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[Any], bool]:
+    """A composite's question whether somebody overrides it, answered with no if that is our mode alone.
+
+    So the body of ``F.relu`` runs under the mode at once, instead of being handed to the mode, which would open it.
+    Measured on conv, batch norm and relu: 6 us less per composite.
+    """
+
+    def has_torch_function(relevant_args: Any) -> bool:
+        stack = modes.get(get_ident())
+        if (
+            stack
+            and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args))
+            and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
+        ):
+            return False
+        return original(relevant_args)
+
+    return has_torch_function
+
+
+def _wrap_opening_unary(original: Callable[[Any], bool], modes: Entries) -> Callable[[Any], bool]:
+    def has_torch_function_unary(arg: Any) -> bool:
+        stack = modes.get(get_ident())
+        if (
+            stack and type(arg) in _PLAIN_ARGUMENTS and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
+        ):
+            return False
+        return original(arg)
+
+    return has_torch_function_unary
+
+
+def _wrap_opening_variadic(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
+    asks = _wrap_opening(lambda relevant_args: original(*relevant_args), modes)
+
+    def has_torch_function_variadic(*args: Any) -> bool:
+        return asks(args)
+
+    return has_torch_function_variadic
+
+
+#: What a composite asks about without being overridden by it.
+_PLAIN_ARGUMENTS = _PLAIN_TYPES | {type(None), bool, int, float, str}
+_GUARDS = (
+    ("has_torch_function", _wrap_opening),
+    ("has_torch_function_unary", _wrap_opening_unary),
+    ("has_torch_function_variadic", _wrap_opening_variadic),
+)
 
 
 def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import torch
 
 from lens.capture.autocast import watch_autocast
@@ -17,21 +15,20 @@ from lens.capture.threads import Record, watch_threads
 from lens.capture.wrappers import value_by_wrapping
 
 
-def watch_regions(sight: Sight, stack: ExitStack, record: Record) -> None:
-    """Watch for regions of every kind in this thread, until the stack unwinds.
+def watch_regions(sight: Sight, record: Record) -> None:
+    """Watch for regions of every kind in this thread, until the trace ends.
 
     Args:
         sight: What the backend sees in this thread.
-        stack: Unwinds when the trace ends.
         record: How the backend records in another thread.
     """
-    watch_autocast(sight, stack)
-    watch_scripts(sight, stack)
-    watch_transforms(sight, stack)
-    watch_compiled(sight, stack)
-    watch_autograd_functions(sight, stack)
-    watch_subclasses(sight, stack)
-    watch_threads(sight, stack, record)
+    watch_autocast(sight)
+    watch_scripts(sight)
+    watch_transforms(sight)
+    watch_compiled(sight)
+    watch_autograd_functions(sight)
+    watch_subclasses(sight)
+    watch_threads(sight, record)
     recorder = sight.recorder
 
     def recognise(tensor: torch.Tensor) -> int | None:

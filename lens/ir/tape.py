@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dis import opname
+from operator import itemgetter
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -100,6 +101,12 @@ class Tape:
     outputs: tuple[RawTemplate, Sequence[int]] = (None, ())
     #: What the backend knows that it did not see, and where.
     unseen: list[tuple[str, Site]] = field(factory=list)
+    #: The values of leaves that were made before the run, used or not.
+    prepared: range = range(0)
+
+
+#: The id of a value that has no place in the graph: a leaf that was prepared and not used.
+UNUSED = -1
 
 
 def number_values(tape: Tape) -> list[int]:
@@ -107,7 +114,8 @@ def number_values(tape: Tape) -> list[int]:
 
     It is the order that a restructured graph has, so a tape from which no op goes is not numbered twice.
     """
-    ids = [-1] * len(tape.values)
+    _order_leaves(tape)
+    ids = [UNUSED] * len(tape.values)
     following = itertools.count()
     for row in tape.leaves:
         ids[row[1]] = next(following)
@@ -118,6 +126,28 @@ def number_values(tape: Tape) -> list[int]:
         for _, new in effects.get(position, ()):
             ids[new] = next(following)
     return ids
+
+
+def _order_leaves(tape: Tape) -> None:
+    """Put prepared leaves where they are first used, among the others, and leave out those that nothing uses."""
+    if not tape.prepared:
+        return
+    before = [row for row in tape.leaves if row[1] < tape.prepared.start]
+    waiting = {row[1]: row for row in tape.leaves[len(before) :]}
+    newest_first = tape.ops[::-1]
+    by_beginning = sorted(newest_first, key=itemgetter(1))  # a composite before its interior
+    used = [waiting.pop(value) for op in by_beginning for value in op[2] if value in waiting]
+    others = itertools.chain(
+        (read.value for read in tape.reads),
+        (value for scope in tape.scopes for value in scope[5]),
+        (value for end in tape.exits for value in end[2]),
+        (old for _, old, _ in tape.effects),
+        tape.inputs[1],
+        tape.outputs[1],
+        (row[4] for row in tape.values),
+    )
+    used += [waiting.pop(value) for value in others if value in waiting]
+    tape.leaves[:] = [*before, *used, *(row for value, row in waiting.items() if value not in tape.prepared)]
 
 
 def seal(tape: Tape, meta: Meta, ids: list[int] | None = None) -> Graph:
@@ -186,9 +216,11 @@ class _Sealing:
                 made[value] = (op.id, index)
         leaves: dict[int, LeafId] = {row[1]: LeafId(i) for i, row in enumerate(self.tape.leaves)}
         ids = self.ids
-        values: list[Any] = [None] * len(ids)
+        values: list[Any] = [None] * (len(ids) - ids.count(UNUSED))
         for old, (shape, dtype, device, layout, alias, grad) in enumerate(self.tape.values):
             new = ids[old]
+            if new == UNUSED:
+                continue
             producer, index = made.get(new, (None, 0))
             leaf = None if producer is not None else leaves.get(old)
             tensor_type = self.tensor_type(shape, dtype, device, layout)
