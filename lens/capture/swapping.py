@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.bindings import Place, binding, bound_at, reached_from
 from lens.capture.item_slots import emptying
-from lens.capture.patches import Property
+from lens.capture.patches import Property, compile_as
 from lens.functions import Kind, describe, is_openable, unpatched
 
 #: What puts a replacement in, and what puts the original back.
@@ -71,7 +71,8 @@ class SwapTable:
         self._of_modules: list[Place] = []
         #: The names of the modules that were searched.
         self._loaded: set[str] = set()
-        _tell_script_compiler(self._replacements.values())
+        for original, new in self._replacements.values():
+            compile_as(original, new)
 
     def places(self, model: Iterable[nn.Module]) -> list[Place]:
         """Where the replacements are to be put for a trace of a model with these modules, besides torch's classes.
@@ -184,18 +185,6 @@ def _exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
         inner = change(value.__func__)
         return value if inner is value.__func__ else type(value)(inner)
     return value
-
-
-def _tell_script_compiler(functions: Iterable[tuple[Any, Any]]) -> None:
-    """Have TorchScript, compiling inside of a traced forward, take a replacement for the operator that it replaces."""
-    builtins: Any = import_module("torch.jit._builtins")
-    find, register = (getattr(builtins, name, None) for name in ("_find_builtin", "_register_builtin"))
-    if find is None or register is None:  # private: without them such a compilation fails
-        return
-    for original, replacement in functions:
-        name = find(original)
-        if name is not None:
-            register(replacement, name)
 
 
 def perform(actions: Iterable[partial[Any]]) -> None:

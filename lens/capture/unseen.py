@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
-from lens.capture.keeping import UNSEEN
 from lens.capture.tensor_table import EXPOSED, TensorRecord
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class UnseenWrites:
         if not record.exposed:
             record.pending = (EXPOSED, *record.pending)
             record.version = None
-        with UNSEEN():
+        with self.keeper.unseen():
             self._snapshots[id(record)] = tensor.detach().clone()
 
     def check_members(self, record: TensorRecord, operands: list[int]) -> None:
@@ -92,7 +91,7 @@ class UnseenWrites:
             self.look(record, tensor)
 
     def _has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
-        with UNSEEN():
+        with self.keeper.unseen():
             return not _same_bits(tensor, self._snapshots[id(record)])
 
     def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
@@ -107,7 +106,7 @@ class UnseenWrites:
         if record.storage not in self.exposed and record.storage is not None:
             self.exposed.add(record.storage)
             found += self.tensors.members(record)
-        with UNSEEN():  # a module call looks at its arguments under the mode
+        with self.keeper.unseen():  # a module call looks at its arguments under the mode
             for member, other in found:
                 self._renew(member, other)
 
