@@ -25,7 +25,7 @@ from lens.functions import Function, describe, tensors_in
 _CONSTRUCTORS = ("tensor", "as_tensor", "asarray", "sparse_coo_tensor", "sparse_compressed_tensor")
 _CONSTRUCTORS += tuple(f"sparse_{layout}_tensor" for layout in ("csr", "csc", "bsr", "bsc"))
 _METHODS = ("new_tensor", "new")
-_READS = ("tolist", "numpy", "__dlpack__")
+_READS = ("tolist", "numpy", "__dlpack__", "data_ptr")
 #: Instructions whose numbers are an index, or the value of an item: torch takes lists of tensors there apart itself.
 _SUBSCRIPTS = frozenset({"BINARY_SUBSCR", "STORE_SUBSCR", "DELETE_SUBSCR"})
 

@@ -16,6 +16,9 @@ from lens.capture.tensor_table import EXPOSED, TensorRecord
 if TYPE_CHECKING:
     from lens.capture.recorder import Recorder
 
+#: What ``history.gaps`` says of a run, or a part of one, in inference mode.
+UNCOUNTED = "torch counts no writes to tensors made in inference mode"
+
 
 class UnseenWrites:
     """What is known of the memory that others than recorded ops may write to.
@@ -32,6 +35,8 @@ class UnseenWrites:
         #: Storages that others than torch can write to, and what their tensors last held, by id of the record.
         self.exposed: set[int | None] = set()
         self._snapshots: dict[int, torch.Tensor] = {}
+        #: Records, by id, of tensors whose count of writes tells nothing, as others change it.
+        self._untrusted: set[int] = set()
         #: Values whose tensors were found to have been written to out of sight -> what they are now.
         self._renewed: dict[int, int] = {}
 
@@ -41,6 +46,15 @@ class UnseenWrites:
         if record is not None:
             for one in (record, *(member for member, _ in self.tensors.members(record))):
                 one.version = None
+                self._untrusted.add(id(one))
+
+    def disclose(self) -> None:
+        """Say so if there were tensors whose writes nobody counts, nor compares what is in them."""
+        for record in self.tensors.by_id.values():
+            counted = record.version is not None or record.storage is None or record.exposed
+            if not counted and id(record) not in self._untrusted:
+                self.tape.unseen.append((UNCOUNTED, None))
+                return
 
     def expose(self, tensor: torch.Tensor) -> None:
         """Note that others than torch can write to a tensor's memory from now on, without a trace."""
@@ -100,7 +114,7 @@ class UnseenWrites:
         So do all that share the memory, when this happens to it for the first time: torch need not have counted the
         write for them. From then on what lies there is compared.
         """
-        if self.recorder.collect() and record.version == tensor._version:
+        if self.recorder.collect() and record.version is not None and record.version == tensor._version:
             return
         found = [(record, tensor)]
         if record.storage not in self.exposed and record.storage is not None:
