@@ -22,8 +22,10 @@ from lens.functions import Function, describe, tensors_in
 
 #: What makes tensors of Python data. Everything else that does (``torch.FloatTensor``, a constructor bound to another
 #: name) gives a leaf of unknown origin, as there may be tensors among the data.
-_CONSTRUCTORS = ("tensor", "as_tensor", "asarray", "sparse_coo_tensor", "sparse_compressed_tensor")
-_CONSTRUCTORS += tuple(f"sparse_{layout}_tensor" for layout in ("csr", "csc", "bsr", "bsc"))
+_CONSTRUCTORS = (
+    *("tensor", "as_tensor", "asarray", "sparse_coo_tensor", "sparse_compressed_tensor"),
+    *("sparse_csr_tensor", "sparse_csc_tensor", "sparse_bsr_tensor", "sparse_bsc_tensor"),
+)
 _METHODS = ("new_tensor", "new")
 _READS = ("tolist", "numpy", "__dlpack__", "data_ptr")
 #: Instructions whose numbers are an index, or the value of an item: torch takes lists of tensors there apart itself.

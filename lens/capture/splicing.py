@@ -50,11 +50,13 @@ UNORDERED = "work in two threads used the same memory, and wrote to it"
 
 
 def splice(main: Recorder, job: JobRecorder) -> None:
-    """Append the whole tape of a finished job. Linear in its length, and in what was recorded since it was handed out."""
+    """Append the whole tape of a finished job. Linear in all that was recorded since it was handed out."""
     begin = len(main.tape.ops)
     _Splicing(main, job).run()
     since, own = _uses(main, job.handed_out, begin), _uses(main, begin, len(main.tape.ops))
-    if any(_clash(main, one, other) for root in since.keys() & own.keys() for one in since[root] for other in own[root]):
+    if any(
+        _clash(main, one, other) for root in since.keys() & own.keys() for one in since[root] for other in own[root]
+    ):
         main.tape.unseen.append((UNORDERED, job.call_site))
 
 

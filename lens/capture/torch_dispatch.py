@@ -22,6 +22,7 @@ from lens.capture.module_calls import watch_modules
 from lens.capture.python_data import is_subscript, watch_python_data
 from lens.capture.recorder import Recorder, written_by
 from lens.capture.tensor_table import TensorRecord, storage_of
+from lens.capture.threads import disclose_threads
 from lens.functions import Function, Kind, describe, tensors_in
 from lens.ir.tape import tests_truth
 
@@ -58,6 +59,7 @@ class TorchDispatchBackend:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
             watch_python_data(mode, stack)
+            disclose_threads(emit, stack)
             stack.callback(mode.end)
             stack.enter_context(mode)
             yield

@@ -30,8 +30,9 @@ _OPAQUE = {
 }
 #: What to do about what the backend knows that it missed, by a part of what it says.
 _UNSEEN = {
-    "inference mode": "a write by code out of sight would not be noticed; trace under torch.no_grad() to find such writes",
-    "same memory": "the graph has one order of what they did, which need not be the real one; have one wait for the other",
+    "inference mode": "a write by code out of sight would not be noticed; trace under torch.no_grad() to find such",
+    "does not see it": "its results are leaves of unknown origin; torch_function and decoration record in threads",
+    "same memory": "the order in the graph need not be the real one; have one thread wait for the other",
     "": "wait for it in the forward to see it",
 }
 
