@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 #: Public name -> the module that it comes from.
 _EXPORTS = {
     "trace": "lens.session",
-    "load": "lens.session",
+    "load": "lens.history",
+    "generalize": "lens.programs.generalize",
     "get_model_activations": "lens.paper",
     "get_model_structure": "lens.paper",
     "show_model_graph": "lens.paper",
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
     from lens.entry import OpEntry as OpEntry
     from lens.errors import LensError as LensError
     from lens.history import ModelHistory as ModelHistory
+    from lens.history import load as load
     from lens.ir.graph import Graph as Graph
     from lens.paper import get_model_activations as get_model_activations
     from lens.paper import get_model_structure as get_model_structure
     from lens.paper import show_model_graph as show_model_graph
     from lens.paper import validate_saved_activations as validate_saved_activations
-    from lens.session import load as load
+    from lens.programs.generalize import generalize as generalize
     from lens.session import trace as trace
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``lens trace``, ``lens show``, ``lens passes``, ``lens backends`` and ``lens conform``."""
+"""The command line: ``lens trace``, ``show``, ``export``, ``passes``, ``backends`` and ``conform``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lens
+from lens.cli_diff import add_diff
+from lens.cli_export import add_export
 from lens.errors import LensError
 
 if TYPE_CHECKING:
@@ -25,6 +27,11 @@ examples:
   lens show convnext.lens --graph
   lens show convnext.lens -o convnext.svg --view rolled --depth 2 --color-by time
   lens show convnext.lens --pipeline "orphans,recurrence,labels" --time --dump-after steps/
+  lens export convnext.lens --to model-explorer -o convnext.json
+  lens export convnext.lens --to parquet --option table=edges -o edges.parquet
+  lens export timm:convnext_atto --to graphml -o convnext.graphml
+  lens export --list
+  lens diff before.lens after.lens
   lens passes
   lens backends
   lens conform torch_function
@@ -58,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_trace(commands)
     _add_show(commands)
+    add_export(commands)
+    add_diff(commands)
     passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")
     passes.set_defaults(run=_passes)
     known = commands.add_parser("backends", help="list the capture backends and what each sees")
@@ -95,9 +104,6 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show = commands.add_parser("show", help="print a saved trace")
     show.add_argument("file", metavar="FILE", help="what `lens trace --save-to` or history.save wrote")
     show.add_argument("--graph", action="store_true", help="print the graph as text instead of the table")
-    show.add_argument(
-        "--renderer", metavar="NAME", help="print what this renderer, of lens or of a plugin, makes of it"
-    )
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
     show.add_argument("--pipeline", metavar="TEXT", help='run these passes first, such as "orphans,recurrence,labels"')
     show.add_argument("--dump-after", metavar="DIR", help="write the graph after every pass into this folder")
@@ -158,7 +164,6 @@ def _trace(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     from lens.ir.printer import print_graph
-    from lens.registry import find
 
     history = lens.load(arguments.file)
     if arguments.pipeline is not None:
@@ -166,8 +171,6 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.layer is not None:
         key = arguments.layer
         print(repr(history[int(key) if key.lstrip("-").isdigit() else key]))
-    elif arguments.renderer is not None:
-        print(find("renderers", arguments.renderer)().render(history.graph), end="")
     elif arguments.graph:
         print(print_graph(history.graph), end="")
     elif not arguments.output:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from lens.entry_facts import CallFacts, Names, ParameterFacts, TensorFacts
 from lens.entry_place import ModuleFacts
-from lens.errors import AmbiguousKeyError
+from lens.errors import AmbiguousKeyError, UnknownAttributeError
+from lens.render.details import describe, describe_passes
+
+#: Attributes that hold tensors, which are not compared: each pass has its own.
+_OF_ONE_PASS = frozenset({"tensor_contents", "creation_args", "creation_kwargs", "func_rng_states"})
 
 
 class OpEntry(Names, TensorFacts, CallFacts, ParameterFacts, ModuleFacts):
     """One pass of one layer."""
 
+    @property
+    def passes(self) -> tuple[OpEntry, ...]:
+        """All passes of its layer, itself among them."""
+        return tuple(OpEntry(self._history, row) for row in self._history.index.passes_of(self._row))
+
     def __repr__(self) -> str:
         kind = self._value.type
         module = self.containing_module_origin
         return f"<{self._row.name} {kind}{f' in {module}' if module else ''}>"
+
+    def __str__(self) -> str:
+        return describe(self)
 
     def __eq__(self, other: object) -> bool:
         same = isinstance(other, OpEntry) and other._history is self._history
@@ -28,7 +42,8 @@ class OpEntry(Names, TensorFacts, CallFacts, ParameterFacts, ModuleFacts):
 class LayerEntry:
     """A layer, or the outputs of a module, of several passes.
 
-    Attributes that all passes share are given directly; for the others name the pass.
+    It has the attributes of ``OpEntry``. One that all passes share is given directly; one that differs raises
+    AmbiguousKeyError, which tells how to choose a pass. Iterate over it, or take ``passes``, to get every pass.
     """
 
     def __init__(self, key: str, passes: list[OpEntry]) -> None:
@@ -36,9 +51,16 @@ class LayerEntry:
         self.passes = tuple(passes)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(OpEntry, name):
-            raise AttributeError(f"a layer has no attribute {name!r}")
-        if name == "tensor_contents" and len(self.passes) > 1:
+        if name.startswith("_") or name == "passes":  # asked for by copy and pickle, before there is anything
+            raise AttributeError(name)
+        if not hasattr(OpEntry, name):
+            near = get_close_matches(name, dir(self), n=3)
+            raise UnknownAttributeError(
+                f"a layer has no attribute {name!r}",
+                where=repr(self),
+                hint=f"did you mean {', '.join(near)}?" if near else "dir(entry) lists the attributes",
+            )
+        if name in _OF_ONE_PASS:
             raise self._differs(name)
         first, *others = (getattr(entry, name) for entry in self.passes)
         if any(other != first for other in others):
@@ -46,15 +68,24 @@ class LayerEntry:
         return first
 
     def _differs(self, name: str) -> AmbiguousKeyError:
-        first = self.passes[0]._row
+        first = self.passes[0].layer_label_w_pass
         return AmbiguousKeyError(
             f"{name} differs between the {len(self.passes)} passes of {self._key!r}",
             where=self._key,
-            hint=f"choose one: history[{first.label_with_pass!r}], or history[{self._key!r}].passes[0]",
+            hint=f"choose one, history[{first!r}].{name}, or all: [p.{name} for p in history[{self._key!r}].passes]",
         )
 
     def __len__(self) -> int:
         return len(self.passes)
 
+    def __iter__(self) -> Iterator[OpEntry]:
+        return iter(self.passes)
+
+    def __dir__(self) -> list[str]:
+        return sorted({"passes", *(name for name in dir(OpEntry) if not name.startswith("_"))})
+
     def __repr__(self) -> str:
         return f"<{self._key} (x{len(self.passes)}): {', '.join(map(repr, self.passes))}>"
+
+    def __str__(self) -> str:
+        return describe_passes(self)

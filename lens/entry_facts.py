@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from lens.ir.elements import Leaf, Location, Op, Value
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
-from lens.ir.templates import Seq, Slot, Template
+from lens.ir.templates import Seq, Slot, Template, slots
 
 if TYPE_CHECKING:
-    from lens.history import ModelHistory
+    import torch
+
+    from lens.history_entries import HistoryEntries
 
 
 class EntryView:
     """What all parts of an entry look at: its row, and the history around it."""
 
-    def __init__(self, history: ModelHistory, row: EntryRow) -> None:
+    def __init__(self, history: HistoryEntries, row: EntryRow) -> None:
         self._history = history
         self._row = row
 
@@ -83,13 +86,16 @@ class Names(EntryView):
 
     @property
     def lookup_keys(self) -> list[str | int]:
-        """All keys that lead to this entry."""
-        return [*self._history.index.keys_of(self._row), self._row.number]
+        """All keys that lead to this entry, alone or with other passes; the ordinal only if ordinals count it."""
+        keys = self._history.index.keys_of(self._row)
+        number = bisect_left(self._history.numbered, self._row.number, key=lambda row: row.number)
+        counted = number < len(self._history.numbered) and self._history.numbered[number] == self._row
+        return [*keys, number] if counted else [*keys]
 
     @property
     def same_layer_operations(self) -> list[str]:
-        """The other passes of its layer."""
-        rows = self._history.index.find(self._row.label)
+        """The other passes of its layer; empty if there are none."""
+        rows = self._history.index.passes_of(self._row)
         return [row.label_with_pass for row in rows if row != self._row]
 
 
@@ -97,9 +103,10 @@ class TensorFacts(EntryView):
     """The tensor."""
 
     @property
-    def tensor_contents(self) -> Any:
+    def tensor_contents(self) -> torch.Tensor:
         """The saved tensor. Raises AbsentValueError or StaleValueError if it cannot be given."""
-        return self._history.payloads.read(self._row.value, self._row.name)
+        tensor: torch.Tensor = self._history.payloads.read(self._row.value, self._row.name)
+        return tensor
 
     @property
     def is_saved(self) -> bool:
@@ -150,31 +157,31 @@ class CallFacts(EntryView):
 
     @property
     def func_applied_name(self) -> str | None:
-        """Its name."""
+        """Its name; None for inputs, buffers and outputs."""
         return None if self._op is None else self._op.function.name
 
     @property
     def creation_args(self) -> tuple[Any, ...]:
-        """Its positional arguments; a tensor that was not saved is the label of its layer."""
+        """Its positional arguments, empty if it is no call; a tensor that was not saved is the label of its layer."""
         return tuple(self._argument(arg) for arg in self._op.args) if self._op is not None else ()
 
     @property
     def creation_kwargs(self) -> dict[str, Any]:
-        """Its keyword arguments, likewise."""
+        """Its keyword arguments, empty if it is no call; a tensor that was not saved is the label of its layer."""
         kwargs = self._op.kwargs if self._op is not None else ()
         return {name: self._argument(arg) for name, arg in kwargs}
 
     @property
     def func_position_args_non_tensor(self) -> list[Any]:
-        """Its positional arguments that are no tensors."""
+        """Its positional arguments that are, and hold, no tensors."""
         args = self._op.args if self._op is not None else ()
-        return [self._argument(arg) for arg in args if not isinstance(arg, Slot)]
+        return [self._argument(arg) for arg in args if not _holds_tensors(arg)]
 
     @property
     def func_keyword_args_non_tensor(self) -> dict[str, Any]:
-        """Its keyword arguments that are no tensors."""
+        """Its keyword arguments that are, and hold, no tensors."""
         kwargs = self._op.kwargs if self._op is not None else ()
-        return {name: self._argument(arg) for name, arg in kwargs if not isinstance(arg, Slot)}
+        return {name: self._argument(arg) for name, arg in kwargs if not _holds_tensors(arg)}
 
     def _argument(self, template: Template) -> Any:
         from lens.replay.arguments import build  # torch is optional for looking at a trace
@@ -188,13 +195,27 @@ class CallFacts(EntryView):
 
     @property
     def func_time_elapsed(self) -> float | None:
-        """Seconds spent in the call."""
+        """Seconds spent in the call; None for inputs, buffers and outputs."""
         return None if self._op is None else self._op.duration
+
+    @property
+    def flops(self) -> int | None:
+        """Floating point operations of the call by torch's formulas, 0 for all but products and convolutions.
+
+        None for inputs, buffers and outputs, and where torch cannot tell.
+        """
+        counter = self._history.flop_counter
+        return None if self._op is None or counter is None else counter(self._op.id)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiplications with addition of the call: half of ``flops``."""
+        return None if self.flops is None else self.flops // 2
 
     @property
     def func_rng_states(self) -> dict[str, Any] | None:
         """States of the random number generators before the call, by device; None if it drew no number."""
-        return None if self._op is None else self._history.payloads.rng_states.get(self._op.id)
+        return None if self._op is None else self._history.payloads.states_before(self._op.id)
 
     @property
     def function_is_inplace(self) -> bool:
@@ -203,12 +224,12 @@ class CallFacts(EntryView):
 
     @property
     def gradfunc_name(self) -> str | None:
-        """The class of its autograd node, such as ``ReluBackward0``."""
+        """The class of its autograd node, such as ``ReluBackward0``; None if it has none."""
         return self._value.grad_fn
 
     @property
     def location(self) -> Location | None:
-        """The line of the user's code that led to it."""
+        """The line of the user's code that led to it; None where it is unknown, and for inputs and outputs."""
         source = self._op or self._leaf
         return source.location if source is not None else None
 
@@ -226,7 +247,7 @@ class ParameterFacts(EntryView):
 
     @property
     def computed_with_params(self) -> bool:
-        """Whether it reads parameters."""
+        """Whether it reads parameters, trainable or frozen."""
         return bool(self._parameters)
 
     @property
@@ -241,15 +262,19 @@ class ParameterFacts(EntryView):
 
     @property
     def parent_param_shapes(self) -> list[tuple[int, ...]]:
-        """Their shapes."""
+        """The shapes of its parameters; empty if it reads none."""
         return [self._history.graph.values[leaf.value].type.shape for leaf in self._parameters]
 
     @property
     def num_params_total(self) -> int:
-        """How many numbers they hold together."""
+        """How many numbers its parameters hold together."""
         return sum(self._history.graph.values[leaf.value].type.numel for leaf in self._parameters)
 
     @property
     def parent_params_fsize(self) -> int:
-        """Their size in bytes."""
+        """The size of its parameters in bytes."""
         return sum(self._history.graph.values[leaf.value].type.nbytes for leaf in self._parameters)
+
+
+def _holds_tensors(template: Template) -> bool:
+    return any(True for _ in slots(template))

@@ -6,7 +6,7 @@ from typing import Any
 
 from lens.entry_facts import EntryView
 from lens.ir.elements import Scope
-from lens.ir.facets import Ancestry, Conditionals, Containment, Distances
+from lens.ir.facets import Conditionals, Containment, Distances
 
 
 class GraphFacts(EntryView):
@@ -14,7 +14,7 @@ class GraphFacts(EntryView):
 
     @property
     def parent_layers(self) -> list[str]:
-        """Layers whose tensors it reads."""
+        """Layers whose tensors it reads, in the order of its arguments."""
         return self._names(self._history.index.parents[self._row.number])
 
     @property
@@ -24,17 +24,17 @@ class GraphFacts(EntryView):
 
     @property
     def sibling_layers(self) -> list[str]:
-        """Layers that share a parent with it."""
+        """Layers that share a parent with it, in order of execution."""
         index = self._history.index
-        near = [c for p in index.parents[self._row.number] for c in index.children[p]]
-        return self._names([n for n in dict.fromkeys(near) if n != self._row.number])
+        near = (c for p in index.parents[self._row.number] for c in index.children[p])
+        return self._names(sorted({*near} - {self._row.number}))
 
     @property
     def spouse_layers(self) -> list[str]:
-        """Layers that share a child with it."""
+        """Layers that share a child with it, in order of execution."""
         index = self._history.index
-        near = [p for c in index.children[self._row.number] for p in index.parents[c]]
-        return self._names([n for n in dict.fromkeys(near) if n != self._row.number])
+        near = (p for c in index.children[self._row.number] for p in index.parents[c])
+        return self._names(sorted({*near} - {self._row.number}))
 
     @property
     def _ancestors(self) -> list[int]:
@@ -82,22 +82,18 @@ class GraphFacts(EntryView):
 
     @property
     def buffer_address(self) -> str | None:
-        """The address of the buffer, if it is one."""
+        """The address of the buffer; None if it is none."""
         return self._leaf.addresses[0] if self._leaf is not None and self.is_buffer_layer else None
 
     @property
     def has_input_ancestor(self) -> bool:
-        """Whether it is computed from the inputs of the model."""
-        if self._row.op is not None:
-            return self._history.graph[Ancestry].from_input[self._row.op]
-        return self.is_input_layer or self.min_distance_from_input is not None
+        """Whether it is computed from the inputs of the model, or is one."""
+        return self.min_distance_from_input is not None
 
     @property
     def is_output_ancestor(self) -> bool:
-        """Whether an output of the model descends from it."""
-        if self._row.op is not None:
-            return self._history.graph[Ancestry].to_output[self._row.op]
-        return self.is_output_layer or self.min_distance_from_output is not None
+        """Whether an output of the model descends from it, or it is one."""
+        return self.min_distance_from_output is not None
 
     @property
     def min_distance_from_input(self) -> int | None:
@@ -106,7 +102,7 @@ class GraphFacts(EntryView):
 
     @property
     def max_distance_from_input(self) -> int | None:
-        """Maximum number of operations from an input."""
+        """Maximum number of operations from an input; None if it does not descend from one."""
         return self._distance("from_input", max)
 
     @property
@@ -116,21 +112,24 @@ class GraphFacts(EntryView):
 
     @property
     def max_distance_from_output(self) -> int | None:
-        """Maximum number of operations to an output."""
+        """Maximum number of operations to an output; None if none descends from it."""
         return self._distance("to_output", max)
 
     def _distance(self, end: str, pick: Any) -> int | None:
-        column = getattr(self._history.graph[Distances], f"{pick.__name__}_{end}")
-        if self._row.op is not None:
-            return column[self._row.op]  # type: ignore[no-any-return]
+        column: tuple[int | None, ...] = getattr(self._history.graph[Distances], f"{pick.__name__}_{end}")
+        op = self._op
+        if op is not None and (end == "from_input" or len(op.results) == 1):
+            return column[op.id]
         at_the_end = self.is_input_layer if end == "from_input" else self.is_output_layer
         if at_the_end:
             return 0
         index = self._history.index
         near = (index.parents if end == "from_input" else index.children)[self._row.number]
-        found = [self._history.entry(n)._distance(end, pick) for n in near]
+        entries = [self._history.entry(n) for n in near]
+        found = [e._distance(end, pick) if e._op is None else column[e._op.id] for e in entries]
         known = [distance for distance in found if distance is not None]
-        return pick(known) if known else None
+        itself = 0 if op is None else 1  # one of several results: the others may lead elsewhere
+        return pick(known) + itself if known else None
 
     @property
     def initialized_inside_model(self) -> bool:
@@ -185,22 +184,22 @@ class ModuleFacts(GraphFacts):
 
     @property
     def containing_module_origin(self) -> str | None:
-        """The innermost module in which it was performed."""
+        """The innermost module in which it was performed; None outside of all submodules."""
         return self.containing_module_origin_nested[-1] if self._scopes else None
 
     @property
     def containing_module_origin_nested(self) -> list[str]:
-        """All modules in which it was performed, outermost first."""
+        """All modules in which it was performed, outermost first; empty outside of all submodules."""
         return [self._history.index.scope_label(scope) for scope in self._scopes]
 
     @property
     def modules_entered(self) -> list[str]:
-        """Modules that its tensor was handed to."""
+        """Modules that its tensor was handed to, outermost first."""
         return self._scopes_with("inputs")
 
     @property
     def modules_exited(self) -> list[str]:
-        """Modules that returned its tensor."""
+        """Modules that returned its tensor, outermost first."""
         return [] if self._row.output is not None else self._scopes_with("outputs")
 
     @property
@@ -211,4 +210,4 @@ class ModuleFacts(GraphFacts):
     @property
     def is_bottom_level_submodule_output(self) -> bool:
         """Whether it is the one operation of a module."""
-        return bool(self._scopes) and self._scopes[-1].stop - self._scopes[-1].start == 1
+        return self._op is not None and bool(self._scopes) and self._scopes[-1].stop - self._scopes[-1].start == 1

@@ -58,6 +58,10 @@ class UnknownKeyError(LensError, KeyError):
     """No entry of a history answers to this key."""
 
 
+class UnknownAttributeError(LensError, AttributeError):
+    """Entries have no attribute of this name."""
+
+
 class AmbiguousKeyError(LensError, KeyError):
     """A key names several entries, or an attribute differs between the passes of a layer."""
 
@@ -84,3 +88,7 @@ class RenderError(LensError):
 
 class ReplayError(LensError):
     """An operation of a graph cannot be run again."""
+
+
+class GuardError(LensError):
+    """An exported program was given an input for which the model would have gone another way."""

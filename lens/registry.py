@@ -32,7 +32,7 @@ class Plugin:
         name: The plugin's name.
         passes: Pass name -> pass class.
         backends: Backend name -> backend class, called without arguments.
-        renderers: Renderer name -> renderer class, called without arguments.
+        renderers: Renderer name -> renderer class, called with its options.
         facets: Facet name -> facet class, for files and texts that carry it.
     """
 
@@ -59,7 +59,18 @@ BUILT_IN = Plugin(
         "decoration": "lens.capture.decoration:DecorationBackend",
         "torch_dispatch": "lens.capture.torch_dispatch:TorchDispatchBackend",
     },
-    renderers={"graphviz": "lens.render.graphviz_text:GraphvizRenderer"},
+    renderers={
+        "csv": "lens.render.tables:CsvRenderer",
+        "fx": "lens.programs.renderers:FxRenderer",
+        "onnx": "lens.programs.renderers:OnnxRenderer",
+        "onnx-structure": "lens.render.onnx_structure:OnnxStructureRenderer",
+        "dot": "lens.render.picture:DotRenderer",
+        "graphml": "lens.render.networks:GraphMLRenderer",
+        "json": "lens.render.trace_file:JsonRenderer",
+        "mermaid": "lens.render.mermaid:MermaidRenderer",
+        "model-explorer": "lens.render.model_explorer:ModelExplorerRenderer",
+        "parquet": "lens.render.tables:ParquetRenderer",
+    },
 )
 
 

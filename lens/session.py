@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -31,7 +30,6 @@ from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
 from lens.passes.protocol import Pass
-from lens.render.trace_file import read_trace
 
 #: The pipeline that ``trace`` runs.
 DEFAULT_PIPELINE = "granularity{level=leaf},orphans,distances,conditionals,containment,recurrence,labels"
@@ -85,16 +83,6 @@ def trace(
         run.forward(positional_args, named_args)
     assert run.history is not None
     return run.history
-
-
-def load(path: str | PathLike[str]) -> ModelHistory:
-    """The history that ``history.save(path)`` wrote. Does not need the model.
-
-    Raises:
-        FileFormatError: the file is not a lens trace, damaged, or from a newer version.
-    """
-    graph, payloads, seconds = read_trace(path, registry.facet_classes())
-    return ModelHistory(graph, payloads, logging_seconds=seconds)
 
 
 def _passes(passes: Passes) -> tuple[Pass, ...]:

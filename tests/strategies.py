@@ -84,7 +84,7 @@ class _Building:
 
     def leaf(self, kind):
         leaf = LeafId(len(self.leaves))
-        names = tuple(self.draw(st.lists(texts, max_size=2)))
+        names = tuple(self.draw(st.lists(texts, min_size=kind in ("parameter", "buffer"), max_size=2)))
         value = self.value(None, 0, leaf)
         self.leaves.append(Leaf(leaf, kind, value, names, self.draw(st.booleans()), self.draw(locations)))
 

@@ -1,13 +1,16 @@
 """The code blocks of the README and the guides run, and a third-party package is found."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from models import TwoBranches
+from nbclient import NotebookClient
 
 import lens
 
@@ -47,13 +50,15 @@ again = lens.load(history.save({str(tmp_path / "u.lens")!r}))
 assert again.graph[Traffic].nbytes == (32,)
 assert lens.trace(torch.nn.ReLU(), torch.ones(4), backend="plain_mode").graph.meta.backend == "plain_mode"
 assert main(["backends"]) == 0
-assert main(["show", {trace!r}, "--renderer", "edges"]) == 0
+assert main(["export", {trace!r}, "--to", "edges"]) == 0
+assert main(["export", "--list"]) == 0
 sys.exit(main(["conform", "plain_mode"]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "traffic" in done.stdout
     assert "linear_0 -> relu_1" in done.stdout
+    assert "edges" in done.stdout.split("model-explorer")[0]  # in the list, among lens's own
     assert "sees functions, reads, scopes, sites" in done.stdout
     assert "plain_mode: 7" in done.stdout
     # Without the package, the facet is kept as it is.
@@ -71,3 +76,22 @@ def test_every_private_name_of_torch_is_listed():
     private = {word for name in used for word in name.split(".") if word.startswith("_") and not word.startswith("__")}
     assert {"_push_mode", "_functorch"} <= private
     assert private <= words
+
+
+def test_the_site_builds(tmp_path):
+    """Without network, and without a broken link."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "site" / "reference" / "history" / "index.html").read_text(encoding="utf-8")
+    assert "tensor_contents" in reference
+    assert (tmp_path / "site" / "img" / "rolled.svg").exists()
+
+
+def test_the_notebook_runs(tmp_path):
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    done = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
+    assert outputs[-1]["data"]["text/plain"] == "True"

@@ -24,7 +24,7 @@ def svg_of(history, tmp_path, **options):
 
 
 def texts(svg):
-    return [text for node in svg.iter() if node.tag.endswith("}text") for text in node.itertext()]
+    return [text.strip("\xa0") for node in svg.iter() if node.tag.endswith("}text") for text in node.itertext()]
 
 
 NAMES = ['a:b<c>&"d"', "\\l", "line\nend", "Ünïcode漢字", " ", "\x07", "%s{}|", "<b>", "--", "'"]
@@ -42,6 +42,31 @@ def test_strange_names_draw(view, tmp_path):
         assert name in shown
     for depth in (1, 2):
         svg_of(history, tmp_path, view=view, depth=depth)
+
+
+@pytest.mark.parametrize("name", [*NAMES, ""])
+def test_strange_names_of_outputs_draw(name, tmp_path):
+    history = lens.trace(Body(lambda x: {name: torch.relu(x), "other": x}), torch.ones(2))
+    svg_of(history, tmp_path, legend=True)
+    assert len(history.drawing().nodes) == 4
+
+
+def test_drawings_that_arrows_crowd_are_collapsed(tmp_path):
+    def forward(x):
+        with_all = [x]
+        for block in blocks:
+            with_all.append(block(torch.stack(with_all).sum(0)))
+        return with_all[-1]
+
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(60))
+    inner = Body(forward)
+    inner.blocks = blocks
+    history = lens.trace(nn.Sequential(inner, nn.Tanh()), torch.ones(2))
+    with pytest.warns(UserWarning, match="arrows would crowd it"):
+        history.draw(tmp_path / "a.svg")
+    assert [node.name for node in history.drawing().nodes] == ["input_1", "@0", "tanh_1_241", "output_1"]
+    assert len(history.drawing(max_nodes=None).nodes) == 243
+    assert len(history.drawing(depth=2).nodes) > 60
 
 
 def test_odd_tensors_draw(tmp_path):
@@ -235,8 +260,9 @@ def test_no_layout_program_is_needed_at_import_or_in_notebooks(tmp_path, monkeyp
     monkeypatch.setattr("lens.render.images.shutil.which", lambda name: None)
     monkeypatch.setattr("lens.render.images.sys.executable", str(tmp_path / "python"))
     assert history._repr_svg_() is None
-    with pytest.raises(RenderError, match="no program here can draw svg"):
-        history.draw(tmp_path / "a.svg")
+    for kind in ("svg", "pdf"):
+        with pytest.raises(RenderError, match=f"no program here can draw {kind}"):
+            history.draw(tmp_path / f"a.{kind}")
     assert Path(history.draw(tmp_path / "a.dot")).exists()
 
 

@@ -77,19 +77,25 @@ def test_a_trace_opens_prints_and_draws_without_torch(history, tmp_path):
     script = f"""
 import sys
 sys.modules["torch"] = None
-from lens.render.trace_file import read_trace
-from lens.history import ModelHistory
+import lens
+from lens.cli import main
 from lens.ir.printer import print_graph
 from lens.passes.manager import PassManager
 from lens.passes.labels import LabelsPass
-graph, payloads, seconds = read_trace({str(tmp_path / "t.lens")!r})
-history = ModelHistory(graph, payloads)
+history = lens.load({str(tmp_path / "t.lens")!r})
+graph = history.graph
 print(history)
 print(print_graph(graph))
 assert PassManager((LabelsPass(),)).run(graph).graph.facets
 history.draw({str(tmp_path / "t.svg")!r})
 history.draw({str(tmp_path / "u.png")!r}, view="rolled", depth=1, color_by="time", theme="dark", direction="right")
 assert history.to_pydot().to_string()
+assert len(history.to_networkx()) == len(history) == len(history.to_pandas())
+for name in ("csv", "parquet", "graphml", "mermaid", "model-explorer", "json", "dot"):
+    history.export({str(tmp_path / "out")!r}, name)
+    assert main(["export", {str(tmp_path / "t.lens")!r}, "--to", name, "-o", {str(tmp_path / "cli")!r}]) == 0
+assert main(["show", {str(tmp_path / "t.lens")!r}]) == 0
+history.save({str(tmp_path / "again.lens")!r})
 try:
     history["relu_1"].tensor_contents
 except Exception as error:
@@ -100,6 +106,7 @@ except Exception as error:
     assert "linear_1_1" in done.stdout
     assert "PayloadError" in done.stdout
     assert (tmp_path / "t.svg").exists()
+    assert (tmp_path / "again.lens").read_bytes() == (tmp_path / "t.lens").read_bytes()
 
 
 def test_importing_lens_does_not_import_torch():

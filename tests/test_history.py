@@ -100,7 +100,7 @@ def test_model_attributes(branches):
     assert h.module_types == {"fc": "Linear"}
     assert h.module_num_passes == {"fc": 1}
     assert h.top_level_module_passes == ["fc:1"]
-    assert h.module_pass_children == {}
+    assert h.module_pass_children == {"fc:1": []}
     assert h.pass_end_time > h.pass_start_time > 1.6e9
     assert h.elapsed_time_total == h.elapsed_time_function_calls + h.elapsed_time_lens_logging
 

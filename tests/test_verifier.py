@@ -4,9 +4,10 @@ import pytest
 from attrs import evolve
 
 from lens.errors import GraphError
-from lens.ir.elements import OpId, ScopeId, ValueId
+from lens.ir.elements import LeafId, OpId, ScopeId, ValueId
 from lens.ir.facets import Ancestry
 from lens.ir.parser import parse
+from lens.ir.templates import Slot
 from lens.ir.verifier import find_problems, verify
 
 SOUND = parse("""\
@@ -25,6 +26,12 @@ graph {
 """)
 
 
+def with_value(number, **changes):
+    values = list(SOUND.values)
+    values[number] = evolve(values[number], **changes)
+    return evolve(SOUND, values=tuple(values))
+
+
 def with_op(number, **changes):
     ops = list(SOUND.ops)
     ops[number] = evolve(ops[number], **changes)
@@ -40,6 +47,7 @@ BROKEN = {
     "scopes": evolve(SOUND, scopes=(SOUND.scopes[0], evolve(SOUND.scopes[1], stop=5))),
     "composites": with_op(1, interior=3),
     "aliases": evolve(SOUND, values=(SOUND.values[0], evolve(SOUND.values[1], alias_of=ValueId(2)), SOUND.values[2])),
+    "alias circle": with_value(1, alias_of=ValueId(1)),
     "reads": evolve(SOUND, reads=(evolve(SOUND.reads[0], position=1),)),
 }
 
@@ -64,6 +72,30 @@ def test_the_error_shows_the_lines_around_the_op():
 
 def test_an_op_outside_its_scope_is_found():
     assert any(p.rule == "scopes" and p.op == OpId(1) for p in find_problems(with_op(1, scope=ScopeId(1))))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        with_value(1, alias_of=ValueId(-1)),
+        with_value(1, producer=OpId(7)),
+        with_value(0, leaf=LeafId(-1)),
+        evolve(SOUND, scopes=(SOUND.scopes[0], evolve(SOUND.scopes[1], parent=ScopeId(-1)))),
+        evolve(SOUND, reads=(evolve(SOUND.reads[0], scope=ScopeId(5)),)),
+    ],
+)
+def test_numbers_that_name_nothing_are_found(broken):
+    assert [p.rule for p in find_problems(broken)] == ["references"]
+
+
+@pytest.mark.parametrize("slot", [-1, -9, 1])
+def test_a_result_that_is_none_is_found(slot):
+    assert [p.rule for p in find_problems(with_op(0, form=Slot(slot)))] == ["slots"]
+
+
+@pytest.mark.parametrize("broken", [with_value(1, alias_of=ValueId(1)), with_value(1, alias_of=ValueId(2))])
+def test_aliases_in_a_circle_are_found(broken):
+    assert "alias circle" in {p.rule for p in find_problems(broken)}
 
 
 def test_facets_are_verified():

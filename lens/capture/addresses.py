@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lens.ir.elements import LeafKind, ModuleInfo, ParameterInfo
-from lens.ir.types import TensorType
+from lens.ir.quick import quick
+from lens.ir.types import TensorType, shared_type
 
 #: A tensor of the model: the tensor, what it is, all its names. A bare tuple: one is made for each of them.
 Named: TypeAlias = tuple[torch.Tensor, LeafKind, tuple[str, ...]]
@@ -108,15 +109,23 @@ class AddressBook:
 
     def module_infos(self) -> tuple[ModuleInfo, ...]:
         """All modules of the model, itself included, under their first address."""
-        return tuple(ModuleInfo(addresses[0], type(module).__name__) for module, addresses in self._modules.values())
+        return tuple([_module(names[0], type(module).__name__) for module, names in self._modules.values()])
 
     def parameter_infos(self) -> tuple[ParameterInfo, ...]:
         """All parameters of the model, under their first address."""
-        return tuple(
-            ParameterInfo(addresses[0], _parameter_type(tensor), tensor.requires_grad)
-            for tensor, kind, addresses in self._tensors.values()
-            if kind == "parameter"
-        )
+        types: dict[tuple[object, ...], TensorType] = {}
+        infos = []
+        for tensor, kind, addresses in self._tensors.values():
+            if kind == "parameter":
+                key = () if is_lazy(tensor) else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+                found = types.get(key) if key else None
+                if found is None:
+                    found = types[key] = _parameter_type(tensor)
+                infos.append(_parameter(addresses[0], found, tensor.requires_grad))
+        return tuple(infos)
+
+
+_module, _parameter = quick(ModuleInfo), quick(ParameterInfo)
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -143,6 +152,5 @@ def _with_paths(name: str, attribute: Any) -> Iterator[tuple[str, Any]]:
 def _parameter_type(tensor: torch.Tensor) -> TensorType:
     if is_lazy(tensor):
         return TensorType(str(tensor.dtype).removeprefix("torch."), (0,), str(tensor.device))
-    names = (str(x).removeprefix("torch.") for x in (tensor.dtype, tensor.device, tensor.layout))
-    dtype, device, layout = names
-    return TensorType(dtype, tuple(tensor.shape), device, layout)
+    dtype, device, layout = (str(x).removeprefix("torch.") for x in (tensor.dtype, tensor.device, tensor.layout))
+    return shared_type(dtype, tuple(tensor.shape), device, layout)

@@ -7,12 +7,13 @@ Reading checks types strictly, so that data from outside cannot smuggle in surpr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, get_args, get_origin
 
 import cattrs
 
 from lens.errors import FileFormatError
+from lens.ir.elements import LEAF_KINDS, LeafKind
 from lens.ir.facets import BUILT_IN, Facet, UnknownFacet
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template
 
@@ -36,9 +37,11 @@ def _strict_float(value: Any, _: Any) -> float:
 
 def dump_template(template: Any) -> Any:
     """A template as plain data."""
-    if template is None or isinstance(template, (bool, int, float, str)):
+    if template is None or isinstance(template, (bool, float, str)):
         return template
     match template:
+        case int():
+            return template if -(2**63) <= template < 2**63 else {"int": [str(template)]}
         case complex():
             return {"complex": [template.real, template.imag]}
         case Slot(index):
@@ -67,8 +70,10 @@ def load_template(data: Any, depth: int = 0) -> Template:
         return Slot(body)
     if not isinstance(body, (list, tuple)):
         raise TypeError(f"not the body of a {kind}")
-    inner = [] if kind in ("symbol", "opaque") else body
+    inner = [] if kind in ("symbol", "opaque", "int") else body
     match kind, *body:
+        case "int", str(digits):
+            return int(digits)
         case "complex", float(real), float(imag):
             return complex(real, imag)
         case "seq", str(name), *_:
@@ -85,12 +90,37 @@ def load_template(data: Any, depth: int = 0) -> Template:
     raise TypeError(f"not a template: {kind}")
 
 
+def _strict_tuple(kind: Any, converter: cattrs.BaseConverter) -> Callable[[Any, Any], Any]:
+    """How to read a tuple: from a list, and nothing else that Python can iterate over."""
+    first, *rest = get_args(kind)
+    if rest == [...]:
+        read_item = converter.get_structure_hook(first)
+
+        def read_all(value: Any, _: Any) -> Any:
+            if type(value) is not list and type(value) is not tuple:
+                raise TypeError(f"a list expected, {type(value).__name__} found")
+            return tuple([read_item(item, first) for item in value])
+
+        return read_all
+    parts = [(converter.get_structure_hook(part), part) for part in (first, *rest)]
+
+    def read_each(value: Any, _: Any) -> Any:
+        if type(value) not in (list, tuple) or len(value) != len(parts):
+            raise TypeError(f"a list of {len(parts)} expected, {type(value).__name__} found")
+        return tuple([read(item, part) for (read, part), item in zip(parts, value, strict=True)])
+
+    return read_each
+
+
 def _make_converter() -> cattrs.Converter:
     """cattrs with strict atoms, templates, and unknown fields refused."""
     converter = cattrs.Converter(omit_if_default=True, forbid_extra_keys=True, detailed_validation=False)
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _strict(kind))
     converter.register_structure_hook(float, _strict_float)
+    converter.register_structure_hook_factory(_is_tuple, _strict_tuple)
+    converter.register_structure_hook_func(lambda kind: kind is Facet, _no_facet)
+    converter.register_structure_hook_func(lambda kind: bool(kind == LeafKind), _leaf_kind)
     converter.register_structure_hook_func(_is_template, lambda data, _: load_template(data))
     converter.register_unstructure_hook_func(_is_template, dump_template)
     return converter
@@ -98,6 +128,22 @@ def _make_converter() -> cattrs.Converter:
 
 def _is_template(kind: Any) -> bool:
     return bool(kind == Template)
+
+
+def _is_tuple(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is tuple
+
+
+def _leaf_kind(value: Any, _: Any) -> LeafKind:
+    for kind in LEAF_KINDS:
+        if value == kind:
+            return kind
+    raise ValueError(f"there is no kind of leaf {value!r}")
+
+
+def _no_facet(value: Any, _: Any) -> Any:
+    raise TypeError("facets stand beside the graph, with their names")
 
 
 CONVERTER = _make_converter()
@@ -133,6 +179,7 @@ def structure(data: Any, kind: Any, where: str) -> Any:
         AttributeError,
         RecursionError,
         cattrs.BaseValidationError,
+        cattrs.ForbiddenExtraKeysError,
     ) as error:
         raise FileFormatError(
             f"the data do not describe a {getattr(kind, '__name__', kind)}: {error}",

@@ -21,7 +21,7 @@ LeafKind = Literal["input", "parameter", "buffer", "constant", "external"]
 LEAF_KINDS: tuple[LeafKind, ...] = ("input", "parameter", "buffer", "constant", "external")
 
 
-@frozen
+@frozen(cache_hash=True)
 class FnRef:
     """A function by name.
 
@@ -63,7 +63,7 @@ def split_function_name(full: str) -> tuple[str, str]:
     return ".".join(words[:cut]), ".".join(words[cut:])
 
 
-@frozen
+@frozen(cache_hash=True)
 class Location:
     """A place in a source file; lines from 1, columns from 0, 0 and -1 where unknown."""
 
@@ -78,7 +78,7 @@ class Location:
         return f"{self.file}:{self.line}"
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Value:
     """One version of one tensor.
 
@@ -101,7 +101,7 @@ class Value:
     grad_fn: str | None = None
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Op:
     """One call of one function.
 
@@ -149,7 +149,7 @@ class Op:
         return self.results + tuple(new for _, new in self.effects)
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Leaf:
     """A value that no recorded op made.
 
@@ -171,7 +171,7 @@ class Leaf:
     location: Location | None = None
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Scope:
     """One call of one module; ops ``start`` to ``stop - 1`` ran inside.
 
@@ -231,7 +231,7 @@ class Bundle:
     values: tuple[ValueId, ...] = ()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class ModuleInfo:
     """A module of the model, called or not."""
 
@@ -239,7 +239,7 @@ class ModuleInfo:
     cls: str
 
 
-@frozen
+@frozen(weakref_slot=False)
 class ParameterInfo:
     """A parameter of the model, used or not."""
 

@@ -113,6 +113,12 @@ class EntryIndex:
         """A module call as users write it: the address, with the call number if there are several calls."""
         return f"{scope.address}:{scope.call}" if self.calls[scope.address] > 1 else scope.address
 
+    def name_of(self, value: ValueId) -> str:
+        """A value as users read it: the name of its entry, else the ``@address`` of its leaf, else its number."""
+        row, leaf = self.by_value.get(value), self.graph.values[value].leaf
+        addresses = () if leaf is None else self.graph.leaves[leaf].addresses
+        return row.name if row is not None else f"@{addresses[0]}" if addresses else f"%{value}"
+
     def is_statistic(self, row: EntryRow) -> bool:
         """Whether an entry is a buffer that only normalisation layers read: tables and pictures leave it out."""
         if row.leaf is None or self.graph.leaves[row.leaf].kind != "buffer":
@@ -136,11 +142,13 @@ class EntryIndex:
     @cached_property
     def _addresses(self) -> dict[str, list[EntryRow]]:
         keys: dict[str, list[EntryRow]] = defaultdict(list)
+        seen: set[tuple[str, int]] = set()
         for scope in self.graph.scopes:
             made = [self.by_value[v] for v in scope.outputs[:1] if v in self.by_value]
             for address in filter(None, (scope.address, *scope.aliases)):
                 for row in made:
-                    if row not in keys[address]:
+                    if (address, row.number) not in seen:
+                        seen.add((address, row.number))
                         keys[address].append(row)
                     keys[f"{address}:{scope.call}"] = [row]
         for row in self.rows:
@@ -151,8 +159,36 @@ class EntryIndex:
 
     def keys_of(self, row: EntryRow) -> list[str]:
         """All text keys that lead to an entry, alone or with other passes of its layer."""
-        labels = [key for key, rows in self._labels.items() if row in rows]
-        return labels + [key for key, rows in self._addresses.items() if row in rows]
+        return self._keys[row.number]
+
+    @cached_property
+    def _keys(self) -> list[list[str]]:
+        """Per entry, the keys that lead to it and are not ambiguous."""
+        found: list[list[str]] = [[] for _ in self.rows]
+        for keys, others in ((self._labels, self._addresses), (self._addresses, self._labels)):
+            for key, rows in keys.items():
+                if others.get(key, rows) == rows:
+                    for row in rows:
+                        if key not in found[row.number]:
+                            found[row.number].append(key)
+        return found
+
+    def passes_of(self, row: EntryRow) -> list[EntryRow]:
+        """All passes of the layer of an entry, in order."""
+        return self._labels[row.label]
+
+    def check_module(self, address: str) -> None:
+        """Raises UnknownKeyError, with the nearest addresses, if the model has no such module or call of one."""
+        known = {module.address for module in self.graph.meta.modules}
+        for scope in self.graph.scopes:
+            known.update(a for name in (scope.address, *scope.aliases) for a in (name, f"{name}:{scope.call}"))
+        if address not in known:
+            near = get_close_matches(address, known, n=4, cutoff=0.5) or sorted(known - {""})[:4]
+            raise UnknownKeyError(
+                f"there is no module {address!r}",
+                where=f"{self.graph.meta.model}, {len(self.graph.meta.modules)} modules",
+                hint=f"nearest addresses: {', '.join(map(repr, near))}; patterns such as 'layer1.*' work too",
+            )
 
     def find(self, key: str) -> list[EntryRow]:
         """The entries that a label or an address names: one, or all passes of one layer or module.
@@ -179,6 +215,8 @@ class EntryIndex:
         return rows
 
     def _suggestion(self, key: str) -> str:
+        if key.removeprefix("-").isdigit():
+            return f"for the layer at that position write history[{key}], without quotes"
         known = [k for k in (*self._labels, *self._addresses) if ":" not in k or ":" in key]
         near = get_close_matches(key, known, n=4, cutoff=0.5)
         if not near:

@@ -6,6 +6,7 @@ its pass.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from lens.ir.rewrite import GraphMap
 
 T = TypeVar("T")
+#: The form of labels (paper, "Layer nomenclature").
+_LABEL, _LEAF_LABEL = re.compile(r"[^_]+_[0-9]{1,18}_[0-9]{1,18}"), re.compile(r"[^_]+_[0-9]{1,18}")
 
 
 class Facet:
@@ -80,9 +83,9 @@ class Distances(Facet):
             min_to_output=self.min_to_output,
             max_to_output=self.max_to_output,
         )
-        for op, low, high in zip(graph.ops, self.min_from_input, self.max_from_input, strict=False):
+        for op, (low, high) in enumerate(zip(self.min_from_input, self.max_from_input, strict=False)):
             if (low is None) != (high is None) or (low or 0) > (high or 0):
-                yield f"op {op.id}: distance from input is {low} to {high}"
+                yield f"op {op}: distance from input is {low} to {high}"
 
     def remap(self, graph_map: GraphMap) -> Distances:
         rows = (self.min_from_input, self.max_from_input, self.min_to_output, self.max_to_output)
@@ -116,9 +119,17 @@ class Labels(Facet):
             pass_num=self.pass_num,
             pass_total=self.pass_total,
         )
-        for op, names in zip(graph.ops, self.results, strict=False):
+        for op, names, number, total in zip(graph.ops, self.results, self.pass_num, self.pass_total, strict=False):
             if len(names) != len(op.results):
                 yield f"op {op.id}: {len(names)} labels for {len(op.results)} results"
+            if not 1 <= number <= total:
+                yield f"op {op.id}: pass {number} of {total}"
+        if len(self.leaves) != len(graph.leaves) or len(self.outputs) != len(graph.outputs.values):
+            yield f"labels of {len(self.leaves)} leaves and {len(self.outputs)} outputs"
+        if any(not _LABEL.fullmatch(name) for names in self.results for name in names):
+            yield "a label is not of the form type_1_2"
+        if any(name is not None and not _LEAF_LABEL.fullmatch(name) for name in (*self.leaves, *self.outputs)):
+            yield "a label of a leaf or an output is not of the form type_1"
 
 
 @frozen
@@ -255,6 +266,8 @@ class Containment(Facet):
         for op, scope in zip(graph.ops, self.ops, strict=False):
             if op.scope is not None and scope != op.scope:
                 yield f"op {op.id}: contained in scope {scope}, recorded in {op.scope}"
+        if any(scope is not None and scope not in range(len(graph.scopes)) for scope in (*self.ops, *self.leaves)):
+            yield "containment names a scope that does not exist"
 
 
 BUILT_IN: tuple[type[Facet], ...] = (

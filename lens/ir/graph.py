@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from functools import cached_property
 from typing import TypeVar
 
@@ -70,16 +69,17 @@ class Graph:
         return {type(facet): facet for facet in self.facets}
 
     @cached_property
-    def _users(self) -> dict[ValueId, tuple[OpId, ...]]:
-        users: dict[ValueId, list[OpId]] = defaultdict(list)
+    def _users(self) -> list[tuple[OpId, ...]]:
+        users: list[list[OpId]] = [[] for _ in self.values]
         for op in self.ops:
-            for value in dict.fromkeys(op.reads):
+            reads = op.reads
+            for value in reads if len(reads) < 2 else dict.fromkeys(reads):
                 users[value].append(op.id)
-        return {value: tuple(ops) for value, ops in users.items()}
+        return list(map(tuple, users))
 
     def users(self, value: ValueId) -> tuple[OpId, ...]:
         """The ops that depend on a value, in order. Linear once per graph, then constant."""
-        return self._users.get(value, ())
+        return self._users[value]
 
     def producer(self, value: ValueId) -> Op | None:
         """The op that made a value; None for leaves."""

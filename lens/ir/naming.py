@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from lens.ir.elements import FnRef
 
@@ -21,6 +22,7 @@ _DUNDER = re.compile(r"__(\w+?)__")
 _IN_PLACE = re.compile(r"i(add|sub|mul|div|truediv|floordiv|mod|pow|matmul|and|or|xor|lshift|rshift)")
 
 
+@lru_cache(maxsize=4096)
 def layer_type(function: FnRef) -> str:
     """The layer type of a function: its name in lower case without underscores, operators under their name.
 

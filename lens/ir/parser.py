@@ -29,9 +29,12 @@ from lens.ir.elements import (
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.printer import FN_FLAGS, print_address
+from lens.ir.quick import quick
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, default_form, map_nodes
 from lens.ir.tokens import Line
 from lens.ir.types import parse_type
+
+_op, _value = quick(Op), quick(Value)
 
 
 def parse(text: str, facets: Iterable[type[Facet]] = ()) -> Graph:
@@ -69,6 +72,8 @@ class _Parser:
     functions: dict[str, FnRef] = field(factory=dict)
     addresses: dict[str, ValueId] = field(factory=dict)
     open: list[_OpenScope | _OpenComposite] = field(factory=list)
+    #: One record per place: most operations of a loop stand on a few lines.
+    locations: dict[tuple[str, int, str, int, int, int], Location] = field(factory=dict)
     inputs: Bundle = Bundle()
     outputs: Bundle = Bundle()
     meta: Meta = Meta()
@@ -259,7 +264,7 @@ class _Parser:
         yields = self.yields(line) if line.accept("yields") else ()
         duration = float(line.take("number")) if line.accept("took") else 0.0
         self.ops.append(
-            Op(
+            _op(
                 op_id,
                 self.function(name),
                 tuple(operands),
@@ -299,7 +304,7 @@ class _Parser:
         assert tensor_type is not None
         alias = self.value(line, declared=False) if line.accept("~") else None
         grad = line.take("name") if line.accept("^") else None
-        self.values[number] = Value(number, tensor_type, producer, index, alias, None, grad)
+        self.values[number] = _value(number, tensor_type, producer, index, alias, None, grad)
         return number
 
     def value(self, line: Line, declared: bool = True) -> ValueId:
@@ -341,7 +346,11 @@ class _Parser:
             line.take("mark", ":")
             end_column = line.integer()
         line.take("name", "in")
-        return Location(file, row, line.string(), end_line, column, end_column)
+        key = (file, row, line.string(), end_line, column, end_column)
+        found = self.locations.get(key)
+        if found is None:
+            found = self.locations[key] = Location(*key)
+        return found
 
     def bundle(self, line: Line) -> Bundle:
         values: list[ValueId] = []

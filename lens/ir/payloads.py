@@ -111,9 +111,17 @@ class PayloadStore:
             raise AbsentValueError(
                 "the value of this tensor was not saved",
                 where=where or f"value %{value}",
-                hint='trace with save="all", or name this layer in save=[...]',
+                hint=f'trace with save="all"{f" or save=[{where!r}]" if where else ""}',
             )
         return payload.read()
+
+    def states_before(self, op: OpId) -> dict[str, Any] | None:
+        """The generator states before a random op, by device; None if it drew no number."""
+        states = self.rng_states.get(op)
+        if states is None:
+            return None
+        # In a loaded trace they are still to be read.
+        return {device: state.read() if hasattr(state, "read") else state for device, state in states.items()}
 
     def keep(self, values: Iterable[ValueId]) -> PayloadStore:
         """A store with only these values."""

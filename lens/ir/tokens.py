@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
 from lens.errors import TextError
 
+#: A word and the blanks before it.
 _TOKEN = re.compile(
-    r"""
-      (?P<space>\s+|//.*)
-    | (?P<string>"(?:[^"\\]|\\.)*")
+    r"""\s*(?:
+      (?P<string>"(?:[^"\\]|\\.)*")
     | (?P<leaf>@(?:"(?:[^"\\]|\\.)*"|[\w.]+))
     | (?P<value>%\d+)
     | (?P<type>\w+\[[\d,?]*\](?:@[\w:]+)?(?:\#\w+)?)
@@ -19,7 +20,8 @@ _TOKEN = re.compile(
     | (?P<number>-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf\b|nan\b))
     | (?P<name>[A-Za-z_][\w.<>]*)
     | (?P<mark>->|=>|[{}()\[\],:=~^\#-])
-    """,
+    | (?P<end>//.*|$)
+    )""",
     re.VERBOSE,
 )
 
@@ -29,6 +31,16 @@ class Token(NamedTuple):
 
     kind: str
     text: str
+
+
+#: What stands behind the last token, twice: the parser looks one further on.
+_END = Token("end", "")
+
+
+@lru_cache(maxsize=4096)
+def _unquoted(text: str) -> str:
+    """The string that is quoted so. File names and functions come again on every line."""
+    return str(json.loads(text))
 
 
 class Line:
@@ -48,38 +60,41 @@ class Line:
     def _split(self) -> list[Token]:
         tokens: list[Token] = []
         place = 0
-        while place < len(self.text):
-            match = _TOKEN.match(self.text, place)
-            if match is None:
-                self.fail(f"unexpected character {self.text[place]!r}")
-            if match.lastgroup != "space":
-                tokens.append(Token(match.lastgroup or "", match.group()))
+        for match in _TOKEN.finditer(self.text):
+            if match.start() != place:
+                break
+            kind = match.lastgroup
+            assert kind is not None
+            if kind == "end":
+                return [*tokens, _END, _END]
+            tokens.append(Token(kind, match[kind]))
             place = match.end()
-        return tokens
+        return self.fail(f"unexpected character {self.text[place:].lstrip()[:1]!r}")
 
     def peek(self, ahead: int = 0) -> Token:
-        """The next token, or one further on, left in place."""
-        place = self.position + ahead
-        return self.tokens[place] if place < len(self.tokens) else Token("end", "")
+        """The next token, or the one after it, left in place."""
+        return self.tokens[self.position + ahead]
 
     def take(self, kind: str | None = None, text: str | None = None) -> str:
         """The text of the next token, which must be of this kind and text. Raises TextError if not."""
-        token = self.peek()
+        token = self.tokens[self.position]
         if (kind and token.kind != kind) or (text and token.text != text):
             self.fail(f"{text or kind} expected, {token.text or 'end of line'!r} found")
-        self.position += 1
+        if token is not _END:
+            self.position += 1
         return token.text
 
     def accept(self, text: str) -> bool:
         """Take the next token if this is its text."""
-        if self.peek().text == text and self.peek().kind != "string":
+        token = self.tokens[self.position]
+        if token.text == text and token.kind != "string":
             self.position += 1
             return True
         return False
 
     def string(self) -> str:
         """Take a quoted string."""
-        return str(json.loads(self.take("string")))
+        return _unquoted(self.take("string"))
 
     def integer(self) -> int:
         """Take a whole number."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from functools import lru_cache
 from math import prod
 
 from attrs import frozen
@@ -76,6 +78,13 @@ class TensorType:
         return f"{short}[{shape}]{device}{layout}"
 
 
+@lru_cache(maxsize=4096)
+def shared_type(dtype: str, shape: tuple[int, ...], device: str, layout: str) -> TensorType:
+    """The type of these, one record for all who ask: a parameter's value and its description share it."""
+    return TensorType(sys.intern(dtype), shape, sys.intern(device), sys.intern(layout))
+
+
+@lru_cache(maxsize=4096)
 def parse_type(text: str) -> TensorType | None:
     """Read the text form of a type, such as ``f32[1,3]@cuda:0``; None if it is not one."""
     match = _TYPE_TEXT.fullmatch(text)

@@ -69,9 +69,17 @@ def _references_exist(graph: Graph) -> Iterator[Finding]:
             yield op.id, f"op {op.id} names a value that does not exist"
         if op.scope is not None and op.scope not in scopes:
             yield op.id, f"op {op.id} names scope {op.scope}, which does not exist"
+    ops, leaves = range(len(graph.ops)), range(len(graph.leaves))
+    for value in graph.values:
+        pairs = ((value.producer, ops), (value.alias_of, values), (value.leaf, leaves))
+        if any(number is not None and number not in there for number, there in pairs):
+            yield None, f"%{value.id} names a producer, leaf or alias that does not exist"
     for leaf in graph.leaves:
         if leaf.value not in values:
             yield None, f"leaf {leaf.id} names a value that does not exist"
+    around = [*(scope.parent for scope in graph.scopes), *(read.scope for read in graph.reads)]
+    if any(scope is not None and scope not in scopes for scope in around):
+        yield None, "a scope or read names a scope that does not exist"
     rest = [*graph.inputs.values, *graph.outputs.values, *(read.value for read in graph.reads)]
     rest += [v for scope in graph.scopes for v in (*scope.inputs, *scope.outputs)]
     if any(v not in values for v in rest):
@@ -109,7 +117,7 @@ def _slots_fit(graph: Graph) -> Iterator[Finding]:
     for op in graph.ops:
         if _slot_numbers(*op.args, *(arg for _, arg in op.kwargs)) != list(range(len(op.operands))):
             yield op.id, f"op {op.id}: the slots of its arguments are not its operands in order"
-        if any(slot >= len(op.results) for slot in slots(op.form)):
+        if any(not 0 <= slot < len(op.results) for slot in slots(op.form)):
             yield op.id, f"op {op.id} returns a slot that it has no result for"
     for name, bundle in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         if _slot_numbers(bundle.form) != list(range(len(bundle.values))):
@@ -159,6 +167,17 @@ def _composites_nest(graph: Graph) -> Iterator[Finding]:
             yield op.id, f"op {op.id} has {len(op.results)} results and {len(op.yields)} yields"
 
 
+def _aliases_end(graph: Graph) -> Iterator[Finding]:
+    walked: dict[ValueId, ValueId] = {}
+    for value in graph.values:
+        current: ValueId | None = value.id
+        while current is not None and current not in walked:
+            walked[current] = value.id
+            current = graph.values[current].alias_of
+        if current is not None and walked[current] == value.id:
+            yield value.producer, f"%{value.id} is an alias of itself, by way of %{current}"
+
+
 def _aliases_are_older(graph: Graph) -> Iterator[Finding]:
     for value in graph.values:
         if value.alias_of is None:
@@ -185,5 +204,6 @@ _RULES: dict[str, Callable[[Graph], Iterator[Finding]]] = {
     "scopes": _scopes_nest,
     "composites": _composites_nest,
     "aliases": _aliases_are_older,
+    "alias circle": _aliases_end,
     "reads": _reads_are_placed,
 }

@@ -102,13 +102,9 @@ def _facet(graph: Graph, conditions: tuple[Condition, ...], values: Iterable[Val
             producer = graph.values[value].producer
             if producer is not None and not to_output[producer]:
                 stack.append(producer)
-    everything = range(len(graph.ops))
-    return Conditionals(
-        conditions,
-        tuple(op in in_branch for op in everything),
-        tuple(op in in_branch and _leaves_the_model(graph, OpId(op)) for op in everything),
-        tuple(op in producers for op in everything),
-    )
+    starts = {op for op in in_branch if _leaves_the_model(graph, op)}
+    columns = ([op in found for op in range(len(graph.ops))] for found in (in_branch, starts, producers))
+    return Conditionals(conditions, *map(tuple, columns))
 
 
 def _leaves_the_model(graph: Graph, op: OpId) -> bool:

@@ -57,11 +57,16 @@ class SourceReader:
     """Reads source files, each once. Sources come from ``linecache``, which knows notebook cells too."""
 
     _tests: dict[str, tuple[Test, ...]] = field(factory=dict)
+    _roles: dict[Location | None, Role | None] = field(factory=lambda: {None: None})
 
     def role(self, location: Location | None) -> Role | None:
         """The role of the code at a location; None if it is in no test, or the source is not to be had."""
-        if location is None:
-            return None
+        if location not in self._roles:
+            assert location is not None
+            self._roles[location] = self._find(location)
+        return self._roles[location]
+
+    def _find(self, location: Location) -> Role | None:
         tests = self._tests_of(location.file)
         if location.end_line == 0:
             return _by_line(tests, location.line)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from lens.ir.elements import ScopeId, ValueId
+from lens.ir.elements import ScopeId
 from lens.ir.facets import Containment, Facet
 from lens.ir.graph import Graph
 from lens.passes.protocol import PassContext, PassResult
@@ -26,15 +26,15 @@ class ContainmentPass:
     preserves: ClassVar[tuple[type[Facet], ...]] = ()
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        wanted: dict[ValueId, ScopeId] = {}
+        wanted: list[ScopeId | None] = [None] * len(graph.values)
         ops: list[ScopeId | None] = [None] * len(graph.ops)
         for op in reversed(graph.ops):
             scope = op.scope
             if scope is None:
-                scope = next((wanted[v] for v in op.writes if v in wanted), None)
+                scope = next((wanted[v] for v in op.writes if wanted[v] is not None), None)
             ops[op.id] = scope
             if scope is not None:
-                # In reverse order, so that the first consumer has the last word.
-                wanted.update(dict.fromkeys(op.reads, scope))
-        leaves = tuple(wanted.get(leaf.value) for leaf in graph.leaves)
+                for value in op.reads:  # in reverse order, so that the first consumer has the last word
+                    wanted[value] = scope
+        leaves = tuple([wanted[leaf.value] for leaf in graph.leaves])
         return PassResult((Containment(tuple(ops), leaves),))

@@ -29,29 +29,28 @@ class LabelsPass:
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         layers = graph[Recurrence].layer
         totals = Counter(layers)
-        names: dict[int, tuple[str, ...]] = {}
+        names: list[tuple[str, ...]] = [()] * len(totals)
+        seen = [0] * len(totals)
         by_type: Counter[str] = Counter()
-        seen: Counter[int] = Counter()
         results: list[tuple[str, ...]] = []
         passes: list[int] = []
         total = 0
         for op, layer in zip(graph.ops, layers, strict=True):
             seen[layer] += 1
-            known = names.get(layer, ())
-            kind = layer_type(op.function)
-            while len(known) < len(op.results):
+            known, count = names[layer], len(op.results)
+            while len(known) < count:
+                kind = layer_type(op.function)
                 by_type[kind] += 1
                 total += 1
-                known = (*known, f"{kind}_{by_type[kind]}_{total}")
-            names[layer] = known
-            results.append(known[: len(op.results)])
+                names[layer] = known = (*known, f"{kind}_{by_type[kind]}_{total}")
+            results.append(known if len(known) == count else known[:count])
             passes.append(seen[layer])
         return PassResult(
             (
                 Labels(
                     tuple(results),
                     tuple(passes),
-                    tuple(totals[layer] for layer in layers),
+                    tuple([totals[layer] for layer in layers]),
                     _leaf_labels(graph),
                     tuple(f"output_{i + 1}" for i in range(len(graph.outputs.values))),
                 ),

@@ -28,7 +28,10 @@ class OrphansPass:
     preserves: ClassVar[tuple[type[Facet], ...]] = (Granularity, Ancestry, Distances)
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        useful = _ancestors_of(graph, _from_input(graph))
+        descend = _from_input(graph)
+        if len(descend) == len(graph.ops):
+            return PassResult((Orphans(()),))
+        useful = _ancestors_of(graph, descend)
         useful |= _interiors_of(graph, useful)
         kept = [op for op in graph.ops if op.id in useful]
         orphans = tuple(
@@ -46,12 +49,17 @@ class OrphansPass:
 
 
 def _from_input(graph: Graph) -> set[OpId]:
-    reached = set(graph.inputs.values)
+    reached = bytearray(len(graph.values))
+    for value in graph.inputs.values:
+        reached[value] = True
     ops = set()
     for op in graph.ops:
-        if any(value in reached for value in op.reads):
-            ops.add(op.id)
-            reached.update(op.writes)
+        for value in op.reads:
+            if reached[value]:
+                ops.add(op.id)
+                for made in op.writes:
+                    reached[made] = True
+                break
     return ops
 
 

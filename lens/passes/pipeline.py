@@ -68,7 +68,7 @@ def _make(name: str, options: str, known: Mapping[str, Callable[..., Pass]]) -> 
     arguments = {}
     for item in filter(None, (part.strip() for part in options.split(","))):
         option, _, value = item.partition("=")
-        arguments[option.strip()] = _value(value.strip())
+        arguments[option.strip()] = read_option(value.strip())
     try:
         return known[name](**arguments)
     except (TypeError, ValueError) as error:
@@ -79,7 +79,8 @@ def _make(name: str, options: str, known: Mapping[str, Callable[..., Pass]]) -> 
         ) from error
 
 
-def _value(text: str) -> object:
+def read_option(text: str) -> object:
+    """The value of an option: JSON, or else the text itself."""
     try:
         return json.loads(text)
     except ValueError:

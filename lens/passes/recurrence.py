@@ -10,7 +10,7 @@ The three rules ("Handling of recurrent operations"), and how docs/adr/002-recur
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator
 from typing import ClassVar
 
@@ -45,14 +45,31 @@ class OpKeys:
 
     def __init__(self, graph: Graph) -> None:
         parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
-        self.parameters = [tuple(v if v in parameters else -1 for v in op.operands) for op in graph.ops]
-        self.has_parameters = [any(p >= 0 for p in row) for row in self.parameters]
-        numbers: dict[Hashable, int] = {}
-        self.of = [numbers.setdefault(self._key(op), len(numbers)) for op in graph.ops]
+        self.has_parameters = [not parameters.isdisjoint(op.operands) for op in graph.ops]
+        number = _Numbers().of
+        keys: dict[tuple[int | tuple[int, ...], ...], int] = {}
+        self.of: list[int] = []
+        for op in graph.ops:
+            own = tuple([v if v in parameters else -1 for v in op.operands]) if self.has_parameters[op.id] else ()
+            key = (number(op.function), number(op.args), number(op.kwargs) if op.kwargs else -1, own)
+            self.of.append(keys.setdefault(key, len(keys)))
 
-    def _key(self, op: Op) -> Hashable:
-        own = self.parameters[op.id] if self.has_parameters[op.id] else ()
-        return op.function, op.args, op.kwargs, own
+
+class _Numbers:
+    """Numbers of things that live on: equal ones for equal things.
+
+    What was met is known by identity, for it is the hash of records that takes the time: 6 us per op without.
+    """
+
+    def __init__(self) -> None:
+        self._by_value: dict[Hashable, int] = {}
+        self._by_id: dict[int, int] = {}
+
+    def of(self, thing: Hashable) -> int:
+        number = self._by_id.get(id(thing))
+        if number is None:
+            number = self._by_id[id(thing)] = self._by_value.setdefault(thing, len(self._by_value))
+        return number
 
 
 class _Folding:
@@ -95,12 +112,14 @@ class _Folding:
                     self._new_group(ops, "loop")
 
     def facet(self) -> Recurrence:
-        numbers: dict[int | str, int] = {}
-        layers = []
-        for op, group in enumerate(self.group):
-            own = f"op {op}" if group is None else group
-            layers.append(numbers.setdefault(own, len(numbers)))
-        rules = tuple("" if g is None else self.rules[g] for g in self.group)
+        numbers: dict[int, int] = {}
+        layers: list[int] = []
+        count = 0
+        for group in self.group:
+            layer = count if group is None else numbers.setdefault(group, count)
+            layers.append(layer)
+            count += layer == count
+        rules = tuple(["" if g is None else self.rules[g] for g in self.group])
         return Recurrence(tuple(layers), rules)
 
     def _new_group(self, ops: list[OpId], rule: str) -> int:
@@ -121,15 +140,16 @@ class _Folding:
         return [list(dict.fromkeys(ops)) for ops in found.values()]
 
     def _users(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
-        seen: Counter[Hashable] = Counter()
+        graph, keys = self.graph, self.keys
+        seen: dict[Hashable, int] = {}
         for result, value in enumerate(op.writes):
-            for user in self.graph.users(value):
-                if self.keys.has_parameters[user]:
+            for user in graph.users(value):
+                if keys.has_parameters[user]:
                     continue
-                place = self.graph.ops[user].reads.index(value)
-                like = (result, place, self.keys.of[user])
-                seen[like] += 1
-                yield (result, place, seen[like]), user
+                place = graph.ops[user].reads.index(value)
+                like = (result, place, keys.of[user])
+                seen[like] = nth = seen.get(like, 0) + 1
+                yield (result, place, nth), user
 
     def _producers(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
         for place, value in enumerate(op.reads):

@@ -14,6 +14,8 @@ from lens.render.sizes import human_bytes
 
 #: More results of one call than this are drawn as one node where a drawing is too large.
 _MOST_RESULTS = 16
+#: More arrows than this beside the nodes, on average, cannot be told apart.
+_MOST_PASSING = 40
 #: How many nodes stay at each end of a drawing whose middle is left out.
 _END = 30
 
@@ -93,19 +95,26 @@ def elide_middle(drawing: Drawing, end: int = _END) -> Drawing:
     return _with(drawing, [(node, middle)])
 
 
-def fit(drawing: Drawing, most: int, rolled: bool) -> Drawing:
+def fit(drawing: Drawing, most: int, rolled: bool, *, uncrowd: bool = True) -> Drawing:
     """The drawing, rolled if so asked, with no more than about so many nodes; a note says what was collapsed.
 
     First the results of calls with many of them become one node, then modules, the deepest first, then the middle.
+    Modules are collapsed too where arrows crowd a drawing (every layer of a DenseNet feeds all later ones), unless
+    ``uncrowd`` is False.
     """
-    total = _count(drawing, None, rolled)
-    if total <= most:
+    homes = _homes(drawing, None, rolled)
+    total, crowded = len(set(homes.values())), uncrowd and _crowd(drawing, homes) > _MOST_PASSING
+    if total <= most and not crowded:
         return roll(drawing) if rolled else drawing
-    bundled = bundle_results(drawing)
-    done = ["many results of one call"] if len(bundled.nodes) < len(drawing.nodes) else []
-    drawing = bundled
-    depths = [None, *range(max(map(len, drawing.chains.values())), 0, -1)]
-    depth = next((d for d in depths if _count(drawing, d, rolled) <= most), depths[-1])
+    done = []
+    if total > most:
+        bundled = bundle_results(drawing)
+        done += ["many results of one call"] if len(bundled.nodes) < len(drawing.nodes) else []
+        drawing = bundled
+    for depth in (None, *range(max(map(len, drawing.chains.values())), 0, -1)):
+        homes = _homes(drawing, depth, rolled)
+        if len(set(homes.values())) <= most and not (uncrowd and _crowd(drawing, homes) > _MOST_PASSING):
+            break
     if depth is not None:
         drawing = collapse_depth(drawing, depth)
         done.append(f"modules at depth {depth}")
@@ -113,22 +122,37 @@ def fit(drawing: Drawing, most: int, rolled: bool) -> Drawing:
     if len(drawing.nodes) > most:
         drawing = elide_middle(drawing, min(_END, most // 2))
         done.append("the middle")
+    if not done:
+        return drawing
+    why = "arrows would crowd it; " if total <= most else ""
     shown = f"{total:,} layers in {len(drawing.nodes):,} nodes"
-    note = f"Collapsed: {', '.join(done)} ({shown}); max_nodes=None shows all"
+    note = f"Collapsed: {', '.join(done)} ({shown}); {why}max_nodes=None shows all"
     return evolve(drawing, notes=(*drawing.notes, note))
 
 
-def _count(drawing: Drawing, depth: int | None, rolled: bool) -> int:
-    """How many nodes there would be with the modules at a depth collapsed."""
-    found: set[tuple[str, ...]] = set()
+def _homes(drawing: Drawing, depth: int | None, rolled: bool) -> dict[str, tuple[str, str]]:
+    """Per node, what would stand for it with the modules at a depth collapsed."""
+    found: dict[str, tuple[str, str]] = {}
     for node in drawing.nodes:
         chain = drawing.chains[node.cluster]
         if depth is not None and len(chain) >= depth:
             box = chain[depth - 1]
-            found.add(("module", box.address if rolled else box.id))
+            found[node.id] = "module", box.address if rolled else box.id
         else:
-            found.add((node.label,) if rolled and node.passes > 1 else ("", node.id))
-    return len(found)
+            found[node.id] = ("layer", node.label) if rolled and node.passes > 1 else ("", node.id)
+    return found
+
+
+def _crowd(drawing: Drawing, homes: dict[str, tuple[str, str]]) -> float:
+    """How many arrows pass by a node without touching it, on average over the height of the drawing, about."""
+    ranks = dict.fromkeys(homes.values(), 0)
+    places = {home: place for place, home in enumerate(ranks)}
+    ends = dict.fromkeys((homes[edge.source], homes[edge.target]) for edge in drawing.edges)
+    forward = [(source, target) for source, target in ends if places[source] < places[target]]
+    for source, target in forward:
+        ranks[target] = max(ranks[target], ranks[source] + 1)
+    passing = sum(max(0, ranks[target] - ranks[source] - 1) for source, target in forward)
+    return passing / (1 + max(ranks.values(), default=0))
 
 
 def _leaving(drawing: Drawing, owner: dict[str, str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def _amount(node: Node, metric: str) -> float | None:
         return node.cost.nbytes or None
     if metric == "parameters":
         return sum(weight.numel for weight in node.weights) or None
-    return node.cost.flops
+    return node.cost.flops or None
 
 
 def _step(amount: float, most: float, steps: int) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from lens.ir.elements import Op, Scope, ScopeId
+from lens.ir.elements import Op, OpId, Scope, ScopeId
 from lens.ir.entry_index import EntryIndex, EntryRow
 from lens.ir.facets import Conditionals, Containment
 from lens.ir.gaps import ESCAPES, find_gaps
@@ -13,7 +13,6 @@ from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.templates import Map, Seq, Slot, Template, slots
 from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, Weight
-from lens.render.flops import flops_of
 from lens.render.rolling import without_empty
 from lens.render.sizes import human_bytes, human_seconds, human_shape
 
@@ -26,20 +25,30 @@ COMMUTATIVE = frozenset(
 _LONGEST_LINE = 60
 
 
-def make_drawing(graph: Graph, *, buffers: bool = True, statistics: bool = False) -> Drawing:
+def make_drawing(
+    graph: Graph,
+    *,
+    buffers: bool = True,
+    statistics: bool = False,
+    flops: Callable[[OpId], int | None] | None = None,
+) -> Drawing:
     """The unrolled drawing of a graph that has labels. Linear.
 
     Args:
         graph: The graph.
         buffers: Whether to show buffers.
         statistics: Whether to show the running statistics of normalisation layers among them.
+        flops: Gives the floating point operations of an operation; they stay unknown without it.
     """
-    return _Drafting(graph, buffers, statistics).drawing()
+    return _Drafting(graph, buffers, statistics, flops).drawing()
 
 
 class _Drafting:
-    def __init__(self, graph: Graph, buffers: bool, statistics: bool) -> None:
+    def __init__(
+        self, graph: Graph, buffers: bool, statistics: bool, flops: Callable[[OpId], int | None] | None
+    ) -> None:
         self.graph = graph
+        self.flops = flops or (lambda _: None)
         self.index = EntryIndex(graph)
         self.conditionals = graph.get(Conditionals)
         self.containment = graph.get(Containment)
@@ -152,7 +161,7 @@ class _Drafting:
             gaps,
             "gap" if gaps else "",
             self._tooltip(row, op),
-            Cost(op.duration if row.index == 0 else 0.0, value_type.nbytes, flops_of(self.graph, op, row.index)),
+            Cost(op.duration, value_type.nbytes, self.flops(op.id)) if row.index == 0 else Cost(0.0, value_type.nbytes),
             group=op.id,
         )
 

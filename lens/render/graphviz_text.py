@@ -6,14 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar
-
-from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.facets import Facet, Labels
-from lens.ir.graph import Graph
-from lens.render.drafting import make_drawing
 from lens.render.drawing import Cluster, Drawing, Edge, Node
 from lens.render.themes import LIGHT, Theme, contrast
 
@@ -24,39 +18,28 @@ _LARGE = 400
 #: What XML cannot hold.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _NODE_FONT, _EDGE_FONT, _BOX_FONT = 11, 9, 11
+_TABLE = '<table border="0" cellborder="0" cellspacing="0" cellpadding="0">'
+#: The second line around collapsed modules.
+_FRAMED = '<table border="1" cellborder="0" cellspacing="0" cellpadding="1">'
+_IF_TEXT = '<font point-size="13"><b>IF</b></font>'
 #: The width of a letter at font size 1, about.
 _LETTER = 0.56
 Attributes = dict[str, str]
 
 
-@frozen
-class Title:
-    """Where the title of a box stands, and how much room is left beside it, in widths of the title."""
-
-    side: str = "left"
-    room: int = 1
+#: Cluster -> the room beside its title, in points.
+NO_ROOM: Mapping[str, int] = MappingProxyType({})
 
 
-NO_TITLES: Mapping[str, Title] = MappingProxyType({})
+def usual_room(cluster: Cluster, direction: str) -> int:
+    """As much as the title is wide, so that an arrow from the middle of the box does not cross it."""
+    letters = max(map(len, cluster.lines)) if direction in ("up", "down") else 0
+    return round(letters * _LETTER * _BOX_FONT)
 
 
-@frozen
-class GraphvizRenderer:
-    """A graph as DOT text."""
-
-    name: ClassVar[str] = "graphviz"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-
-    def render(self, graph: Graph) -> str:
-        """The DOT text of the unrolled graph. Linear."""
-        return to_dot(make_drawing(graph))
-
-
-def to_dot(
-    drawing: Drawing, theme: Theme = LIGHT, direction: str = "up", titles: Mapping[str, Title] = NO_TITLES
-) -> str:
+def to_dot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up", room: Mapping[str, int] = NO_ROOM) -> str:
     """The DOT text of a drawing. Linear. Raises RenderError if the direction is unknown."""
-    lowering = Lowering(drawing, theme, direction, titles)
+    lowering = Lowering(drawing, theme, direction, room)
     lines = ["digraph lens {"]
     for kind, attributes in lowering.defaults().items():
         lines.append(f"  {kind} [{_text(attributes)}]")
@@ -88,15 +71,16 @@ class Lowering:
         drawing: The drawing.
         theme: Its colours.
         direction: Where the output stands: up, down, right or left.
-        titles: How the titles of clusters are set, where that is not the usual way.
+        room: The room beside the titles of clusters, where it is not the usual one.
     """
 
-    def __init__(self, drawing: Drawing, theme: Theme, direction: str, titles: Mapping[str, Title] = NO_TITLES) -> None:
+    def __init__(self, drawing: Drawing, theme: Theme, direction: str, room: Mapping[str, int] = NO_ROOM) -> None:
         if direction not in DIRECTIONS:
             raise RenderError(
                 f"there is no direction {direction!r}", where="direction=", hint=f"give {', '.join(DIRECTIONS)}"
             )
-        self.drawing, self.theme, self.direction, self.titles = drawing, theme, direction, titles
+        self.drawing, self.theme, self.direction, self.room = drawing, theme, direction, room
+        self.places = {node.id: place for place, node in enumerate(drawing.nodes)}
         self.nodes: dict[str | None, list[Node]] = defaultdict(list)
         self.clusters: dict[str | None, list[Cluster]] = defaultdict(list)
         for node in drawing.nodes:
@@ -119,7 +103,8 @@ class Lowering:
             "ranksep": "0.35",
             "tooltip": quoted(self.drawing.title[0] if self.drawing.title else ""),
         }
-        if len(self.drawing.nodes) > _LARGE:
+        nodes, edges = len(self.drawing.nodes), len(self.drawing.edges)
+        if nodes > _LARGE or edges > max(_LARGE, 2 * nodes):
             graph |= {"nslimit": "4", "nslimit1": "4", "mclimit": "0.3"}
         node = {
             **font,
@@ -137,17 +122,19 @@ class Lowering:
         """The attributes of a node."""
         theme = self.theme
         fill = node.fill or theme.fills[node.role]
-        head = f'<font point-size="13"><b>{html(node.head)}</b></font><br/>' if node.head else ""
+        framed = node.shape == "module"
+        lines = [f"&#160;{html(line)}&#160;" if framed else html(line) for line in node.lines]
+        texts = [_IF_TEXT if node.head else "", f"<b>{lines[0]}</b>", "<br/>".join(lines[1:])]
         attributes = {
             "id": quoted(node.id),
-            "label": f"<{head}{_bold_first(node.lines)}>",
+            "label": _rows(texts, _FRAMED if framed else _TABLE),
             "fillcolor": quoted(fill),
             "tooltip": quoted(node.tooltip or node.name),
         }
         if node.shape != "ellipse":
             attributes["shape"] = "box"
-        if node.shape == "module":
-            attributes["peripheries"] = "2"
+        if framed:
+            attributes["margin"] = quoted("0.05")
         if node.dashed:
             attributes["style"] = quoted("filled,dashed")
         if node.mark:
@@ -161,36 +148,33 @@ class Lowering:
         """The attributes of an edge."""
         lines = [html(line) if line == edge.argument else f"<b>{html(line)}</b>" for line in edge.lines]
         if edge.branch:
-            lines.insert(0, '<font point-size="13"><b>IF</b></font>')
+            lines.insert(0, _IF_TEXT)
         attributes: Attributes = {}
         if lines:
-            spaced = [f"&#160;{line}&#160;" for line in (lines if self.direction == "up" else lines[::-1])]
-            attributes["label"] = f"<{'<br/>'.join(spaced)}>"
+            attributes["label"] = _rows(
+                [f"&#160;{line}&#160;" for line in (lines if self.direction == "up" else lines[::-1])]
+            )
         if edge.branch:
             attributes["penwidth"] = "2"
         if edge.after:
             attributes |= {"style": "dotted", "color": quoted(self.theme.marks["fault"])}
+        if self.places[edge.source] > self.places[edge.target]:
+            attributes["weight"] = "0"  # a step back in time: it does not pull its ends together
         return attributes
 
     def cluster(self, cluster: Cluster) -> Attributes:
-        """The attributes of the box of a module.
-
-        Beside its title there is room, so that an arrow from the middle of the box does not cross it.
-        """
+        """The attributes of the box of a module."""
         depth = len(self.drawing.chains[cluster.id])
-        address, cls = cluster.lines
-        title = self.titles.get(cluster.id, Title())
-        letters = max(len(address), len(cls)) if self.direction in ("up", "down") else 0
-        space = f'<td width="{round(letters * _LETTER * _BOX_FONT * title.room)}"></td>'
-        rows = (f"<b>{html(address)}</b>", html(cls))
-        cells = [f'<td align="{title.side}"><font point-size="{_BOX_FONT}">{row}</font></td>' for row in rows]
-        cells = [f"{space}{cell}" if title.side == "right" else f"{cell}{space}" for cell in cells]
-        table = '<table border="0" cellborder="0" cellspacing="0" cellpadding="0"><tr>'
+        room = self.room.get(cluster.id, usual_room(cluster, self.direction))
+        address, cls = map(html, cluster.lines)
+        cells = f'<td align="left">{{}}</td><td width="{room}"></td>'
+        rows = "".join(f"<tr>{cells.format(text)}</tr>" for text in (f"<b>{address}</b>", cls))
         return {
             "id": quoted(cluster.id),
-            "label": f"<{table}{'</tr><tr>'.join(cells)}</tr></table>>",
+            "label": f"<{_TABLE}{rows}</table>>",
             "labelloc": "b" if self.direction == "up" else "t",
-            "labeljust": title.side[0],
+            "labeljust": "l",
+            "fontsize": str(_BOX_FONT),
             "style": "rounded",
             "color": quoted(self.theme.box),
             "penwidth": {1: "2", 2: "1.5"}.get(depth, "1"),
@@ -216,14 +200,20 @@ class Lowering:
         return f'<<table border="0" cellborder="0" cellspacing="1" cellpadding="1">{lines}</table>>'
 
 
-def _bold_first(lines: Sequence[str]) -> str:
-    """The lines of a label, the name of the layer bold."""
-    return "<br/>".join((f"<b>{html(lines[0])}</b>", *map(html, lines[1:])))
+def _rows(texts: Sequence[str], table: str = _TABLE) -> str:
+    """A label of rows: lines of unlike fonts in one row would touch."""
+    rows = "".join(f"<tr><td>{text}</td></tr>" for text in texts if text)
+    return f"<{table}{rows}</table>>"
+
+
+def without_control(text: str) -> str:
+    """Text without the characters that XML cannot hold."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def html(text: str) -> str:
     """Text inside HTML labels: special characters as entities, line ends as breaks, never nothing."""
-    text = _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+    text = without_control(text.replace("\r\n", "\n"))
     for special, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("\n", "<br/>")):
         text = text.replace(special, entity)
     return text if text.strip() else "&#160;"
@@ -231,5 +221,5 @@ def html(text: str) -> str:
 
 def quoted(text: str) -> str:
     """Text as a quoted string in which graphviz finds no escapes but ends of lines."""
-    text = _CONTROL.sub("\ufffd", text).replace("\\", "\\\\").replace('"', '\\"')
+    text = without_control(text).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("\n", "\\n") + '"'

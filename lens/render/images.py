@@ -9,13 +9,14 @@ from os import PathLike
 from pathlib import Path
 
 from lens.errors import RenderError
+from lens.render.files import write_out
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
-_PURE_FORMATS = ("svg", "png", "json", "json0")
+_PURE_FORMATS = ("svg", "png", "json", "json0", "dot")
 _TIMEOUT_SECONDS = 600
-#: What graphviz writes into an SVG for Helvetica, and the fonts of the same widths that other systems have.
-_FONTS, _SAME_WIDTH = b'"Helvetica,sans-Serif"', b'"Helvetica,Arial,Liberation Sans,Nimbus Sans,sans-serif"'
+#: What graphviz writes into an SVG for Arial, and the fonts of the same widths that other systems have.
+_FONTS, _SAME_WIDTH = b'font-family="Arial"', b'font-family="Arial,Helvetica,Liberation Sans,Nimbus Sans,sans-serif"'
 
 
 def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
@@ -30,40 +31,27 @@ def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
     return kind
 
 
-def write_picture(dot_text: str, path: str | PathLike[str], kind: str) -> str:
-    """Lay a DOT text out, write it to a file and give its path.
-
-    Raises:
-        RenderError: on an unwritable path, or if no program can lay it out.
-    """
-    target = Path(path)
-    data = dot_text.encode() if kind == "dot" else lay_out(dot_text, kind)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    except OSError as error:
-        raise RenderError(
-            f"the picture cannot be written: {error.strerror}",
-            where=str(target),
-            hint="choose a path in a folder that you may write to",
-        ) from error
-    return str(target)
+def write_picture(data: bytes, path: str | PathLike[str]) -> str:
+    """Write a picture to a file and give its path. Raises RenderError if it cannot be written."""
+    write_out(Path(path), data)
+    return str(path)
 
 
-def lay_out(dot_text: str, kind: str) -> bytes:
+def lay_out(dot_text: str, kind: str, *, placed: bool = False) -> bytes:
     """The picture of a DOT text.
 
     Args:
         dot_text: The text.
-        kind: svg, png, pdf, json (the layout as data), json0 (without the text).
+        kind: svg, png, pdf, dot (the text with places), json (the layout as data), json0 (without the drawn text).
+        placed: Whether the text has the places of everything already.
 
     Raises:
         RenderError: if no program for it is installed, or if it fails.
     """
-    program = _program(kind)
+    program = program_for(kind)
     try:
         done = subprocess.run(
-            [program, f"-T{kind}"],
+            [program, "-Knop2" if placed else "-Kdot", f"-T{kind}"],
             input=dot_text.encode(),
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,
@@ -84,7 +72,8 @@ def lay_out(dot_text: str, kind: str) -> bytes:
     return done.stdout.replace(_FONTS, _SAME_WIDTH) if kind == "svg" else done.stdout
 
 
-def _program(kind: str) -> str:
+def program_for(kind: str) -> str:
+    """The program that can write such a picture. Raises RenderError if there is none."""
     dot = shutil.which("dot")
     if dot is not None:
         return dot

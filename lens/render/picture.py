@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 from attrs import fields_dict, frozen
 
 from lens.errors import RenderError
+from lens.ir.elements import OpId
+from lens.ir.facets import Facet, Labels
 from lens.ir.graph import Graph
 from lens.render.collapsing import collapse_depth, collapse_modules, fit
 from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing
 from lens.render.graphviz_text import to_dot
-from lens.render.images import format_of, lay_out, write_picture
+from lens.render.images import format_of, write_picture
 from lens.render.pydot_objects import to_pydot
+from lens.render.renderer import Traced
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
-from lens.render.titles import settled_dot
+from lens.render.titles import rendered
 
 if TYPE_CHECKING:
     import pydot
@@ -56,7 +60,8 @@ class Options:
         view: ``unrolled``: every pass of a layer is a node; ``rolled``: all passes are one.
         depth: Modules at this depth are one node each; 1 is the modules that the model itself calls.
         collapse: Addresses of modules that are one node each; ``blocks.*`` is every module directly in ``blocks``.
-        max_nodes: Larger drawings are collapsed further, which a note and a warning say; None never collapses.
+        max_nodes: Larger drawings are collapsed further, and crowded ones where neither depth nor collapse is given;
+            a note and a warning say so. None never collapses.
         buffers: Whether buffers are shown.
         statistics: Whether the running statistics of normalisation layers are shown among them.
         color_by: Colour the layers by ``time``, ``memory``, ``parameters`` or ``flops``, with a legend.
@@ -96,18 +101,26 @@ class Options:
                 raise RenderError(f"{name} cannot be {number!r}", where=f"{name}=", hint=f"give {least}, more, or None")
 
 
-def compose(graph: Graph, options: Options) -> Drawing:
-    """The drawing of a graph that has labels, by the options. Linear."""
+def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] | None = None) -> Drawing:
+    """The drawing of a graph that has labels, by the options; ``flops`` is asked if they colour. Linear."""
     theme = find_theme(options.theme)
     rolled = options.view == "rolled"
-    drawing = make_drawing(graph, buffers=options.buffers, statistics=options.statistics)
+    if options.color_by == "flops" and flops is None:
+        raise RenderError(
+            "nothing here counts FLOPs",
+            where='color_by="flops"',
+            hint="draw with history.draw, where torch is installed",
+        )
+    counted = flops if options.color_by == "flops" else None
+    drawing = make_drawing(graph, buffers=options.buffers, statistics=options.statistics, flops=counted)
     if options.collapse:
         addresses = [options.collapse] if isinstance(options.collapse, str) else options.collapse
         drawing = collapse_modules(drawing, addresses)
     if options.depth is not None:
         drawing = collapse_depth(drawing, options.depth)
     if options.max_nodes is not None:
-        drawing = fit(drawing, options.max_nodes, rolled)
+        chosen = bool(options.collapse) or options.depth is not None
+        drawing = fit(drawing, options.max_nodes, rolled, uncrowd=not chosen)
     elif rolled:
         drawing = roll(drawing)
     if options.legend:
@@ -117,14 +130,33 @@ def compose(graph: Graph, options: Options) -> Drawing:
     return drawing if options.style is None else restyle(drawing, options.style)
 
 
+@frozen
+class DotRenderer(Options):
+    """DOT text for graphviz, with the options of a picture."""
+
+    name: ClassVar[str] = "dot"
+    suffix: ClassVar[str] = ".dot"
+    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
+    needs_model: ClassVar[bool] = False
+
+    def render(self, history: Traced) -> str:
+        """The text before it is laid out. Linear."""
+        return to_dot(compose(history.graph, self, history.flop_counter), find_theme(self.theme), self.direction)
+
+
 class Pictures:
     """The methods of a history that draw."""
 
     graph: Graph
+    if TYPE_CHECKING:
+
+        @cached_property
+        def flop_counter(self) -> Callable[[OpId], int | None] | None:
+            """What histories have."""
 
     def drawing(self, **options: Unpack[DrawOptions]) -> Drawing:
         """The drawing before it is laid out; options as for ``draw``. ``lens.render.drawing_text`` prints it."""
-        return compose(self.graph, Options.of(options))
+        return compose(self.graph, Options.of(options), self.flop_counter)
 
     def draw(
         self,
@@ -147,17 +179,19 @@ class Pictures:
         """
         kind = format_of(path, format)
         chosen = Options.of(options)
-        drawing = compose(self.graph, chosen)
+        drawing = compose(self.graph, chosen, self.flop_counter)
         for note in drawing.notes:
             if note.startswith("Collapsed"):
                 warnings.warn(note, stacklevel=2)
-        lower = to_dot if kind == "dot" else settled_dot
-        return write_picture(lower(drawing, find_theme(chosen.theme), chosen.direction), path, kind)
+        theme = find_theme(chosen.theme)
+        if kind == "dot":
+            return write_picture(to_dot(drawing, theme, chosen.direction).encode(), path)
+        return write_picture(rendered(drawing, kind, theme, chosen.direction), path)
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
         chosen = Options.of(options)
-        return to_pydot(compose(self.graph, chosen), find_theme(chosen.theme), chosen.direction)
+        return to_pydot(compose(self.graph, chosen, self.flop_counter), find_theme(chosen.theme), chosen.direction)
 
     def _repr_svg_(self) -> str | None:
         """The picture for notebooks; None if the drawing is large or nothing here can lay it out."""
@@ -165,6 +199,6 @@ class Pictures:
         if len(drawing.nodes) > _NOTEBOOK_NODES:
             return None
         try:
-            return lay_out(settled_dot(drawing, find_theme("light"), "up"), "svg").decode()
+            return rendered(drawing, "svg").decode()
         except RenderError:
             return None

@@ -34,7 +34,7 @@ class Theme:
         fills: Role of a node -> its colour.
         marks: ``gap`` and ``fault`` -> the colour of the border.
         scale: Colours of a metric from the least to the most.
-        font: The font's name. Layouts know the widths of Helvetica, Times and Courier.
+        font: The font's name. Layouts know the widths of Arial, Times and Courier.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Theme:
     fills: Mapping[str, str]
     marks: Mapping[str, str]
     scale: tuple[str, ...]
-    font: str = "Helvetica"
+    font: str = "Arial"
 
 
 LIGHT = Theme(

@@ -1,97 +1,156 @@
-"""The file format: one msgpack map with the graph, its facets and, if wanted, the saved values.
+"""The file format: one msgpack map with the graph, its facets and, if wanted, the saved values (docs/format.md).
 
 It holds no code and no pickle, and opens without torch; only reading a saved value needs torch.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import tempfile
+import json
+import secrets
+import zlib
+from collections.abc import Iterator
+from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import msgpack
 from attrs import evolve, frozen
 
-from lens.errors import FileFormatError, GraphError, PayloadError
+from lens.errors import FileFormatError, GraphError
 from lens.ir.codec import CONVERTER, dump_facet, load_facet, structure
 from lens.ir.elements import OpId, ValueId
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
 from lens.ir.payloads import Payload, PayloadStore, Stale
-from lens.ir.types import DTYPES, TensorType
 from lens.ir.verifier import verify
-
-if TYPE_CHECKING:
-    from lens.history import ModelHistory
+from lens.render.files import write_whole
+from lens.render.renderer import Traced
+from lens.render.values import (
+    Beside,
+    BesideTensor,
+    StoredTensor,
+    beside_path,
+    check_size,
+    dump_tensor,
+    load_tensor,
+    load_type,
+    plain_tensor,
+    write_beside,
+)
+from lens.render.values import dtype_name as _dtype
 
 FORMAT = "lens-trace"
-VERSION = 1
+VERSION = 2
+#: Python itself calls no deeper than this, so no model does.
+_DEEPEST_SCOPE = 1000
+#: How msgpack begins a number of four bytes.
+_UINT32 = b"\xce"
+_TEXT: dict[str, Any] = {"unicode_errors": "surrogatepass"}
 
 
-@frozen(eq=False)
-class StoredTensor:
-    """A saved value as it stands in a file: its type, and its elements in row-major order, little-endian."""
+class Recorded(Traced, Protocol):
+    """A ``ModelHistory``, as far as its file holds it."""
 
-    type: TensorType
-    data: bytes
-
-    def read(self) -> object:
-        """The tensor, on the CPU. Raises PayloadError if torch is not installed."""
-        try:
-            import torch
-        except ImportError as error:
-            raise PayloadError(
-                "reading a saved value needs torch",
-                where=str(self.type),
-                hint="pip install torch; graph, labels and pictures work without it",
-            ) from error
-        dtype = getattr(torch, self.type.dtype)
-        if not self.data:
-            return torch.empty(self.type.shape, dtype=dtype)
-        flat = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
-        return flat.view(dtype).reshape(self.type.shape)
+    logging_seconds: float
 
 
-def write_trace(history: ModelHistory, path: str | PathLike[str], payloads: bool) -> str:
+def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, beside: bool = False) -> str:
     """Write a history to a file, which appears whole or not at all, and give its path.
 
+    Args:
+        history: The history.
+        path: The file.
+        payloads: Whether to write the saved values.
+        beside: Whether to write them into a file of their own, ``PATH.safetensors``, which is read lazily.
+
     Raises:
-        FileFormatError: if the path cannot be written.
+        FileFormatError: if the path cannot be written, or a value does not fit into the file.
     """
-    graph = history.graph
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "graph": CONVERTER.unstructure(evolve(graph, facets=())),
-        "facets": [list(dump_facet(facet)) for facet in graph.facets],
-        "logging_seconds": history.logging_seconds,
-        "values": _dump_values(graph, history.payloads) if payloads else {},
-        "rng_states": _dump_states(history.payloads) if payloads else {},
-        "layouts": _dump_layouts(history.payloads) if payloads else {},
-    }
-    document["graph"].pop("facets", None)
-    data = msgpack.packb(document)
     target = Path(path)
+    mark = secrets.token_hex(8) if payloads and beside else ""
+    names = _names(history) if payloads else {}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        if mark:
+            read = history.payloads.read
+            write_beside(beside_path(target), ((name, read(v)) for v, name in names.items()), mark)
+        write_whole(target, _sealed(_chunks(history, names, payloads, mark)))
     except OSError as error:
         raise FileFormatError(
             f"the trace cannot be written: {error.strerror}",
             where=str(target),
             hint="choose a path in a folder that you may write to",
         ) from error
+    except ValueError as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(
+            f"a value does not fit into the file: {error}",
+            where=str(target),
+            hint="values of 4 GB and more stand beside the file: history.save(path, beside=True)",
+        ) from error
     return str(target)
+
+
+def graph_document(graph: Graph) -> dict[str, Any]:
+    """The graph and its facets as plain data, as they stand in a file."""
+    body = CONVERTER.unstructure(evolve(graph, facets=()))
+    body.pop("facets", None)
+    return {"graph": body, "facets": [list(dump_facet(facet)) for facet in graph.facets]}
+
+
+def _chunks(history: Recorded, names: dict[ValueId, str], payloads: bool, mark: str) -> Iterator[bytes]:
+    """The file in pieces, so that one value at a time is copied."""
+    packer, store = msgpack.Packer(**_TEXT), history.payloads
+    states, layouts = (store.rng_states, store.layouts) if payloads else ({}, {})
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "logging_seconds": history.logging_seconds,
+        **graph_document(history.graph),
+        "layouts": [[v, CONVERTER.unstructure(layout)] for v, layout in layouts.items()],
+        "rng_states": [
+            [op, device, *dump_tensor(state)] for op, devices in states.items() for device, state in devices.items()
+        ],
+        "beside": mark,
+    }
+    yield packer.pack_map_header(len(head) + 2)
+    for key, part in head.items():
+        yield packer.pack(key)
+        yield packer.pack(part)
+    yield packer.pack("values")
+    yield packer.pack_array_header(len(names))
+    for value, name in names.items():
+        payload = store.values[value]
+        if mark:
+            plain = plain_tensor(payload.read())
+            yield packer.pack([value, _dtype(plain), list(plain.shape), name])
+        else:
+            yield packer.pack([value, *dump_tensor(payload if isinstance(payload, StoredTensor) else payload.read())])
+
+
+def _sealed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces of the file, and as its last entry the checksum of all that is before it."""
+    checksum = 0
+    for chunk in chain(chunks, [msgpack.packb("checksum") + _UINT32]):
+        checksum = zlib.crc32(chunk, checksum)
+        yield chunk
+    yield checksum.to_bytes(4, "big")
+
+
+def _names(history: Recorded) -> dict[ValueId, str]:
+    """The values to write, with unique names: all that can be read but the model's parameters."""
+    graph, store = history.graph, history.payloads
+    parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
+    labels: dict[str, ValueId] = {}
+    if graph.facets:
+        for row in history.index.rows:
+            labels.setdefault(row.name, row.value)
+    names = {value: name for name, value in reversed(labels.items())}
+    kept = (v for v in store if v not in parameters and not isinstance(store.values[v], Stale))
+    return {v: names.get(v, f"%{v}") for v in kept}
 
 
 def read_trace(path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()) -> tuple[Graph, PayloadStore, float]:
@@ -113,93 +172,132 @@ def read_trace(path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()) 
     document = _unpack(data, str(path))
     try:
         graph = structure(document["graph"], Graph, f"{path}, graph")
-        loaded = [load_facet(name, body, facets) for name, body in document["facets"]]
-        values = _load_values(document["values"], len(graph.values))
-        layouts = {ValueId(v): structure(body, Layout, f"{path}, layouts") for v, body in document["layouts"].items()}
-        store = PayloadStore(values, _load_states(document["rng_states"]), layouts=layouts)
-        seconds = float(document["logging_seconds"])
-        graph = graph.with_facets(*loaded)
-        verify(graph)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, GraphError) as error:
+        graph = graph.with_facets(*(load_facet(name, body, facets) for name, body in document["facets"]))
+        _check(graph)
+        return graph, _store(document, graph, Path(path)), float(document["logging_seconds"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, GraphError) as error:
         if isinstance(error, FileFormatError):
             raise
         raise _damaged(str(path), f"{type(error).__name__}: {error}") from error
-    return graph, store, seconds
 
 
 def _unpack(data: bytes, where: str) -> dict[str, Any]:
+    """The map of a file of any version, in the form of the newest. Time and memory are linear in the file's size."""
     try:
-        document = msgpack.unpackb(data, use_list=True, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
-        raise _damaged(where, str(error)) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        version = _version(data, where)
+        if version > 1 and (
+            data[-5:-4] != _UINT32 or zlib.crc32(memoryview(data)[:-4]).to_bytes(4, "big") != data[-4:]
+        ):
+            raise ValueError("its checksum does not fit its bytes")
+        walker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
+        walker.feed(data)
+        walker.skip()  # are all parts there? Else a length that lies would be believed, and room for it made
+        document = msgpack.unpackb(data, strict_map_key=version > 1, **_TEXT)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError, MemoryError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise _damaged(where, f"{type(error).__name__}: {error}") from error
+    if version == 1:
+        _from_version_1(document, where)
+    loaded: dict[str, Any] = document
+    return loaded
+
+
+def _version(data: bytes, where: str) -> int:
+    """The version, from the first entries alone. Raises FileFormatError if it is no lens trace or a newer one."""
+    head = msgpack.Unpacker()
+    head.feed(data[:256])
+    known = None
+    try:
+        if head.read_map_header() >= 2:
+            known = [head.unpack() for _ in range(4)]
+    except ValueError:  # another kind of msgpack
+        known = None
+    if known is None or known[:3] != ["format", FORMAT, "version"]:
         raise FileFormatError(
             "this is not a lens trace",
             where=where,
             hint="give a file that history.save(path) or `lens trace --save-to` wrote",
         )
-    version = document.get("version")
-    if version != VERSION:
+    version = known[3]
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise FileFormatError(
-            f"the file has version {version!r}, this lens reads version {VERSION}",
+            f"the file has version {version!r}, this lens reads versions 1 to {VERSION}",
             where=where,
             hint="install a newer lens",
         )
-    return document
+    return version
+
+
+def _from_version_1(document: dict[str, Any], where: str) -> None:
+    """Version 1 had maps by number where version 2 has lists."""
+    try:
+        document["values"] = [[value, *body] for value, body in document["values"].items()]
+        document["layouts"] = list(document["layouts"].items())
+        states = document["rng_states"].items()
+        document["rng_states"] = [[op, device, *body] for op, found in states for device, body in found.items()]
+        document["beside"] = ""
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(where, f"{type(error).__name__}: {error}") from error
 
 
 def _damaged(where: str, what: str) -> FileFormatError:
     return FileFormatError(f"the file is damaged: {what}", where=where, hint="write it again from a new trace")
 
 
-def _dump_values(graph: Graph, payloads: PayloadStore) -> dict[int, list[Any]]:
-    """All saved values but the parameters, which are the model's and not the run's."""
-    parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
-    kept = (v for v in payloads if v not in parameters and not isinstance(payloads.values[v], Stale))
-    return {v: _dump_tensor(payloads.read(v)) for v in kept}
+def _check(graph: Graph) -> None:
+    """Bounds that let everything else look at the graph in bounded time, then the rules of graphs."""
+    for kind in (*(v.type for v in graph.values), *(p.type for p in graph.meta.parameters)):
+        check_size(kind)
+    for leaf in graph.leaves:
+        if leaf.kind in ("parameter", "buffer") and not leaf.addresses:
+            raise ValueError(f"leaf {leaf.id} is a {leaf.kind} without an address")
+    depths: list[int] = []
+    for scope in graph.scopes:
+        inside = scope.parent is not None and 0 <= scope.parent < len(depths)
+        depths.append(depths[scope.parent] + 1 if inside and scope.parent is not None else 0)
+        if depths[-1] > _DEEPEST_SCOPE:
+            raise ValueError(f"scope {scope.id} is {depths[-1]} scopes deep")
+    verify(graph)
 
 
-def _dump_states(payloads: PayloadStore) -> dict[int, dict[str, list[Any]]]:
-    return {
-        op: {device: _dump_tensor(state) for device, state in states.items()}
-        for op, states in payloads.rng_states.items()
+def _store(document: dict[str, Any], graph: Graph, path: Path) -> PayloadStore:
+    mark = document["beside"]
+    beside = Beside(str(beside_path(path)), mark) if isinstance(mark, str) and mark else None
+    values: dict[ValueId, Payload] = {}
+    for value, dtype, shape, content in document["values"]:
+        if beside is not None and isinstance(content, str):
+            stored: Payload = BesideTensor(load_type(dtype, shape), content, beside)
+        else:
+            stored = load_tensor(dtype, shape, content)
+        values[ValueId(_number(value, len(graph.values)))] = stored
+    states: dict[OpId, dict[str, Any]] = {}
+    for op, device, *body in document["rng_states"]:
+        if type(device) is not str:
+            raise TypeError("the state of a generator of no device")
+        states.setdefault(OpId(_number(op, len(graph.ops))), {})[device] = load_tensor(*body)
+    layouts = {
+        ValueId(_number(value, len(graph.values))): structure(body, Layout, f"{path}, layouts")
+        for value, body in document["layouts"]
     }
+    return PayloadStore(values, states, layouts=layouts)
 
 
-def _dump_layouts(payloads: PayloadStore) -> dict[int, Any]:
-    return {v: CONVERTER.unstructure(layout) for v, layout in payloads.layouts.items()}
+def _number(number: Any, count: int) -> int:
+    if type(number) is not int or not 0 <= number < count:
+        raise ValueError(f"{number!r} names nothing in the graph")
+    return number
 
 
-def _dump_tensor(tensor: Any) -> list[Any]:
-    """A tensor as [dtype, shape, bytes]; sparse, nested and quantized ones as what they are when made dense."""
-    plain = tensor.detach()
-    if plain.is_nested:
-        plain = plain.to_padded_tensor(0.0)
-    if plain.is_quantized:
-        plain = plain.dequantize()
-    if str(plain.layout) != "torch.strided":
-        plain = plain.to_dense()
-    plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
-    size = plain.numel() * plain.element_size()
-    data = ctypes.string_at(plain.data_ptr(), size) if size else b""
-    return [str(plain.dtype).removeprefix("torch."), list(plain.shape), data]
+@frozen
+class JsonRenderer:
+    """The graph and its facets as JSON: what a trace file holds, without the saved values."""
 
+    name: ClassVar[str] = "json"
+    suffix: ClassVar[str] = ".json"
+    requires: ClassVar[tuple[type[Facet], ...]] = ()
+    needs_model: ClassVar[bool] = False
 
-def _load_tensor(body: Any) -> StoredTensor:
-    dtype, shape, data = body
-    if dtype not in DTYPES or not isinstance(data, bytes):
-        raise ValueError("a saved value of an unknown kind")
-    kind = TensorType(dtype, tuple(shape))
-    if any(type(n) is not int or n < 0 for n in shape) or kind.nbytes != len(data):
-        raise ValueError("a saved value whose size does not fit its type")
-    return StoredTensor(kind, data)
-
-
-def _load_values(body: dict[Any, Any], count: int) -> dict[ValueId, Payload]:
-    if any(type(value) is not int or not 0 <= value < count for value in body):
-        raise ValueError("a saved value for a tensor that does not exist")
-    return {ValueId(value): _load_tensor(item) for value, item in body.items()}
-
-
-def _load_states(body: dict[Any, Any]) -> dict[OpId, dict[str, Any]]:
-    return {OpId(op): {device: _load_tensor(item) for device, item in states.items()} for op, states in body.items()}
+    def render(self, history: Traced) -> str:
+        """The text."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **graph_document(history.graph)})

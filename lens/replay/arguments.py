@@ -54,18 +54,19 @@ def _sequence(kind: str, items: list[Any]) -> Any:
         return tuple(items)
     if kind == "size":
         return torch.Size(items)
-    cls = _class(kind)
+    cls = find_class(kind)
     if hasattr(cls, "_make"):
         return cls._make(items)
     return cls(items)
 
 
 def _record(kind: str, items: dict[Any, Any]) -> Any:
-    cls = _class(kind)
+    cls = find_class(kind)
     return cls(**items) if all(isinstance(key, str) for key in items) else cls(items)
 
 
-def _class(qualified: str) -> Any:
+def find_class(qualified: str) -> Any:
+    """The class of a qualified name. Raises ReplayError if it cannot be found."""
     words = qualified.split(".")
     for cut in range(len(words) - 1, 0, -1):
         try:

@@ -121,14 +121,14 @@ class Interpreter:
     @contextmanager
     def _generators(self, op: Op, kwargs: dict[str, Any]) -> Iterator[None]:
         """Start the generators from the recorded states, and put them back afterwards."""
-        states = self.payloads.rng_states.get(op.id)
+        states = self.payloads.states_before(op.id)
         if states is None:
             yield
             return
         before = {device: _generator_of(device, kwargs) for device in states}
         current = {device: getter() for device, (getter, _) in before.items()}
         for device, (_, setter) in before.items():
-            setter(_tensor(states[device]))
+            setter(states[device])
         try:
             yield
         finally:
@@ -162,11 +162,6 @@ def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any
         lambda: torch.cuda.get_rng_state(device),
         lambda state: torch.cuda.set_rng_state(state, device),
     )
-
-
-def _tensor(state: Any) -> torch.Tensor:
-    """A generator state; in a loaded trace it is still to be read."""
-    return state if isinstance(state, torch.Tensor) else state.read()
 
 
 def _distinct(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

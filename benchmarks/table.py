@@ -1,0 +1,122 @@
+"""The main table: every job on every model, in rounds that go through all jobs, so that noise falls on all alike."""
+
+import statistics
+from importlib.metadata import PackageNotFoundError, version
+
+from benchmarks.jobs import LENS, MEANINGS, TORCHLENS, WITHOUT_FORWARD
+from benchmarks.worker import Worker
+
+#: So many seconds a job may take in all its rounds; one that takes longer at once is run once, not warmed up.
+BUDGET = 30.0
+
+
+def measure(model: str, jobs: tuple[str, ...], rounds: int, limit: float, clock: str) -> dict:
+    """Medians and spread of all jobs on one model, and what each adds to the plain forward of its own round."""
+    workers = {"lens": Worker(model, "lens", limit + 60, clock)}
+    if any(job in TORCHLENS for job in jobs):
+        workers["torchlens"] = Worker(model, "torchlens", limit, clock)
+    sides = {job: "torchlens" if job in TORCHLENS else "lens" for job in ("plain", *jobs)}
+    try:
+        ops = int(workers["lens"].ask("ops"))
+        times, errors = _rounds(workers, sides, rounds)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return {"model": model, "ops": ops, "jobs": {job: _summary(job, times, ops) for job in times}, "errors": errors}
+
+
+def _rounds(workers: dict, sides: dict, rounds: int) -> tuple[dict, dict]:
+    """Per job its seconds by round. A job that takes long runs in fewer rounds; the first run warms up."""
+    times: dict[str, dict[int, float]] = {}
+    errors, left = {}, {}
+    for job, side in sides.items():
+        try:
+            first = workers[side].seconds(job)
+        except RuntimeError as error:
+            errors[job] = str(error)
+            continue
+        left[job] = min(rounds, int(BUDGET / first))
+        times[job] = {} if left[job] else {0: first}
+    for number in range(rounds):
+        for job, count in left.items():
+            if number < count and job not in errors:
+                try:
+                    times[job][number] = workers[sides[job]].seconds(job)
+                except RuntimeError as error:
+                    errors[job] = str(error)
+    for job in errors:
+        times.pop(job, None)
+    return times, errors
+
+
+def _summary(job: str, times: dict, ops: int) -> dict:
+    """Seconds and microseconds per operation: medians and the distance between the quartiles."""
+    seconds = list(times[job].values())
+    added = [t - (0.0 if job in WITHOUT_FORWARD else times["plain"][n]) for n, t in times[job].items()]
+    each = [t / ops * 1e6 for t in added]
+    return {
+        "seconds": statistics.median(seconds),
+        "spread": spread(seconds),
+        "rounds": len(seconds),
+        "added_us_per_op": statistics.median(each),
+        "added_spread": spread(each),
+    }
+
+
+def spread(values: list[float]) -> float:
+    """The distance between the quartiles; of few values, between the ends."""
+    if len(values) < 4:
+        return max(values) - min(values)
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low
+
+
+def markdown(results: list[dict]) -> str:
+    """The tables: time of each job, and what it adds to the plain forward per operation."""
+    jobs = [job for job in MEANINGS if any(job in result["jobs"] for result in results)]
+    added = [job for job in jobs if job != "plain"]
+    lines = [*(f"- **{job}**: {MEANINGS[job]}" for job in jobs), ""]
+    lines += [
+        "Microseconds per operation, added to the plain forward (median of rounds, ± half the quartile distance):",
+        "",
+    ]
+    lines += [_row("model", "ops", "plain ms", *added), _row(*["---"] * (len(added) + 3))]
+    for result in results:
+        plain = result["jobs"]["plain"]["seconds"] * 1e3
+        lines.append(_row(result["model"], result["ops"], f"{plain:.2f}", *(_added(result, job) for job in added)))
+    ratios = [_ratios(result) for result in results if "tl trace" in result["jobs"] and "trace" in result["jobs"]]
+    if ratios:
+        lines += ["", "Added time of TorchLens over that of lens:", ""]
+        lines += [_row("model", "nothing saved", "everything saved"), _row("---", "---", "---"), *ratios]
+    lines += [f"\nnot run: {r['model']}, {job}: {what}" for r in results for job, what in r["errors"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _added(result: dict, job: str) -> str:
+    found = result["jobs"].get(job)
+    return f"{found['added_us_per_op']:.1f} ± {found['added_spread'] / 2:.1f}" if found else "-"
+
+
+def _ratios(result: dict) -> str:
+    jobs = result["jobs"]
+    pairs = [("tl trace", "trace"), ("tl trace all", "trace all")]
+    cells = [
+        f"{jobs[theirs]['added_us_per_op'] / jobs[ours]['added_us_per_op']:.0f}"
+        if theirs in jobs and ours in jobs and jobs[ours]["added_us_per_op"] > 0
+        else "-"
+        for theirs, ours in pairs
+    ]
+    return _row(result["model"], *cells)
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def available_jobs() -> tuple[str, ...]:
+    """All jobs; those of TorchLens only where it is installed."""
+    try:
+        version("torchlens")
+    except PackageNotFoundError:
+        return LENS
+    return (*LENS, *TORCHLENS)

@@ -1,0 +1,199 @@
+"""Out to other tools: the methods of a history that go through the registered renderers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import fields_dict, has
+
+from lens import registry
+from lens.errors import RenderError
+from lens.ir.facets import Facet
+from lens.ir.graph import Graph
+from lens.ir.payloads import PayloadStore
+from lens.passes.manager import PassManager
+from lens.render.files import write_out
+from lens.render.networks import network
+from lens.render.renderer import Rendered, Renderer, Traced
+from lens.render.tables import data_frame
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
+    from torch import fx, nn
+
+S = TypeVar("S", bound="Exports")
+
+
+class Exports:
+    """The methods of a history that export it."""
+
+    graph: Graph
+    payloads: PayloadStore
+    logging_seconds: float
+
+    def with_facets(self: S, *kinds: type[Facet]) -> S:
+        """This history with these facets; the passes that provide those it lacks are run. Raises PassError."""
+        missing = [kind for kind in kinds if self.graph.get(kind) is None]
+        if not missing:
+            return self
+        providers = registry.providers()
+        unknown = [kind.name for kind in missing if kind not in providers]
+        if unknown:
+            raise RenderError(
+                f"no pass provides the facet {unknown[0]!r}",
+                where=f"graph of {self.graph.meta.model}",
+                hint="install the package that provides it; `lens passes` lists what each pass provides",
+            )
+        passes = dict.fromkeys(providers[kind] for kind in missing)
+        result = PassManager(tuple(passes), providers).run(self.graph, self.payloads)
+        make: Any = type(self)
+        made: S = make(result.graph, result.payloads, result.records, self.logging_seconds)
+        return made
+
+    def export(self: Traced, path: str | PathLike[str], to: str | None = None, **options: Any) -> str:
+        """Write this history in the form of another tool, and give the path.
+
+        Args:
+            path: The file, or the folder for renderers that make several files. Files appear whole or not at all.
+            to: The renderer, one that ``lens export --list`` shows; by default the one of the path's ending.
+            **options: The renderer's options.
+
+        Raises:
+            RenderError: no such renderer or option, an unwritable path, or a history that has no such form.
+        """
+        name = to or renderer_of(path)
+        return write_rendered(render(self, make_renderer(name, options)), path)
+
+    def to_pandas(self: Traced, table: str = "layers") -> pandas.DataFrame:
+        """A table as a typed ``DataFrame``. Needs pandas (``pip install lens-trace[pandas]``).
+
+        Args:
+            table: ``layers`` (one row per entry), ``operations``, ``values``, ``scopes``, ``parameters``, ``edges``;
+                docs/exports.md describes their columns.
+
+        Raises:
+            RenderError: there is no such table, or pandas is not installed.
+        """
+        return data_frame(self, table)
+
+    def to_networkx(self: Traced) -> networkx.MultiDiGraph:
+        """The entries as nodes by label, an edge per tensor that one reads from another. Needs networkx.
+
+        Raises:
+            RenderError: networkx is not installed (``pip install lens-trace[export]``).
+        """
+        return network(self)
+
+    def to_fx(self, model: nn.Module | None = None, *, guards: bool = True, noise: str = "draw") -> fx.GraphModule:
+        """The trace as a ``torch.fx`` program: the recorded operations, on the tensors of the model.
+
+        It takes and gives what the model does, and has its parameters and buffers under their addresses; it can be
+        pickled, written out (``to_folder``), exported and compiled. Linear.
+
+        Args:
+            model: Where parameters and buffers come from, as they are now; by default the trace, as the run found
+                them. Buffers that the program writes to are copies.
+            guards: Whether it raises GuardError when an input would have gone another way than the traced one.
+            noise: ``"draw"``: random operations draw anew; ``"recorded"``: what they drew in the run stands as
+                constants.
+
+        Raises:
+            RenderError: a tensor is neither in the trace nor in the model, or an operation cannot be in a program.
+            ReplayError: a function or argument of the run is not there, as in a loaded trace.
+            StaleValueError: a tensor was changed since the trace; give the model.
+        """
+        renderer: Any = make_renderer("fx", {"model": model, "guards": guards, "noise": noise})
+        program: fx.GraphModule = renderer.program(self.with_facets(*renderer.requires))
+        return program
+
+    def to_onnx(
+        self,
+        path: str | PathLike[str],
+        model: nn.Module | None = None,
+        *,
+        noise: str = "recorded",
+        optimize: bool = False,
+    ) -> str:
+        """Write the trace as an ONNX model that runs, and give the path. Needs onnx and onnxscript.
+
+        Args:
+            path: The file; weights of more than 1 GiB stand in another beside it.
+            model: As for ``to_fx``.
+            noise: As for ``to_fx``; here the noise of the run is the default, so that the numbers are those of the run.
+            optimize: Whether torch's exporter merges nodes, which then have the label of one of their operations.
+
+        Raises:
+            RenderError: an operation has no form in ONNX (the message names it), and all that ``to_fx`` raises.
+        """
+        renderer: Any = make_renderer("onnx", {"model": model, "noise": noise, "optimize": optimize})
+        written: str = renderer.write(self.with_facets(*renderer.requires), path)
+        return written
+
+    def to_onnx_structure(self: Traced, path: str | PathLike[str]) -> str:
+        """Write the graph alone as an ONNX file for viewers, which nothing can run, and give the path. Needs onnx.
+
+        Raises:
+            RenderError: onnx is not installed, or the path cannot be written.
+        """
+        return write_rendered(render(self, make_renderer("onnx-structure", {})), path)
+
+    def to_mermaid(self: Traced, **options: Any) -> str:
+        """The picture as a Mermaid flowchart, for Markdown pages.
+
+        Args:
+            **options: Those of ``draw``, and ``limits=False`` for a Mermaid whose limits were raised.
+
+        Raises:
+            RenderError: the drawing is larger than Mermaid takes; the message says what to do.
+        """
+        return str(render(self, make_renderer("mermaid", options)))
+
+
+def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
+    """The registered renderer of a name. Raises PluginError or RenderError if there is no such renderer or option."""
+    cls = registry.find("renderers", name)
+    known = fields_dict(cls) if has(cls) else {}
+    for option in options:
+        if option not in known:
+            near = get_close_matches(option, known, n=1) or known
+            hint = f"its options are {', '.join(near)}" if near else "it has no options"
+            raise RenderError(f"{name} has no option {option!r}", where=f"{option}=", hint=hint)
+    made: Renderer = cls(**options)
+    return made
+
+
+def renderer_of(path: str | PathLike[str]) -> str:
+    """The name of the renderer for a path, by its ending. Raises RenderError if none or several have that ending."""
+    suffix = Path(path).suffix
+    fitting = [name for name, cls in renderer_classes().items() if suffix and cls.suffix == suffix]
+    if len(fitting) != 1:
+        raise RenderError(
+            f"the path does not tell the format: {' or '.join(fitting) if fitting else 'none'} has this ending",
+            where=str(path),
+            hint=f"name the renderer: {', '.join(fitting or renderer_classes())}",
+        )
+    return fitting[0]
+
+
+def renderer_classes() -> dict[str, type[Renderer]]:
+    """All registered renderers by name."""
+    return {name: registry.find("renderers", name) for name in sorted(registry.names("renderers"))}
+
+
+def render(history: Any, renderer: Renderer) -> Rendered:
+    """What a renderer makes of a history, with the facets that it requires. Raises RenderError."""
+    return renderer.render(history.with_facets(*renderer.requires))
+
+
+def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
+    """Write what a renderer made, each file whole or not at all, and give the path. Raises RenderError."""
+    target = Path(path)
+    files: Mapping[str, str | bytes] = rendered if isinstance(rendered, Mapping) else {"": rendered}
+    for name, content in files.items():
+        write_out(target / name, content)
+    return str(target)

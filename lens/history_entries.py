@@ -1,0 +1,146 @@
+"""The entries of a history and how they are found (paper, "The ModelHistory object")."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, SupportsIndex
+
+from lens.entry import LayerEntry, OpEntry
+from lens.errors import AmbiguousKeyError, UnknownKeyError
+from lens.ir.elements import OpId, ScopeId, ValueId
+from lens.ir.entry_index import EntryIndex, EntryRow
+from lens.ir.graph import Graph
+from lens.ir.payloads import PayloadStore
+from lens.passes.manager import PassRecord
+
+
+class HistoryEntries:
+    """A recorded forward pass as a sequence of entries, one per pass of every layer."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        payloads: PayloadStore,
+        pass_records: Sequence[PassRecord] = (),
+        logging_seconds: float = 0.0,
+    ) -> None:
+        self.graph = graph
+        self.payloads = payloads
+        self.pass_records = tuple(pass_records)
+        self.logging_seconds = logging_seconds
+
+    @cached_property
+    def index(self) -> EntryIndex:
+        """The entries and their keys."""
+        return EntryIndex(self.graph)
+
+    @cached_property
+    def flop_counter(self) -> Callable[[OpId], int | None] | None:
+        """Gives the floating point operations of an operation; None if torch, whose formulas it uses, is missing."""
+        if find_spec("torch") is None:
+            return None
+        from lens.replay.flops import FlopCounter  # torch is optional for looking at a trace
+
+        return FlopCounter(self.graph, self.payloads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the facts without the derived caches."""
+        return {k: v for k, v in vars(self).items() if not isinstance(getattr(type(self), k, None), cached_property)}
+
+    # Entries
+
+    def __len__(self) -> int:
+        """Number of entries: one per pass of every layer, inputs, buffers and outputs included."""
+        return len(self.index.rows)
+
+    def __iter__(self) -> Iterator[OpEntry]:
+        return (OpEntry(self, row) for row in self.index.rows)
+
+    def entry(self, number: int) -> OpEntry:
+        """The entry at a position among all entries, saved or not."""
+        return OpEntry(self, self.index.rows[number])
+
+    def __getitem__(self, key: str | SupportsIndex) -> OpEntry | LayerEntry:
+        """The entry of a key: an ``OpEntry``, or a ``LayerEntry`` if the key names several passes.
+
+        Raises:
+            UnknownKeyError: a KeyError that names the nearest keys.
+            AmbiguousKeyError: if the key is both a label and a module address.
+        """
+        if isinstance(key, str):
+            rows = self.index.find(key)
+            entries = [OpEntry(self, row) for row in rows]
+            return entries[0] if len(entries) == 1 else LayerEntry(key, entries)
+        if not isinstance(key, SupportsIndex) or isinstance(key, bool):
+            raise UnknownKeyError(
+                f"a layer cannot be looked up by a {type(key).__name__}",
+                where=f"history[{key!r}]",
+                hint="use a label, a module address, or an ordinal; list(history)[2:5] gives several",
+            )
+        number, count = operator.index(key), len(self.numbered)
+        if not -count <= number < count:
+            raise UnknownKeyError(
+                f"there is no layer number {number}",
+                where=f"{count} entries",
+                hint=f"ordinals go from {-count} to {count - 1}",
+            )
+        return OpEntry(self, self.numbered[number])
+
+    def one(self, key: str | SupportsIndex | OpEntry) -> OpEntry:
+        """The one entry of a key. Raises AmbiguousKeyError if it names several passes, else as ``history[key]``."""
+        if isinstance(key, OpEntry) and key._history is not self:
+            raise UnknownKeyError(
+                "this entry belongs to another history",
+                where=repr(key),
+                hint=f"look it up in this one: history[{key.layer_label_w_pass!r}]",
+            )
+        found = key if isinstance(key, OpEntry) else self[key]
+        if isinstance(found, OpEntry):
+            return found
+        raise AmbiguousKeyError(
+            f"{key!r} names {len(found)} passes",
+            where=f"{found.passes[0].layer_label_w_pass} to {found.passes[-1].layer_label_w_pass}",
+            hint=f"name one: {found.passes[0].layer_label_w_pass!r}, {found.passes[1].layer_label_w_pass!r}, ...",
+        )
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self[key]  # type: ignore[index]
+        except KeyError:
+            return False
+        return True
+
+    @cached_property
+    def numbered(self) -> Sequence[EntryRow]:
+        """The rows that ordinals count: the saved ones if only some are saved, else all."""
+        rows = self.index.rows
+        saved = [row for row in rows if row.value in self.payloads]
+        return saved or rows
+
+    def reach(self, start: int, edges: Sequence[tuple[int, ...]]) -> list[int]:
+        """Entries that can be reached over edges, in order of execution, the start left out. Linear."""
+        seen = {start}
+        stack = [start]
+        while stack:
+            for near in edges[stack.pop()]:
+                if near not in seen:
+                    seen.add(near)
+                    stack.append(near)
+        return sorted(seen - {start})
+
+    @cached_property
+    def _by_scope_end(self) -> dict[str, dict[ValueId, list[ScopeId]]]:
+        ends: dict[str, dict[ValueId, list[ScopeId]]] = {"inputs": {}, "outputs": {}}
+        for scope in self.graph.scopes:
+            if scope.parent is not None:
+                for end, found in ends.items():
+                    for value in getattr(scope, end):
+                        found.setdefault(value, []).append(scope.id)
+        return ends
+
+    def scopes_by(self, end: str) -> dict[ValueId, list[ScopeId]]:
+        """Per value, the module calls that have it among their ``inputs`` or ``outputs``."""
+        return self._by_scope_end[end]

@@ -1,0 +1,1 @@
+"""Traces as programs again: ``torch.fx``, ONNX, and programs for other sizes."""

@@ -1,0 +1,345 @@
+"""From a graph to a ``torch.fx`` program.
+
+A program runs the recorded functions on real tensors in the recorded order, writes included, so memory is shared as
+it was in the run, and the node of a value that a write made anew is that of the tensor written to.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import fx, nn
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+
+from lens.errors import RenderError
+from lens.ir.elements import Leaf, Op, Read, ValueId
+from lens.ir.facets import Labels
+from lens.ir.graph import Graph
+from lens.ir.payloads import PayloadStore
+from lens.ir.templates import Map, Opaque, Seq, Template, map_nodes, slots
+from lens.programs.calls import add_call, parts, put_together, written_operands
+from lens.programs.fx_module import Program
+from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard
+from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered
+from lens.programs.node_meta import node_meta
+from lens.programs.noise import recorded_noise, with_noise
+from lens.programs.sizes import Form, Size
+from lens.render.renderer import Traced
+from lens.replay.interpreter import AUTOCAST
+from lens.replay.program import why_not_run
+
+_NAME = re.compile(r"\W+")
+_FIRST_WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+def make_program(
+    history: Traced, model: nn.Module | None = None, *, guards: bool = True, noise: str = "draw", flat: bool = False
+) -> Program:
+    """The program of a trace; the arguments are those of ``Builder``, and ``noise`` is ``draw`` or ``recorded``.
+
+    Raises:
+        RenderError: an option is wrong, the trace is not whole, or the program needs a tensor that is not there.
+        ReplayError: a function or argument of the run is not there.
+        StaleValueError: a tensor was changed since the trace.
+    """
+    graph = history.graph
+    if noise not in ("draw", "recorded"):
+        raise RenderError(f"noise cannot be {noise!r}", where="noise=", hint='give "draw" or "recorded"')
+    if model is not None and not isinstance(model, nn.Module):
+        raise RenderError(f"model is a {type(model).__name__}", where="model=", hint="give a torch.nn.Module")
+    if graph.meta.fault is not None:
+        raise RenderError(
+            "the forward pass of this trace raised: it is no whole program",
+            where=str(graph.meta.fault.location or graph.meta.fault.type),
+            hint="trace a call that returns; the structure can be exported as it is",
+        )
+    recorded = recorded_noise(graph, history.payloads) if noise == "recorded" else {}
+    return Builder(graph, history.payloads, model, guards, flat, recorded).build()
+
+
+@define
+class Builder:
+    """Builds one program.
+
+    Args:
+        trace: The graph, with labels.
+        payloads: What was saved.
+        model: Where parameters and buffers come from; None for the trace.
+        guards: Whether recorded reads are checked.
+        flat: Whether the program takes the input tensors one by one and gives a tuple of output tensors, instead of
+            taking and giving what the model does.
+        noise: Per op, the tensor that stands for what its generator gave.
+        sizes: The sizes of the inputs that may vary.
+        integers: Per op, how the integers in the slots after its operands follow from these.
+    """
+
+    trace: Graph
+    payloads: PayloadStore
+    model: nn.Module | None = None
+    guards: bool = True
+    flat: bool = False
+    noise: Mapping[int, torch.Tensor] = field(factory=dict)
+    sizes: tuple[Size, ...] = ()
+    integers: Mapping[int, tuple[Form, ...]] = field(factory=dict)
+    root: nn.Module = field(init=False, factory=nn.Module)
+    graph: fx.Graph = field(init=False, factory=fx.Graph)
+    nodes: dict[ValueId, fx.Node] = field(init=False, factory=dict)
+    #: Per value the first one with its memory; per op the operands that it writes to; the memory that is written to.
+    roots: list[ValueId] = field(init=False, factory=list)
+    written: dict[int, list[int]] = field(init=False, factory=dict)
+    touched: set[ValueId] = field(init=False, factory=set)
+    addresses: dict[str, str] = field(init=False, factory=dict)
+    size_nodes: dict[Form | str, fx.Node] = field(init=False, factory=dict)
+
+    def build(self) -> Program:
+        """The program. Linear. Raises RenderError, ReplayError or StaleValueError."""
+        self._find_writes()
+        self._add_inputs()
+        reads: dict[int, list[Read]] = {}
+        for read in self.trace.reads if self.guards else ():
+            reads.setdefault(read.position, []).append(read)
+        autocast: tuple[str, list[fx.Node]] = ("", [])
+        for op in self.trace.ops:
+            self._add_guards(reads.get(op.id, ()))
+            autocast = self._in_autocast(op, autocast)
+            self._add_op(op)
+        self._in_autocast(None, autocast)
+        self._add_guards(reads.get(len(self.trace.ops), ()))
+        self._add_output()
+        self.graph.lint()
+        program = Program(self.root, self.graph, self.trace.meta.model or "Program")
+        for alias, address in self.addresses.items():
+            place(program, alias, program.get_parameter(address))
+        program.train(self.trace.meta.training)
+        return program
+
+    # Writes
+
+    def _find_writes(self) -> None:
+        """Fill ``roots``, ``written`` and ``touched``. Raises RenderError where leaves share memory that is written."""
+        for value in self.trace.values:
+            alias = value.alias_of
+            self.roots.append(value.id if alias is None else self.roots[alias])
+        objects = self.payloads.objects
+        for op in self.trace.ops:
+            self.written[op.id] = (
+                written_operands(op, objects, len(self.integers.get(op.id, ())))
+                if op.function.mutates or op.kwargs
+                else []
+            )
+            targets = {self.roots[op.operands[i]] for i in self.written[op.id]}
+            for old, _ in op.effects:
+                if targets and self.roots[old] not in targets and self.trace.values[self.roots[old]].leaf is not None:
+                    leaf = self.trace.leaves[self.trace.values[self.roots[old]].leaf or 0]
+                    raise RenderError(
+                        f"{op.function} writes to memory that {leaf.kind} {' '.join(leaf.addresses[:1])} shares with "
+                        "another tensor of the model or of its inputs",
+                        where=str(op.location or op.function),
+                        hint="give the model tensors with memory of their own (clone)",
+                    )
+            self.touched |= targets
+
+    # Inputs and leaves
+
+    def _add_inputs(self) -> None:
+        used = {v for op in self.trace.ops for v in op.reads} | {*self.trace.outputs.values}
+        used |= {read.value for read in self.trace.reads}
+        if self.flat:
+            for leaf in self.trace.leaves:
+                if leaf.kind == "input":
+                    given = self.graph.placeholder(self._name(leaf.addresses[0]))
+                    written = leaf.value in self.touched  # exporters have no way to write to their inputs
+                    self.nodes[leaf.value] = self.graph.call_method("clone", (given,)) if written else given
+        else:
+            self._add_arguments()
+        inputs = [leaf.value for leaf in self.trace.leaves if leaf.kind == "input"]
+        for size in self.sizes:
+            number, dimension = size.places[0]
+            self.size_nodes[size.name] = self.graph.call_method("size", (self.nodes[inputs[number]], dimension))
+        for leaf in self.trace.leaves:
+            if leaf.value not in self.nodes and leaf.value in used:
+                self.nodes[leaf.value] = self._add_leaf(leaf, leaf.value in self.touched)
+
+    def _add_leaf(self, leaf: Leaf, written: bool) -> fx.Node:
+        tensor = leaf_tensor(leaf, self.payloads, self.model)
+        address = leaf.addresses[0] if leaf.addresses else free_name(self.root, leaf.kind)
+        address = place(self.root, address, registered(leaf, tensor, written=written))
+        if leaf.kind == "parameter":
+            self.addresses.update(dict.fromkeys(leaf.addresses[1:], address))
+        node = self.graph.get_attr(address)
+        if leaf.kind == "external" and written:  # the model makes it anew in every call
+            return self.graph.call_method("clone", (node,))
+        if leaf.kind == "parameter" and written and leaf.trainable:  # as in torch.no_grad()
+            return self.graph.call_method("detach", (node,))
+        return node
+
+    def _add_arguments(self) -> None:
+        """Placeholders for the arguments of the model, and nodes that take the tensors out of them."""
+        form = self.trace.inputs.form
+        assert isinstance(form, Seq)
+        positional, named = form.items
+        assert isinstance(positional, Seq)
+        assert isinstance(named, Map)
+        given: list[tuple[str, Template]] = []
+        for number, arg in enumerate(positional.items):
+            name = self._argument_name(arg)
+            taken = {n for n, _ in given} | {str(n) for n, _ in named.items}
+            given.append((f"arg_{number}" if not name or name in taken else name, arg))
+        given += [(str(name), arg) for name, arg in named.items]
+        optional = len(given)
+        while optional and not _holds_slots(given[optional - 1][1]):
+            optional -= 1
+        holders = []
+        for place_, (name, arg) in enumerate(given):
+            default: Any = (None if isinstance(arg, Opaque) or not _is_constant(arg) else arg,)
+            args = default if place_ >= optional else ()
+            holders.append((name, arg, self.graph.create_node("placeholder", self._name(name), args)))
+        for name, arg, holder in holders:
+            self._take_apart(name, arg, holder)
+
+    def _argument_name(self, arg: Template) -> str:
+        for index in slots(arg):
+            leaf = self.trace.values[self.trace.inputs.values[index]].leaf
+            word = None if leaf is None else _FIRST_WORD.match(self.trace.leaves[leaf].addresses[0])
+            if word is not None and word[0] != "args":
+                return word[0]
+        return ""
+
+    def _take_apart(self, name: str, arg: Template, holder: fx.Node) -> None:
+        if not _holds_slots(arg):
+            if self.guards and _is_constant(arg):
+                self._guard(ArgumentGuard(name, arg), holder)
+            return
+        for index, node in parts(self.graph, arg, holder):
+            value = self.trace.inputs.values[index]
+            if value not in self.nodes:
+                self.nodes[value] = node
+            elif self.guards:
+                self._guard(ArgumentGuard(name), node, self.nodes[value])
+
+    # Operations
+
+    def _add_op(self, op: Op) -> None:
+        if op.interior and op.yields and None not in op.yields:  # a composite of a raw graph: what is in it has run
+            self.nodes.update({new: self.nodes[old] for new, old in zip(op.results, op.yields, strict=True) if old})
+            return
+        reason = why_not_run(op)
+        if reason and not op.function.opaque:
+            raise RenderError(
+                f"{op.function} cannot be part of a program: it {reason}",
+                where=str(op.location or f"op {op.id}"),
+                hint="to_onnx_structure and the other exports of the graph need no program",
+            )
+        labels = self.trace[Labels].results[op.id]
+        name = self._name(labels[0] if labels else op.function.name)
+        before = len(self.graph.nodes)
+        self._connect(op, self._call(op, name))
+        meta = node_meta(self.trace, op)
+        for node in list(self.graph.nodes)[before - len(self.graph.nodes) :]:
+            node.meta.update(meta)
+
+    def _call(self, op: Op, name: str) -> fx.Node:
+        operands = [self.nodes[v] for v in op.operands]
+        if op.id in self.noise:
+            address = place(self.root, f"lens_noise.{name}", self.noise[op.id])
+            return with_noise(self.graph, op, operands, self.graph.get_attr(address), name)
+        operands += [self._size(form) for form in self.integers.get(op.id, ())]
+        return add_call(self.graph, op, operands, self._objects(op), name)
+
+    def _size(self, form: Form) -> fx.Node:
+        """The node of an integer that follows from the sizes of the inputs."""
+        if form not in self.size_nodes:
+            call = self.graph.call_function
+            node: Any = form.factor.numerator
+            for name in form.sizes:
+                node = self.size_nodes[name] if node == 1 else call(operator.mul, (node, self.size_nodes[name]))
+            if form.factor.denominator != 1:
+                node = call(operator.floordiv, (node, form.factor.denominator))
+            for more in (form.offset, self.size_nodes[form.plus] if form.plus else 0):
+                node = call(operator.add, (node, more)) if more else node
+            self.size_nodes[form] = node
+        return self.size_nodes[form]
+
+    def _connect(self, op: Op, call: fx.Node) -> None:
+        made = dict(parts(self.graph, op.form, call))
+        missing = [i for i in range(len(op.results)) if i not in made]
+        targets = list(dict.fromkeys(self.nodes[op.operands[i]] for i in self.written[op.id]))
+        made.update(zip(missing, targets, strict=False))
+        for index, value in enumerate(op.results):
+            if index in made:
+                self.nodes[value] = made[index]
+        for old, new in op.effects:
+            self.nodes[new] = self.nodes[old]
+
+    def _objects(self, op: Op) -> dict[int, Any]:
+        """The opaque objects of an op, each in an attribute of the program; what the op calls as a module."""
+        found: dict[int, Any] = {}
+
+        def note(node: Any) -> None:
+            if isinstance(node, Opaque) and node.index in self.payloads.objects:
+                name, obj = f"lens_opaque_{node.index}", self.payloads.objects[node.index]
+                calls = op.function.opaque and op.args[0] is node
+                setattr(self.root, name, Held(obj) if calls and not isinstance(obj, nn.Module) else obj)
+                found[node.index] = self.graph.get_attr(name)
+
+        for template in (*op.args, *(arg for _, arg in op.kwargs)):
+            map_nodes(template, note)
+        return found
+
+    def _in_autocast(self, op: Op | None, current: tuple[str, list[fx.Node]]) -> tuple[str, list[fx.Node]]:
+        """Enter and leave autocast where the state before an op differs from that of the op before."""
+        state = "" if op is None else str(next((arg for name, arg in op.kwargs if name == AUTOCAST), ""))
+        if state == current[0] or (op is not None and not op.operands):
+            return current
+        for entered in reversed(current[1]):
+            self.graph.call_function(_exit_autocast, (entered,))
+        entered_now = []
+        for part in filter(None, state.split(",")):
+            device, _, dtype = part.partition(":")
+            arguments = (device, getattr(torch, dtype), True, False)
+            entered_now.append(self.graph.call_function(_enter_autocast, arguments))
+        return state, entered_now
+
+    # Guards and outputs
+
+    def _add_guards(self, reads: Any) -> None:
+        for read in reads:
+            if read.kind in GUARDED and not isinstance(read.result, str) and read.value in self.nodes:
+                result = read.result.items if isinstance(read.result, Seq) else read.result
+                self._guard(ReadGuard(read.kind, result, str(read.location or "")), self.nodes[read.value])
+
+    def _guard(self, guard: nn.Module, *nodes: fx.Node) -> None:
+        self._call_module("lens_guards", guard, *nodes)
+
+    def _call_module(self, folder: str, module: nn.Module, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call of a module of lens's own: source code that is written out needs no import for it."""
+        if folder not in self.root._modules:
+            self.root.add_module(folder, nn.Module())
+        owner = self.root.get_submodule(folder)
+        name = f"_{len(owner._modules)}"
+        owner.add_module(name, module)
+        return self.graph.call_module(f"{folder}.{name}", args, kwargs)
+
+    def _add_output(self) -> None:
+        nodes = [self.nodes[v] for v in self.trace.outputs.values]
+
+        def make(cls: Any, *args: Any, **kwargs: Any) -> fx.Node:
+            return self._call_module("lens_outputs", Held(cls), *args, **kwargs)
+
+        self.graph.output(tuple(nodes) if self.flat else put_together(self.trace.outputs.form, nodes, make))
+
+    def _name(self, text: str) -> str:
+        return _NAME.sub("_", text).strip("_") or "value"
+
+
+def _holds_slots(template: Template) -> bool:
+    return next(slots(template), None) is not None
+
+
+def _is_constant(template: Template) -> bool:
+    return template is None or isinstance(template, (bool, int, float, complex, str))

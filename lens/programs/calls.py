@@ -1,0 +1,177 @@
+"""From an operation to the ``torch.fx`` node that does the same.
+
+Methods are nodes of methods and operators are those of Python, because that is what can be written out as source.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from lens.functions import describe, resolve
+from lens.ir.elements import Op
+from lens.ir.templates import Map, Seq, Slot, Template, map_nodes
+from lens.replay.arguments import build, find_class
+from lens.replay.interpreter import AUTOCAST
+
+#: Methods that are operators of Python; ``__radd__`` and its like are these with their arguments exchanged.
+_OPERATORS = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+        "neg",
+        "pos",
+        "invert",
+        "lt",
+        "le",
+        "eq",
+        "ne",
+        "gt",
+        "ge",
+        "getitem",
+        "setitem",
+    ]
+)
+#: Python names whose functions stand in ``operator`` with an underscore.
+_KEYWORDS = frozenset({"and", "or"})
+
+
+def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[int, Any], name: str) -> fx.Node:
+    """Append the node that does what an op does.
+
+    Args:
+        graph: The graph.
+        op: The operation; of an opaque one, the first argument names the module that does it.
+        operands: The nodes of its operands.
+        objects: The nodes of its opaque arguments.
+        name: The name of the node.
+
+    Raises:
+        ReplayError: its function or an argument is not there.
+    """
+    args = [build(_plain(arg), operands, objects) for arg in op.args]
+    kwargs = {key: build(_plain(arg), operands, objects) for key, arg in op.kwargs if key != AUTOCAST}
+    function = op.function
+    if function.opaque:
+        kwargs.pop("closed_over", None)
+        return graph.create_node("call_module", args[0].target, tuple(args[1:]), kwargs, name)
+    if function.namespace != "torch.Tensor":
+        return graph.create_node("call_function", resolve(function), tuple(args), kwargs, name)
+    if function.name.endswith(".__get__"):
+        return graph.create_node("call_function", getattr, (args[0], function.name[: -len(".__get__")]), {}, name)
+    if function.name.endswith(".__set__"):
+        return graph.create_node(
+            "call_function", setattr, (args[0], function.name[: -len(".__set__")], args[1]), {}, name
+        )
+    dunder = function.name[2:-2] if function.name.startswith("__") and function.name.endswith("__") else ""
+    if not kwargs and dunder:
+        reflected = dunder[:1] == "r" and dunder[1:] in _OPERATORS and dunder not in _OPERATORS
+        in_place = dunder[:1] == "i" and dunder[1:] in _OPERATORS and dunder not in _OPERATORS
+        if dunder in _OPERATORS or reflected or in_place:
+            target = getattr(operator, f"{dunder[reflected:]}{'_' if dunder[reflected:] in _KEYWORDS else ''}")
+            return graph.create_node("call_function", target, tuple(reversed(args) if reflected else args), {}, name)
+    resolve(function)  # a method that is not there is an error now, not when the program runs
+    if args:
+        return graph.create_node("call_method", function.name, tuple(args), kwargs, name)
+    rest = dict(kwargs)
+    return graph.create_node("call_method", function.name, (rest.pop(next(iter(kwargs))),), rest, name)
+
+
+def _plain(template: Template) -> Template:
+    """A template whose ``torch.Size`` is a tuple: nodes have no constants of that class."""
+    return map_nodes(template, lambda node: _as_tuple(node) if isinstance(node, Seq) and node.kind == "size" else None)
+
+
+def _as_tuple(node: Seq) -> Seq:
+    return Seq("tuple", node.items)
+
+
+def parts(graph: fx.Graph, form: Template, whole: fx.Node) -> Iterator[tuple[int, fx.Node]]:
+    """Per slot of a form, its number and a node that takes it out of the container that a node made."""
+    if isinstance(form, Slot):
+        yield form.index, whole
+    elif isinstance(form, Seq):
+        for place, item in enumerate(form.items):
+            if _has_slots(item):
+                yield from parts(graph, item, graph.call_function(operator.getitem, (whole, place)))
+    elif isinstance(form, Map):
+        for key, item in form.items:
+            if _has_slots(item):
+                by_key = form.kind == "dict" or not _is_record(form.kind)
+                take = operator.getitem if by_key else getattr
+                by: Any = key
+                yield from parts(graph, item, graph.call_function(take, (whole, by)))
+
+
+def _has_slots(form: Template) -> bool:
+    return isinstance(form, (Slot, Seq, Map))
+
+
+def _is_record(kind: str) -> bool:
+    """Whether a class has its items as attributes (a dataclass), not by key."""
+    return not hasattr(find_class(kind), "__getitem__")
+
+
+def put_together(form: Template, nodes: list[fx.Node], make: Callable[..., fx.Node]) -> Any:
+    """What a template describes, as an argument of a node. Opaque objects are None.
+
+    Args:
+        form: The template.
+        nodes: What stands in its slots.
+        make: Gives the node that calls a class with these arguments.
+    """
+    match form:
+        case Slot(index):
+            return nodes[index]
+        case Seq(kind, items):
+            inner = [put_together(item, nodes, make) for item in items]
+            if kind in ("tuple", "list", "size"):
+                return inner if kind == "list" else tuple(inner)
+            cls = find_class(kind)
+            return make(cls, *inner) if hasattr(cls, "_make") else make(cls, inner)
+        case Map(kind, pairs):
+            entries = {build(k, [], {}): put_together(v, nodes, make) for k, v in pairs}
+            if kind == "dict":
+                return entries
+            named = all(isinstance(key, str) for key in entries)
+            return make(find_class(kind), **entries) if named else make(find_class(kind), entries)
+        case _:
+            return build(form, [], _Nothing())
+
+
+class _Nothing(dict[int, Any]):
+    """Opaque objects of a run that is over: None."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: int) -> None:
+        return None
+
+
+def written_operands(op: Op, objects: Mapping[int, Any], more: int = 0) -> list[int]:
+    """The positions of the operands that an op writes to; ``more`` slots after them hold integers."""
+    function = describe(resolve(op.function))
+    if not function.may_write and not op.kwargs:
+        return []
+    stand_ins: list[Any] = [*(torch.empty(0) for _ in op.operands), *[0] * more]
+    known = _Nothing(objects)
+    args = [build(arg, stand_ins, known) for arg in op.args]
+    kwargs = {key: build(arg, stand_ins, known) for key, arg in op.kwargs}
+    places = {id(tensor): place for place, tensor in enumerate(stand_ins)}
+    return [places[id(tensor)] for tensor in function.written(args, kwargs) if id(tensor) in places]

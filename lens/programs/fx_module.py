@@ -1,0 +1,77 @@
+"""The module that ``history.to_fx`` gives: a ``GraphModule`` that pickles as the graph it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+from lens.functions import describe, resolve
+from lens.ir.elements import FnRef
+
+
+class Program(fx.GraphModule):
+    """A ``torch.fx.GraphModule``.
+
+    ``GraphModule`` itself pickles as source code that is traced once more, which loses the metadata of the nodes and
+    makes a constant of ``torch.rand(3)``. A program pickles as its nodes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        number = {node: i for i, node in enumerate(self.graph.nodes)}
+        rows = [_Row.of(node, number) for node in self.graph.nodes]
+        state = {name: item for name, item in vars(self).items() if name not in ("_graph", "_code", "_lineno_map")}
+        return _unpickled, (type(self).__name__, rows, state)
+
+
+@frozen
+class _Place:
+    """A node among the arguments of another."""
+
+    number: int
+
+
+@frozen
+class _Row:
+    """A node as it stands in a pickle; a function by its name."""
+
+    op: str
+    target: str | FnRef
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    type: Any
+    meta: dict[str, Any]
+
+    @classmethod
+    def of(cls, node: fx.Node, number: dict[fx.Node, int]) -> _Row:
+        target: Any = node.target if isinstance(node.target, str) else describe(node.target).ref
+        number_of: Any = lambda item: _Place(number[item]) if isinstance(item, fx.Node) else item  # noqa: E731
+        args: Any = map_aggregate(node.args, number_of)
+        kwargs: Any = map_aggregate(node.kwargs, number_of)
+        return cls(node.op, target, args, kwargs, node.name, node.type, node.meta)
+
+    def put(self, graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node:
+        """The node again, at the end of a graph."""
+        target: str | Callable[..., Any] = self.target if isinstance(self.target, str) else resolve(self.target)
+        node_of: Any = lambda item: nodes[item.number] if isinstance(item, _Place) else item  # noqa: E731
+        args: Any = map_aggregate(self.args, node_of)
+        kwargs: Any = map_aggregate(self.kwargs, node_of)
+        node = graph.create_node(self.op, target, args, kwargs, self.name, self.type)
+        node.meta.update(self.meta)
+        return node
+
+
+def _unpickled(name: str, rows: list[_Row], state: dict[str, Any]) -> Program:
+    graph = fx.Graph()
+    nodes: list[fx.Node] = []
+    for row in rows:
+        nodes.append(row.put(graph, nodes))
+    root = nn.Module()
+    vars(root).update({table: state[table] for table in ("_parameters", "_buffers", "_modules", "training")})
+    program = Program(root, graph, name)
+    vars(program).update(state)
+    return program

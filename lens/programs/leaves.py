@@ -1,0 +1,97 @@
+"""Where the tensors of a program come from: the trace, or the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens.errors import RenderError
+from lens.ir.elements import Leaf
+from lens.ir.payloads import PayloadStore
+
+#: First words of addresses that a ``GraphModule`` has other uses for.
+_TAKEN = frozenset(dir(torch.fx.GraphModule)) | {"graph", "code", "training", "meta", "lens"}
+
+
+def leaf_tensor(leaf: Leaf, payloads: PayloadStore, model: nn.Module | None) -> torch.Tensor:
+    """The tensor of a parameter, buffer, constant or external leaf.
+
+    Registered ones are the model's own, as they are now, if a model is given; else what the trace has saved, which is
+    what the run began with.
+
+    Raises:
+        RenderError: it is not in the trace, and no model was given, or the one given does not have it.
+        StaleValueError: it was saved by reference and changed since.
+    """
+    if model is not None and leaf.kind in ("parameter", "buffer"):
+        for address in leaf.addresses:
+            owner, _, name = address.rpartition(".")
+            module = dict(model.named_modules(remove_duplicate=False)).get(owner)
+            found: torch.Tensor | None = None if module is None else {**module._buffers, **module._parameters}.get(name)
+            if found is not None:
+                return found
+    if leaf.value in payloads:
+        return payloads.read(leaf.value, _name(leaf))  # type: ignore[no-any-return]
+    given = "the model given does not have it" if model is not None else "no model was given"
+    raise RenderError(
+        f"a program needs the {leaf.kind} {_name(leaf)}, which this trace did not save, and {given}",
+        where=str(leaf.location or _name(leaf)),
+        hint="give the model: history.to_fx(model); or trace it in this process with save='all'",
+    )
+
+
+def _name(leaf: Leaf) -> str:
+    return leaf.addresses[0] if leaf.addresses else f"tensor %{leaf.value}"
+
+
+def place(root: nn.Module, address: str, tensor: torch.Tensor) -> str:
+    """Register a tensor under an address, in modules made on the way, and give the address that it got.
+
+    It differs from the one asked for where a ``GraphModule`` has its own use for the first word, or where an address
+    is no name (``table['key']``).
+    """
+    words = [word.replace("'", "").replace('"', "") for word in address.split(".")]
+    if words[0] in _TAKEN:
+        words[0] = f"lens_{words[0]}"
+    owner = root
+    for word in words[:-1]:
+        if word not in owner._modules:
+            owner.add_module(word, nn.Module())
+        owner = owner.get_submodule(word)
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(words[-1], tensor)
+    else:
+        owner.register_buffer(words[-1], tensor)
+    return ".".join(words)
+
+
+def registered(leaf: Leaf, tensor: torch.Tensor, *, written: bool) -> torch.Tensor:
+    """The tensor as a program holds it: the model's own parameter, but a copy of what the program writes to."""
+    if written:
+        copy = tensor.detach().clone()
+        return nn.Parameter(copy, tensor.requires_grad) if leaf.kind == "parameter" else copy
+    if leaf.kind == "parameter" and not isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), leaf.trainable and tensor.is_floating_point())
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
+
+
+def free_name(root: nn.Module, stem: str) -> str:
+    """An attribute name that a module does not have yet."""
+    number = 0
+    while hasattr(root, f"{stem}_{number}"):
+        number += 1
+    return f"{stem}_{number}"
+
+
+class Held(nn.Module):
+    """A callable that lens did not see into, as the module that calls it."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        return self.function(*args, **kwargs)

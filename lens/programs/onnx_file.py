@@ -1,0 +1,161 @@
+"""``history.to_onnx()``: the trace as an ONNX model, by way of ``torch.fx``, ``torch.export`` and ``torch.onnx``.
+
+A trace has no control flow left, so models that torch cannot export themselves can be exported this way.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import traceback
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._decomp import get_decompositions
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lens.errors import RenderError
+from lens.ir.facets import Labels
+from lens.ir.types import TensorType
+from lens.programs.building import make_program
+from lens.programs.fx_module import Program
+from lens.render.renderer import Traced
+
+#: What torch's exporters raise, besides their own errors, for a program that they cannot take.
+_REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
+#: Given these, torch's exporter writes a node that reads the running statistics also where the batch's are meant.
+_BATCH_NORMS = (
+    torch.ops.aten._native_batch_norm_legit_functional,
+    torch.ops.aten._native_batch_norm_legit,
+    torch.ops.aten._batch_norm_with_update_functional,
+)
+_NODE = re.compile(r"translating node %(\w+)")
+_WITHOUT = "to_onnx_structure writes the graph alone, for which no operation needs a counterpart in ONNX"
+#: Bytes beyond which the weights stand in a file beside the model: protobuf takes no more than 2 GiB.
+_LARGEST = 1 << 30
+
+
+def convert_history(history: Traced, model: nn.Module | None, noise: str, optimize: bool) -> Any:
+    """torch's ``ONNXProgram`` of a trace. Raises RenderError: it has no such form, or onnx is not installed."""
+    program = make_program(history, model, guards=False, noise=noise, flat=True)
+    graph = history.graph
+    inputs = [graph.values[leaf.value].type for leaf in graph.leaves if leaf.kind == "input"]
+    exported = export_program(program, tuple(map(example, inputs)))
+    return convert(exported, graph[Labels].outputs, optimize)
+
+
+def save(converted: Any, path: str | PathLike[str]) -> str:
+    """Write an ``ONNXProgram``, the weights beside it if they are more than 1 GiB, and give the path."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        converted.save(path, external_data=_nbytes(converted) > _LARGEST)
+    except OSError as error:
+        raise RenderError(
+            f"the export cannot be written: {error.strerror}", where=str(path), hint="choose another path"
+        ) from error
+    return str(path)
+
+
+def example(kind: TensorType) -> torch.Tensor:
+    """A tensor of a type, for exporters that look at types alone. Raises RenderError if it has no such tensor."""
+    if kind.layout != "strided":
+        raise RenderError(
+            f"an input is a {kind.layout} tensor, which ONNX has not", where=str(kind), hint="give a dense tensor"
+        )
+    return torch.zeros(kind.shape, dtype=getattr(torch, kind.dtype), device=kind.device)
+
+
+def export_program(program: Program, inputs: tuple[torch.Tensor, ...], dynamic_shapes: Any = None) -> Any:
+    """``torch.export`` of a program. Raises RenderError that names the operation that cannot be exported."""
+    try:
+        # exporters take attention apart: the layout of its result must be that of its parts
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(program, inputs, strict=False, dynamic_shapes=dynamic_shapes)
+            if any(_normalises_by_batch(node) for node in exported.graph.nodes):
+                exported = exported.run_decompositions(get_decompositions(_BATCH_NORMS))
+            return exported
+    except _REFUSALS as error:
+        raise _refusal(error, _running_node(error, program)) from error
+
+
+def _normalises_by_batch(node: fx.Node) -> bool:
+    return "batch_norm" in str(node.target) and True in node.args[:6]
+
+
+def convert(exported: Any, output_names: Sequence[str], optimize: bool = False) -> Any:
+    """``torch.onnx`` of an exported program. Raises RenderError that names the operation without a counterpart."""
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            converted = torch.onnx.export(
+                exported, dynamo=True, verbose=False, optimize=optimize, output_names=list(output_names)
+            )
+    except ImportError as error:
+        raise RenderError(
+            f"{error.name} is not installed", where="to_onnx", hint="pip install 'lens-trace[export]'"
+        ) from error
+    except torch.onnx.OnnxExporterError as error:
+        raise _refusal(error, _untranslated_node(error, exported)) from error
+    _add_labels(converted)
+    return converted
+
+
+def _add_labels(converted: Any) -> None:
+    """The label, pass, function, module and line of each operation, as metadata of the nodes made of it."""
+    customs = {node.name: node.meta.get("custom", {}) for node in converted.exported_program.graph.nodes}
+    graphs = [converted.model.graph, *(function.graph for function in converted.model.functions.values())]
+    for node in (node for graph in graphs for node in graph):
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
+        for key, item in customs.get(scopes[-1], {}).items():
+            if key.startswith("lens_"):
+                node.metadata_props[key.replace("_", ".", 1)] = str(item)
+    converted.model.metadata_props["lens.runnable"] = "yes"
+
+
+def _nbytes(converted: Any) -> int:
+    return sum(item.const_value.nbytes for item in converted.model.graph.initializers.values() if item.const_value)
+
+
+def _refusal(error: Exception, node: fx.Node | None) -> RenderError:
+    """The error of lens for one of torch's exporters."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    first = next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:300]
+    custom = {} if node is None else node.meta.get("custom", {})
+    what = "the model has no form in ONNX: "
+    if "lens_label" in custom:
+        what = f"{custom['lens_label']} ({custom['lens_function']}) has no form in ONNX: "
+    return RenderError(what + first, where=custom.get("lens_location", ""), hint=_WITHOUT)
+
+
+def _untranslated_node(error: BaseException, exported: Any) -> fx.Node | None:
+    """The node of an exported program that torch.onnx names in its error."""
+    found: str | None = None
+    cause: BaseException | None = error
+    while cause is not None:
+        match = _NODE.search(str(cause))
+        found = match[1] if match else found
+        cause = cause.__cause__
+    if found is None:
+        return None
+    nodes = [*exported.graph.nodes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nodes += exported.run_decompositions().graph.nodes
+    exact = [node for node in nodes if node.name == found]
+    alike = [node for node in nodes if found.strip("_0123456789") in node.name]
+    return next(iter(exact + alike), None)
+
+
+def _running_node(error: BaseException, program: Program) -> fx.Node | None:
+    """The node of a program that ran when an error was raised: its source line names it."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    names = (str(frame.line).partition(" = ")[0].strip() for frame in traceback.extract_tb(error.__traceback__))
+    return next((nodes[name] for name in names if name in nodes), None)

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lens.errors import RenderError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty file beside its place; what the block wrote into it is flushed to the disk and moved there.
+
+    If the block raises, the place is as it was. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.touch(exist_ok=False)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file from pieces. Raises OSError."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(chunks)
+
+
+def write_out(path: Path, content: str | bytes) -> None:
+    """Write an export or a picture. Raises RenderError if the path cannot be written."""
+    try:
+        write_whole(path, [content.encode() if isinstance(content, str) else content])
+    except OSError as error:
+        raise RenderError(
+            f"the file cannot be written: {error.strerror}",
+            where=str(path),
+            hint="choose a path in a folder that you may write to",
+        ) from error

@@ -1,0 +1,94 @@
+"""The lowering of a drawing to a Mermaid flowchart, for Markdown pages that draw it themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from attrs import frozen
+
+from lens.errors import RenderError
+from lens.ir.facets import Facet, Labels
+from lens.render.drawing import Drawing, Edge
+from lens.render.graphviz_text import DIRECTIONS, Lowering, without_control
+from lens.render.picture import Options, compose
+from lens.render.renderer import Traced
+from lens.render.themes import Theme, contrast, find_theme
+
+#: What Mermaid takes unless its page raises maxEdges and maxTextSize.
+MOST_EDGES, MOST_TEXT = 500, 50_000
+_SHAPES = {"ellipse": '(["{}"])', "box": '["{}"]', "module": '[["{}"]]'}
+_SPECIAL = str.maketrans({c: f"#{ord(c)};" for c in '#"&<>`\\'} | {"\n": " ", "\r": " "})
+_WAY_OUT = 'draw less: depth=1, collapse=["blocks.*"], view="rolled" or max_nodes=100; or a picture: history.draw(path)'
+
+
+@frozen
+class MermaidRenderer(Options):
+    """A Mermaid flowchart, with the options of a picture.
+
+    Args:
+        limits: Whether to refuse what Mermaid would not draw: more than 500 edges or 50,000 characters.
+    """
+
+    name: ClassVar[str] = "mermaid"
+    suffix: ClassVar[str] = ".mmd"
+    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
+    needs_model: ClassVar[bool] = False
+    limits: bool = True
+
+    def render(self, history: Traced) -> str:
+        """The text of the flowchart. Raises RenderError if it is above Mermaid's limits."""
+        drawing = compose(history.graph, self, history.flop_counter)
+        text = to_mermaid(drawing, find_theme(self.theme), self.direction)
+        for count, most, what in (
+            (len(drawing.edges), MOST_EDGES, "edges"),
+            (len(text), MOST_TEXT, "characters"),
+        ):
+            if self.limits and count > most:
+                raise RenderError(
+                    f"the flowchart has {count:,} {what}, Mermaid takes {most:,}",
+                    where=drawing.title[0],
+                    hint=f"{_WAY_OUT}; limits=False writes it for a page that raised maxEdges and maxTextSize",
+                )
+        return text
+
+
+def to_mermaid(drawing: Drawing, theme: Theme, direction: str = "up") -> str:
+    """The text of a drawing as a flowchart. Linear. Raises RenderError if the direction is unknown."""
+    lowering = Lowering(drawing, theme, direction)
+    lines = [f"flowchart {DIRECTIONS[direction]}"]
+
+    def inside(parent: str | None, indent: str) -> Iterator[str]:
+        for node in lowering.nodes[parent]:
+            shape = _SHAPES[node.shape].format(_text(filter(None, (node.head, *node.lines))))
+            yield f"{indent}{node.id}{shape}{'' if node.fill else f':::{node.role}'}"
+        for cluster in lowering.clusters[parent]:
+            yield f'{indent}subgraph {cluster.id}["{_text(cluster.lines)}"]'
+            yield from inside(cluster.id, f"{indent}  ")
+            yield f"{indent}end"
+
+    lines += inside(None, "  ")
+    lines += [f"  {_edge(edge)}" for edge in drawing.edges]
+    lines += [
+        f"  classDef {role} fill:{fill},stroke:{theme.line},color:{contrast(fill, theme)}"
+        for role, fill in theme.fills.items()
+        if any(node.role == role for node in drawing.nodes)
+    ]
+    for node in drawing.nodes:
+        styles = [f"fill:{node.fill},color:{contrast(node.fill, theme)}"] if node.fill else []
+        styles += ["stroke-dasharray:5 5"] if node.dashed else []
+        styles += [f"stroke:{theme.marks[node.mark]},stroke-width:3px"] if node.mark else []
+        if styles:
+            lines.append(f"  style {node.id} {','.join(styles)}")
+    return "\n".join(lines) + "\n"
+
+
+def _edge(edge: Edge) -> str:
+    arrow = "-.->" if edge.after else "==>" if edge.branch else "-->"
+    label = _text(("IF", *edge.lines) if edge.branch else edge.lines)
+    between = f'|"{label}"|' if label else ""
+    return f"{edge.source} {arrow}{between} {edge.target}"
+
+
+def _text(lines: tuple[str, ...] | filter[str]) -> str:
+    return "<br/>".join(without_control(line).translate(_SPECIAL) for line in lines)

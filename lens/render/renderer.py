@@ -1,0 +1,55 @@
+"""What a renderer is, and what it is given.
+
+A renderer is a frozen attrs class whose fields are its options; it turns a history into a text, bytes, or the files
+of a folder. It is pure: it writes nothing itself, and gives the same for the same history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+
+from lens.ir.elements import OpId
+from lens.ir.entry_index import EntryIndex
+from lens.ir.facets import Facet
+from lens.ir.graph import Graph
+from lens.ir.payloads import PayloadStore
+
+#: A text, bytes, or files by their names, for a folder.
+Rendered: TypeAlias = str | bytes | Mapping[str, str | bytes]
+
+
+class Traced(Protocol):
+    """A ``ModelHistory``, as far as renderers look at it."""
+
+    graph: Graph
+    payloads: PayloadStore
+
+    @property
+    def index(self) -> EntryIndex: ...  # noqa: D102 - the entries and their keys
+
+    @property
+    def flop_counter(self) -> Callable[[OpId], int | None] | None: ...  # noqa: D102 - None without torch
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """The protocol of renderers.
+
+    Attributes:
+        name: What ``history.export(to=...)`` and ``lens export --to`` call it.
+        suffix: The ending of its files, such as ``.json``; empty for a folder.
+        requires: Facet types that it looks at; the passes that provide them are run first if they are missing.
+        needs_model: Whether it needs the model's parameters and functions, which no trace file holds.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    requires: ClassVar[tuple[type[Facet], ...]]
+    needs_model: ClassVar[bool]
+
+    def render(self, history: Traced) -> Rendered:
+        """The history in another form. Raises RenderError if it has none."""
+        ...

@@ -1,0 +1,196 @@
+"""The comparison of two histories: planted differences are found and named, and nothing else is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import LSTMLoop, TwoBranches
+from torch import nn
+
+import lens
+from lens import history_diff
+from lens.cli import main
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def difference(change, x=X, **options):
+    model = net()
+    other = copy.deepcopy(model)
+    change(other)
+    return lens.trace(model, X).diff(lens.trace(other, x), **options)
+
+
+def kinds(found):
+    return {(change.layer, change.what) for change in found.changes}
+
+
+def test_equal_runs_have_no_difference():
+    for model, x in ((net(), X), (LSTMLoop(), torch.randn(4, 2, 4)), (TwoBranches(), torch.ones(2, 4))):
+        history = lens.trace(model, x, seed=1)
+        found = history.diff(lens.trace(model, x, seed=1))
+        assert found.same
+        assert (found.added, found.removed, found.changes) == ((), (), ())
+        assert found.matched == found.compared == len(history)
+        assert "no difference" in str(found)
+
+
+def test_a_layer_added_and_one_removed():
+    found = difference(lambda m: m.insert(2, nn.Tanh()))
+    assert (found.added, found.removed) == (("tanh_1_3",), ())
+    assert ("maxpool2d_1_3", "inputs") in kinds(found)
+    assert {layer for layer, what in kinds(found) if what == "values"} == {
+        "maxpool2d_1_3", "flatten_1_4", "linear_1_5", "output_1",
+    }  # fmt: skip
+    found = difference(lambda m: m.__setitem__(1, nn.Identity()))
+    assert (found.added, found.removed) == ((), ("relu_1_2",))
+    assert not found.same
+
+
+def test_a_shape_an_argument_a_dtype():
+    found = difference(lambda m: m.__setitem__(2, nn.AdaptiveMaxPool2d(3)))
+    assert (found.removed, found.added) == (("maxpool2d_1_3",), ("adaptivemaxpool2d_1_3",)) or found.added
+    found = difference(lambda m: m[2].__setattr__("stride", 1) or m.__setitem__(4, nn.Linear(100, 5)))
+    assert ("maxpool2d_1_3", "shape") in kinds(found)
+    assert ("maxpool2d_1_3", "arguments") in kinds(found)
+    shape = next(c for c in found.changes if c.what == "shape")
+    assert (shape.before, shape.after) == ("2x4x3x3", "2x4x5x5")
+    assert ("relu_1_2", "values") not in kinds(found)
+    found = difference(nn.Module.double, X.double())
+    assert {what for _, what in kinds(found)} == {"dtype"}
+    assert found.compared == 0
+
+
+def test_values_and_their_tolerance():
+    def nudge(model):
+        with torch.no_grad():
+            model[4].bias += 1e-4
+
+    found = difference(nudge)
+    assert kinds(found) == {("linear_1_5", "values"), ("output_1", "values")}
+    assert "up to 0.0001 apart, 10 of 10 elements" in str(found)
+    assert difference(nudge, atol=1e-3).same
+    assert not difference(nudge, atol=1e-6).same
+
+
+def test_nan_equals_nan_and_other_kinds_of_tensors():
+    def run(value):
+        model = nn.Module()
+        model.forward = lambda x: (x > 0, (x * 1j).conj(), x.to(torch.int64), x.to(torch.float8_e4m3fn), x.to_sparse())
+        return lens.trace(model, torch.tensor([float("nan"), 1.0, value]))
+
+    assert run(2.0).diff(run(2.0)).same
+    assert {layer for layer, _ in kinds(run(2.0).diff(run(-3.0)))} >= {
+        "input_1",
+        "gt_1_1",
+        "mul_1_2",
+        "conj_1_3",
+        "to_1_4",
+    }
+
+
+def test_wiring():
+    def run(forward):
+        model = nn.Module()
+        model.forward = forward
+        return lens.trace(model, (torch.ones(2), torch.ones(2)), save="none")
+
+    found = run(lambda a, b: a.exp() - b.sin()).diff(run(lambda a, b: (lambda p, q: q - p)(a.exp(), b.sin())))
+    assert kinds(found) == {("sub_1_3", "inputs")}
+    assert found.compared == 0
+
+
+def test_values_that_cannot_be_read_are_named():
+    x = torch.randn(2, 3, 8, 8)
+    model = net()
+    before, after = lens.trace(model, x), lens.trace(model, x)
+    x.zero_()
+    assert kinds(before.diff(after)) == {("input_1", "values")}
+    assert "cannot be compared" in str(before.diff(after))
+
+
+def test_loops_of_different_length():
+    model = LSTMLoop()
+    short, long = (lens.trace(model, torch.ones(n, 2, 4), save="none") for n in (3, 5))
+    found = short.diff(long)
+    assert not found.removed
+    per_step = sum(e.pass_num == 2 for e in short)
+    assert len(found.added) == 2 * per_step + 2  # and what takes two more steps from the input
+
+
+def test_times_are_listed_and_no_difference():
+    library = torch.library.Library("lens_diff_test", "DEF")
+    library.define("nap(Tensor x) -> Tensor")
+    library.impl("nap", lambda x: (time.sleep(seconds), x + 1)[1], "CPU")
+
+    def run(asleep):
+        nonlocal seconds
+        seconds = asleep
+        model = nn.Module()
+        model.forward = torch.ops.lens_diff_test.nap
+        return lens.trace(model, torch.ones(2))
+
+    seconds = 0.0
+
+    found = run(0.001).diff(run(0.03))
+    assert [c.what for c in found.times] == ["time"]
+    assert not run(0.03).diff(run(0.03), slower=20.0).times
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_two_histories_align_soundly(data):
+    kinds = st.lists(st.sampled_from(["relu", "sin", "tanh"]), max_size=12)
+    names = data.draw(kinds)
+    others = data.draw(st.one_of(kinds, st.just(names), st.permutations(names)))
+    few = data.draw(st.sampled_from([0, 250_000]))
+
+    def run(functions):
+        model = nn.Module()
+        model.forward = lambda x: [x := getattr(torch, name)(x) for name in functions][-1:]
+        return lens.trace(model, torch.ones(2), save="none")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_diff, "_MOST_COMPARISONS", few)
+        one, other = run(names), run(others)
+        found = one.diff(other)
+        pairs = history_diff._pairs(one, other)
+    assert list(pairs.values()) == sorted(set(pairs.values()))  # in order, each once
+    assert all(one.entry(i).layer_type == other.entry(j).layer_type for i, j in pairs.items())
+    assert found.matched == len(one) - len(found.removed) == len(other) - len(found.added)
+    assert found.same == (names == others)
+
+
+def test_diff_on_the_command_line(tmp_path, capsys):
+    model = net()
+    before = lens.trace(model, X).save(tmp_path / "a.lens")
+    with torch.no_grad():
+        model[4].bias += 1
+    after = lens.trace(model, X).save(tmp_path / "b.lens")
+    assert main(["diff", before, before]) == 0
+    assert "no difference" in capsys.readouterr().out
+    assert main(["diff", before, after]) == 1
+    assert "linear_1_5: values up to 1 apart" in capsys.readouterr().out
+    assert main(["diff", before, after, "--atol", "2"]) == 0
+    capsys.readouterr()
+    assert main(["diff", before, after, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["same"]
+    assert {change["layer"] for change in report["changes"]} == {"linear_1_5", "output_1"}
+    assert main(["diff", before, str(tmp_path / "none.lens")]) == 2
+    assert "check the path" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["diff", "--help"])
+    assert "examples:" in capsys.readouterr().out

@@ -1,0 +1,544 @@
+"""Programs out of traces: torch.fx, ONNX, structure files, open sizes. Their own libraries read them back."""
+
+import copy
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from models import Body, Conditional, Containers, InPlaceThroughView, LSTMLoop, SetItem, TwoBranches
+from real_models import REAL_MODELS, images, tokens, transformer, vision
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+import lens
+from lens.cli import main
+from lens.errors import GuardError, InputError, LensError, RenderError, StaleValueError
+from lens.ir.facets import Labels
+from lens.programs.sizes import Size, find_form
+from lens.render import onnx_structure
+from lens.render.onnx_structure import OnnxStructureRenderer
+from lens.replay.program import replay
+
+onnxruntime.set_default_logger_severity(3)
+
+
+class Dynamic(nn.Module):
+    """All that torch's own exporters refuse at once: a tensor `if`, a `while`, noise, writes through views, `item`."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        y = self.fc(x)
+        y = torch.relu(y) if y.mean() > 100 else torch.tanh(y)
+        while y.abs().sum() > 1:
+            y = y / 2
+            self.steps += 1
+        y[:, 1:3].mul_(3)
+        y[0] += 1
+        noise = torch.randn_like(y)
+        return {"y": y + noise * self.steps, "scale": torch.zeros(2) + x.shape[0]}
+
+
+def tiny_vit():
+    return vision.VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=5), images(2, 32), {}
+
+
+def tiny_swin():
+    swin = vision.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=5, stochastic_depth_prob=0.0)
+    return swin, images(1, 32), {}
+
+
+SMALL = {
+    "resnet18": lambda: (vision.resnet18(num_classes=5), images(2, 32), {}),
+    "vit": tiny_vit,
+    "swin": tiny_swin,
+    "gpt2": lambda: (transformer("gpt2", n_layer=1, n_embd=16, n_head=2, vocab_size=101), (), tokens("input_ids")),
+    "bert": lambda: (
+        transformer("bert", num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=16),
+        (),
+        tokens("input_ids"),
+    ),
+    "t5": lambda: (
+        transformer("t5", num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=16, vocab_size=101),
+        (),
+        tokens("input_ids", "decoder_input_ids"),
+    ),
+    "lstm_cell_loop": lambda: (LSTMLoop(), (torch.randn(5, 2, 4),), {}),
+    "dynamic": lambda: (Dynamic(), (torch.randn(3, 4),), {}),
+    "noise": lambda: (TwoBranches(), (torch.randn(2, 4),), {}),
+    "views": lambda: (InPlaceThroughView(), (torch.randn(2, 4),), {}),
+    "setitem": lambda: (SetItem(), (torch.randn(2, 4),), {}),
+    "condition": lambda: (Conditional(), (torch.randn(2, 4),), {}),
+}
+FULL = {
+    "resnet18": lambda: (vision.resnet18(), images(1, 224), {}),
+    "vit_b_16": lambda: (vision.vit_b_16(), images(1, 224), {}),
+    "swin_t": lambda: (vision.swin_t(), images(1, 224), {}),
+    **{name: lambda name=name: (transformer(name), (), tokens("input_ids")) for name in ("gpt2", "bert")},
+    "t5": lambda: (transformer("t5"), (), tokens("input_ids", "decoder_input_ids")),
+}
+#: The models of the issue at their real sizes take minutes: LENS_FULL=1 runs them too.
+MODELS = {**SMALL, **({f"full {name}": make for name, make in FULL.items()} if os.environ.get("LENS_FULL") else {})}
+
+
+def tensors(output):
+    return [item for item in tree_leaves(output) if isinstance(item, torch.Tensor)]
+
+
+def same(found, expected):
+    found, expected = tensors(found), tensors(expected)
+    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+def traced(name, training=False):
+    """A history, a function that calls something in the state before the trace, and the plain result."""
+    torch.manual_seed(0)
+    model, args, kwargs = MODELS[name]()
+    model.train(training)
+    plain, state = copy.deepcopy(model), torch.get_rng_state()
+    history = lens.trace(model, args, kwargs)
+
+    def call(function):
+        torch.set_rng_state(state)
+        return function(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+
+    return history, call, call(plain)
+
+
+def imported(folder):
+    spec = importlib.util.spec_from_file_location("written_out", Path(folder) / "module.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_fx_is_exact_and_so_are_its_copies(name, training, tmp_path):
+    history, call, expected = traced(name, training)
+    assert same(call(history.to_fx()), expected)
+    assert same(call(pickle.loads(pickle.dumps(history.to_fx()))), expected)
+    history.to_fx().to_folder(tmp_path / "written")
+    assert same(call(imported(tmp_path / "written").FxModule()), expected)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "noise"])
+def test_recorded_noise_is_that_of_the_run(name):
+    history, call, expected = traced(name)
+    program = history.to_fx(noise="recorded")
+    assert same(call(lambda *args: (torch.manual_seed(99), program(*args))[1]), expected)
+    dropout = lens.trace(nn.Dropout(0.5), torch.arange(20.0))
+    program = dropout.to_fx(noise="recorded")
+    assert torch.equal(program(torch.arange(20.0)), dropout["dropout_1"].tensor_contents)
+    assert torch.equal(program(torch.ones(20)) > 0, program(torch.ones(20) * 2) > 0)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "gpt2", "resnet18", "views"])
+def test_fx_can_be_exported_and_compiled(name):
+    history, call, expected = traced(name)
+    call_program = history.to_fx(noise="recorded")
+    torch.manual_seed(0)
+    _, args, kwargs = MODELS[name]()
+    exported = torch.export.export(call_program, args, kwargs, strict=False)
+    assert torch.allclose(tensors(call(exported.module()))[0], tensors(expected)[0], atol=1e-6)
+    torch._dynamo.reset()
+    compiled = torch.compile(history.to_fx(noise="recorded"), backend="aot_eager", fullgraph=True)
+    assert torch.allclose(tensors(call(compiled))[0], tensors(expected)[0], atol=1e-6)
+
+
+def test_fx_nodes_tell_module_line_and_label():
+    model = vision.resnet18(num_classes=5).eval()
+    history = lens.trace(model, *images(1, 32))
+    program = history.to_fx()
+    assert isinstance(program, torch.fx.GraphModule)
+    assert {*dict(program.named_parameters())} == {*dict(model.named_parameters())}
+    assert {*program.state_dict()} == {key for key in model.state_dict() if "num_batches" not in key}
+    assert program.get_parameter("layer1.0.conv1.weight") is model.layer1[0].conv1.weight
+    node = next(node for node in program.graph.nodes if node.name == history["layer1.0.conv1"].layer_label)
+    assert list(node.meta["nn_module_stack"].values()) == [
+        ("", "ResNet"),
+        ("layer1", "Sequential"),
+        ("layer1.0", "BasicBlock"),
+        ("layer1.0.conv1", "Conv2d"),
+    ]
+    assert "out = self.conv1(x)" in node.meta["stack_trace"]
+    assert node.meta["custom"]["lens_label"] == node.name
+    again = pickle.loads(pickle.dumps(program))
+    assert [n.meta["custom"] for n in again.graph.nodes if n.name == node.name] == [node.meta["custom"]]
+
+
+def test_tied_parameters_stand_under_all_their_addresses():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    program = lens.trace(Tied(), torch.ones(1, 3)).to_fx()
+    assert program.a.weight is program.b.weight
+
+
+def test_guards():
+    history = lens.trace(Conditional(), torch.ones(2, 4))
+    program = history.to_fx()
+    with pytest.raises(GuardError, match="bool\\(\\) gave False, now True") as raised:
+        program(torch.full((2, 4), 100.0))
+    assert "models.py" in raised.value.where
+    free = history.to_fx(guards=False)
+    assert torch.equal(free(torch.full((2, 4), 100.0)), torch.cos(torch.full((2, 4), 100.0)))
+    compiled = torch.compile(history.to_fx(), backend="aot_eager")
+    assert same(compiled(torch.ones(2, 4)), torch.cos(torch.ones(2, 4)))
+    with pytest.raises(RuntimeError, match="another way"):
+        compiled(torch.full((2, 4), 100.0))
+
+
+def test_guards_on_numbers_arguments_and_shared_inputs():
+    numbers = lens.trace(Body(lambda x: x * x.max().item()), torch.ones(3)).to_fx()
+    with pytest.raises(GuardError, match="item"):
+        numbers(torch.full((3,), 2.0))
+    scaled = lens.trace(Containers(), ({"image": torch.ones(2, 2)}, 2.0)).to_fx()
+    assert same(scaled({"image": torch.ones(2, 2)}, 2.0)["image"], torch.full((2, 2), 2.0))
+    with pytest.raises(GuardError, match=r"arg_1 = 2\.0"):
+        scaled({"image": torch.ones(2, 2)}, 3.0)
+
+    class Sum(nn.Module):
+        def forward(self, a, b):
+            return a + 2 * b
+
+    one = torch.ones(2)
+    shared = lens.trace(Sum(), (one, one)).to_fx()
+    assert torch.equal(shared(one * 2, one * 2), one * 6)
+    with pytest.raises(GuardError, match="as one tensor"):
+        shared(one, one * 2)
+
+
+def test_the_program_leaves_the_model_alone_and_takes_its_weights_when_given():
+    model = Dynamic()
+    x = torch.randn(3, 4)
+    history = lens.trace(model, x, seed=0)
+    before = copy.deepcopy(model.state_dict())
+    history.to_fx()(x)
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
+    program = history.to_fx(model)
+    assert program.fc.weight is model.fc.weight
+    with torch.no_grad():
+        model.fc.weight.mul_(0.5)
+    with pytest.raises(StaleValueError, match="overwritten"):
+        history.to_fx()
+    history.to_fx(model)
+
+
+def test_what_is_missing_is_said(tmp_path):
+    model, x = nn.Linear(3, 3), torch.ones(1, 3)
+    light = lens.trace(model, x, save="none")
+    with pytest.raises(RenderError, match="parameter weight") as raised:
+        light.to_fx()
+    assert "history.to_fx(model)" in raised.value.hint
+    assert same(light.to_fx(model)(x), model(x))
+    loaded = lens.load(light.save(tmp_path / "t.lens"))
+    assert same(loaded.to_fx(model)(x), model(x))
+    with pytest.raises(RenderError, match="the model given does not have it"):
+        light.to_fx(nn.ReLU())
+    with pytest.raises(RenderError, match="noise cannot be"):
+        light.to_fx(model, noise="loud")
+    with pytest.raises(RuntimeError) as failed:
+        lens.trace(Body(lambda x: (x + 1) @ x), torch.ones(2, 3))
+    with pytest.raises(RenderError, match="raised"):
+        failed.value.lens_history.to_fx()
+    with pytest.raises(RenderError, match="autograd"):
+        lens.trace(Body(lambda x: torch.autograd.grad((x * x).sum(), x)[0]), torch.ones(2, requires_grad=True)).to_fx()
+
+
+def test_autocast_and_containers():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = self.fc(x)
+            return y, self.fc(x)
+
+    model, x = Mixed(), torch.randn(2, 4)
+    program = lens.trace(model, x).to_fx()
+    assert same(program(x), model(x))
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def run_onnx(path, history):
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = [history.payloads.read(leaf.value) for leaf in history.graph.leaves if leaf.kind == "input"]
+    found = session.run(None, {end.name: t.numpy() for end, t in zip(session.get_inputs(), given, strict=True)})
+    expected = [history.payloads.read(value) for value in history.graph.outputs.values]
+    assert [end.name for end in session.get_outputs()] == list(history.graph[Labels].outputs)
+    return max(float((torch.from_numpy(a) - b).abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dynamic", "t5", "lstm_cell_loop", *(name for name in MODELS if "full" in name)])
+def test_onnx_runs_with_the_same_numbers(name, tmp_path):
+    history, _, _ = traced(name)
+    path = history.to_onnx(tmp_path / "model.onnx")
+    difference = run_onnx(path, history)
+    print(f"{name}: {difference:.2g}")
+    assert difference < 1e-4
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    facts = [{prop.key: prop.value for prop in node.metadata_props} for node in nodes]
+    known = {label for labels in history.graph[Labels].results for label in labels}
+    labels = {fact["lens.label"] for fact in facts if "lens.label" in fact}
+    assert labels <= known
+    assert len(labels) > len(known) / 3
+    assert any("pkg.torch.onnx.stack_trace" in fact and ".py" in fact["lens.location"] for fact in facts)
+    if name == "t5":
+        assert any(fact.get("lens.module") == "encoder.block.0.layer.0.SelfAttention.q" for fact in facts)
+
+
+def test_onnx_of_batch_statistics(tmp_path):
+    """torch's exporter writes the running statistics of a model in training mode."""
+    history = lens.trace(nn.BatchNorm1d(3), torch.randn(8, 3) * 5 + 2)
+    assert run_onnx(history.to_onnx(tmp_path / "norm.onnx"), history) < 1e-4
+
+
+def test_what_has_no_form_in_onnx_is_named_and_has_a_structure(tmp_path):
+    history = lens.trace(Body(lambda x: torch.special.bessel_j0(x) + 1), torch.ones(2))
+    with pytest.raises(RenderError, match="bessel") as raised:
+        history.to_onnx(tmp_path / "model.onnx")
+    assert "specialbesselj0_1_1 (torch." in raised.value.what
+    assert "test_programs.py" in raised.value.where
+    assert "to_onnx_structure" in raised.value.hint
+    assert not (tmp_path / "model.onnx").exists()
+    onnx.checker.check_model(history.to_onnx_structure(tmp_path / "graph.onnx"), full_check=True)
+    noisy = lens.trace(Body(torch.bernoulli), torch.rand(4))
+    with pytest.raises(RenderError, match="cannot stand apart"):
+        noisy.to_onnx(tmp_path / "noise.onnx")
+
+
+def operations(model):
+    """All operations of a structure file, those of functions as often as they are called."""
+    functions = {function.name: function for function in model.functions}
+
+    def walk(nodes):
+        for node in nodes:
+            if node.domain == "lens.modules":
+                yield from walk(functions[node.op_type].node)
+            elif node.op_type != "output":
+                yield node
+
+    return list(walk(model.graph.node))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_structure_files_pass_the_checker_and_cannot_run(name, tmp_path):
+    history, _, _ = traced(name)
+    path = lens.load(history.save(tmp_path / "t.lens", payloads=False)).to_onnx_structure(tmp_path / "graph.onnx")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    labels = [next(p.value for p in node.metadata_props if p.key == "lens.label") for node in operations(model)]
+    assert labels == [
+        names[0] if names else str(op.function)
+        for names, op in zip(history.graph[Labels].results, history.graph.ops, strict=True)
+    ]
+    assert not model.graph.initializer
+    assert [end.name for end in model.graph.output] == list(history.graph[Labels].outputs)
+    with pytest.raises(Exception, match="is not a registered function/op"):
+        onnxruntime.InferenceSession(path)
+
+
+def test_structure_nests_modules_as_functions(tmp_path):
+    history = lens.trace(nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU())), torch.ones(1, 2))
+    model = onnx.load(history.to_onnx_structure(tmp_path / "graph.onnx"))
+    functions = {function.name: function for function in model.functions}
+    assert [node.op_type for node in model.graph.node] == ["Sequential_0", "output"]
+    inner = functions["Sequential_0"]
+    assert [node.op_type for node in inner.node] == ["Linear_0_0", "ReLU_0_1"]
+    assert [node.op_type for node in functions["Linear_0_0"].node] == ["linear"]
+    (linear,) = functions["Linear_0_0"].node
+    assert {a.name: a.s.decode() for a in linear.attribute}["arguments"] == (
+        "input, @0.0.weight: f32[2,2], @0.0.bias: f32[2]"
+    )
+    assert {p.key: p.value for p in model.metadata_props}["lens.runnable"] == "no"
+
+
+class Steps(nn.Module):
+    """Two operations and three calls of modules per step."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.fc, self.act, self.steps = nn.Linear(2, 2), nn.Sequential(nn.Tanh()), steps
+
+    def forward(self, x):
+        for _ in range(self.steps):
+            x = self.act(self.fc(x))
+        return x
+
+
+def test_structure_of_ten_thousand_operations():
+    history = lens.trace(Steps(5000), torch.ones(1, 2), save="none")
+    begin = time.process_time()
+    content = OnnxStructureRenderer().render(history)
+    assert time.process_time() - begin < 3
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model, full_check=True)
+    assert len(operations(model)) == 10_000
+    assert len(model.functions) < 10  # calls that are alike share a function
+
+
+def test_structure_with_more_functions_than_onnx_allows(monkeypatch):
+    monkeypatch.setattr(onnx_structure, "_MOST_FUNCTIONS", 4)
+    history = lens.trace(nn.Sequential(*(Steps(1) for _ in range(2))), torch.ones(1, 2), save="none")
+    model = onnx.load_from_string(OnnxStructureRenderer().render(history))
+    onnx.checker.check_model(model, full_check=True)
+    assert len(model.functions) == 2  # without the calls inside the two steps
+    assert len(operations(model)) == 4
+
+
+SIZES = {
+    "vit": lambda b, n: (images(b, 32), {}),
+    "swin": lambda b, n: (images(b, 32), {}),
+    "resnet18": lambda b, n: (images(b, 32), {}),
+    "gpt2": lambda b, n: ((), {"input_ids": torch.randint(0, 100, (b, n))}),
+    "t5": lambda b, n: (
+        (),
+        {"input_ids": torch.randint(0, 100, (b, n)), "decoder_input_ids": torch.randint(0, 100, (b, n + 6))},
+    ),
+    "lstm_cell_loop": lambda b, n: ((torch.randn(5, b, 4),), {}),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_generalized_programs_run_at_a_third_size(name):
+    model = SMALL[name]()[0].eval()
+    general = lens.generalize(*(lens.trace(model, *SIZES[name](b, n)) for b, n in ((2, 5), (3, 8))))
+    args, kwargs = SIZES[name](5, 12)
+    expected = tensors(model(*args, **kwargs))
+    program = general.to_fx()
+    assert same(program(*args, **kwargs), expected)
+    assert same(pickle.loads(pickle.dumps(program))(*args, **kwargs), expected)
+    third = {2: 5, 5: 12, 11: 18}
+    graph = general.graph(**{size.name: third[size.first] for size in general.sizes})
+    given = iter((*args, *kwargs.values()))
+    values = {
+        leaf.value: next(given) if leaf.kind == "input" else general.history.payloads.read(leaf.value)
+        for leaf in graph.leaves
+    }
+    found = replay(graph, values, payloads=general.history.payloads, want=graph.outputs.values)
+    assert same([found[value] for value in graph.outputs.values], expected)
+    assert [graph.values[v].type.shape for v in graph.outputs.values] == [tuple(t.shape) for t in expected]
+
+
+def test_generalized_onnx_has_open_sizes(tmp_path):
+    model = SMALL["gpt2"]()[0].eval()
+    general = lens.generalize(*(lens.trace(model, *SIZES["gpt2"](b, n)) for b, n in ((2, 5), (3, 8))))
+    path = general.to_onnx(tmp_path / "gpt2.onnx")
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(path)
+    ids = torch.randint(0, 100, (4, 11))
+    (found,) = session.run(None, {"input_ids": ids.numpy()})
+    assert torch.allclose(torch.from_numpy(found), model(ids).last_hidden_state, atol=1e-4)
+
+
+def test_what_cannot_be_generalized():
+    def both(function, first, second):
+        return lens.generalize(*(lens.trace(Body(function), x) for x in (first, second)))
+
+    ones = torch.ones
+    with pytest.raises(InputError, match="same sizes"):
+        both(torch.relu, ones(2), ones(2))
+    with pytest.raises(InputError, match="same proportion"):
+        both(torch.relu, ones(2, 4), ones(3, 6))
+    with pytest.raises(InputError, match=r"number of operations depends|differ in structure"):
+        both(lambda x: sum(x.relu() for _ in range(x.shape[0])), ones(2), ones(3))
+    with pytest.raises(InputError, match="differ in structure"):
+        both(lambda x: x.sin() if x.shape[0] == 2 else x.cos(), ones(2), ones(3))
+    with pytest.raises(InputError, match="do not follow from the sizes") as raised:
+        both(lambda x: x * (0.5 if x.shape[0] == 2 else 0.7), ones(2), ones(3))
+    assert "0.5 and 0.7 in torch" in raised.value.what
+    with pytest.raises(InputError, match="condition was"):
+        both(lambda x: [x.sin(), x.sin()][bool(x.sum() > 2.5)], ones(2), ones(3))
+    with pytest.raises(InputError, match="sizes are needed for s0"):
+        both(torch.relu, ones(2), ones(3)).graph(t=3)
+
+
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        ((2, 3), "s0"),
+        ((394, 591), "197*s0"),
+        ((1, 2), "s0-1"),
+        ((25, 49), "s1*s1"),
+        ((10, 21), "s0*s1"),
+        ((-5, -7), "-1*s1"),
+    ],
+)
+def test_integers_that_follow_from_sizes(pair, text):
+    sizes = (Size("s0", 2, 3, ((0, 0),)), Size("s1", 5, 7, ((0, 1),)))
+    form = find_form(*pair, sizes)
+    assert str(form) == text
+    assert (form.at({"s0": 2, "s1": 5}), form.at({"s0": 3, "s1": 7})) == pair
+
+
+def test_integers_of_unclear_origin():
+    sizes = (Size("s0", 2, 3, ((0, 0),)), Size("s1", 5, 7, ((0, 1),)))
+    assert str(find_form(7, 10, sizes)) == "s0+s1"  # not 3*s0+1
+    assert str(find_form(3, 5, sizes)) == "s1-2"  # not 2*s0-1
+    assert find_form(6, 8, (sizes[0], Size("s1", 3, 4, ()))) is not None
+    assert find_form(1, 8, sizes[1:]) is None
+
+
+def test_export_on_the_command_line(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Linear(4, 2))\n"
+    )
+    spec = f"{tmp_path / 'net.py'}:make"
+    assert main(["export", spec, "--input", "1x4", "--to", "onnx", "-o", str(tmp_path / "net.onnx")]) == 0
+    onnx.checker.check_model(str(tmp_path / "net.onnx"), full_check=True)
+    assert main(["export", spec, "--input", "1x4", "--to", "fx", "-o", str(tmp_path / "net")]) == 0
+    program = imported(tmp_path / "net").Program()
+    assert program(torch.ones(1, 4)).shape == (1, 2)
+    trace = lens.trace(nn.Linear(4, 2), torch.ones(1, 4)).save(tmp_path / "t.lens")
+    assert main(["export", trace, "--to", "onnx-structure", "-o", str(tmp_path / "s.onnx")]) == 0
+    onnx.checker.check_model(str(tmp_path / "s.onnx"), full_check=True)
+    assert main(["export", trace, "--to", "fx", "-o", str(tmp_path / "again")]) == 2
+    assert main(["export", trace, "-o", str(tmp_path / "which.onnx")]) == 2
+    assert "onnx or onnx-structure" in capsys.readouterr().err
+
+
+def test_names_of_renderers_and_structure_files_need_no_torch(tmp_path):
+    trace = lens.trace(nn.Linear(4, 2), torch.ones(1, 4)).save(tmp_path / "t.lens", payloads=False)
+    script = f"""
+import sys
+sys.modules["torch"] = None
+import lens
+lens.load({trace!r}).to_onnx_structure({str(tmp_path / "s.onnx")!r})
+from lens.cli import main
+assert main(["export", "--list"]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "onnx-structure" in done.stdout
+    onnx.checker.check_model(str(tmp_path / "s.onnx"), full_check=True)
+
+
+def test_every_real_model_is_a_program():
+    """The models of the other tests, without their copies."""
+    for name in ("mobilenet_v3", "lstm", "masked_encoder"):
+        model, args, kwargs = REAL_MODELS[name]()
+        model.eval()
+        history = lens.trace(model, args, kwargs)
+        assert same(history.to_fx()(*args, **kwargs), model(*args, **kwargs)), name
+    assert issubclass(GuardError, LensError)

@@ -1,0 +1,46 @@
+"""What a user with a strict type checker writes. ``make lint`` checks it with the rest, and a test does so alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import lens
+from lens.errors import AmbiguousKeyError
+
+
+def activations(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    history: lens.ModelHistory = lens.trace(model, x, save=["relu_1"], seed=0)
+    found: dict[str, torch.Tensor] = {}
+    for entry in history:
+        if entry.is_saved:
+            found[entry.layer_label_w_pass] = entry.tensor_contents
+    return found
+
+
+def questions(history: lens.ModelHistory) -> list[str]:
+    one: lens.OpEntry = history.one("conv2d_1")
+    shape: tuple[int, ...] = one.tensor_shape
+    seconds: float | None = one.func_time_elapsed
+    flops: int | None = one.flops
+    several = history["block"]
+    labels: list[str] = [p.layer_label for p in several.passes]
+    if isinstance(several, lens.LayerEntry):
+        labels += [p.layer_label_w_pass for p in several]
+    pools: list[lens.OpEntry] = history.layers("maxpool2d", parent_type="relu", where=lambda e: e.tensor_fsize > 0)
+    between: int = history.count_between("conv2d_1", pools[0], "conv2d")
+    path: list[str] = next(history.paths("conv2d_1", -1))
+    table: str = str(history.summary("module", depth=1))
+    same: bool = history.diff(history, atol=1e-6).same
+    graph: lens.Graph = history.graph
+    return [*labels, *path, table, f"{shape}{seconds}{flops}{between}{same}{graph}"]
+
+
+def careful(path: str) -> bool:
+    try:
+        history = lens.load(path)
+        return lens.validate_saved_activations(nn.ReLU(), torch.ones(2)) and len(history.layer_list) > 0
+    except AmbiguousKeyError as error:
+        return bool(error.hint)
+    except lens.LensError:
+        return False
