@@ -429,6 +429,17 @@ def pool_that_outlives(s, x):
 POOLS = [pool_of_threads, low_level_thread, consumer, thread_of_asyncio, pool_that_outlives]
 
 
+@pytest.fixture
+def threads_end():
+    """Other tests count the threads that are alive."""
+    before = threading.active_count()
+    yield
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("threads_end")
 @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
 @pytest.mark.parametrize("forward", POOLS)
 def test_work_in_threads_is_recorded_or_disclosed(forward, backend):
