@@ -46,14 +46,15 @@ def report(outcomes: Sequence[Sequence[Outcome]], names: Sequence[str], samples:
     """The lines of the document; ``outcomes`` has one sequence per entry, with an outcome per backend."""
     yield HEAD.format(samples=samples, torch=torch.__version__.partition("+")[0], backends=", ".join(names))
     yield "## Totals\n"
-    yield "| database | entries | right | with a remark | not run | wrong | calls per backend | refused by torch |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| database | backend | entries | right | with a remark | not run | wrong | calls | refused by torch |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for database, title in DATABASES.items():
-        rows = [row for row in outcomes if row[0].entry.database == database]
-        counts = Counter(verdict(row) for row in rows)
-        calls, refused = (sum(sum(getattr(r[0], n).values()) for r in rows) for n in ("calls", "refused"))
-        verdicts = " | ".join(str(counts[name]) for name in ("right", "remark", "not run", "WRONG"))
-        yield f"| {title} | {len(rows)} | {verdicts} | {calls} | {refused} |"
+        for place, name in enumerate(names):
+            ones = [row[place] for row in outcomes if row[0].entry.database == database]
+            counts = Counter(verdict([one]) for one in ones)
+            calls, refused = (sum(sum(getattr(one, n).values()) for one in ones) for n in ("calls", "refused"))
+            verdicts = " | ".join(str(counts[word]) for word in ("right", "remark", "not run", "WRONG"))
+            yield f"| {title} | `{name}` | {len(ones)} | {verdicts} | {calls} | {refused} |"
     yield "\n## Not plainly right\n"
     yield "| entry | verdict | reason |"
     yield "|---|---|---|"
@@ -63,7 +64,7 @@ def report(outcomes: Sequence[Sequence[Outcome]], names: Sequence[str], samples:
             yield f"| `{row[0].entry.name}` | {verdict(row)} | {'; '.join(filter(None, reasons))} |"
     yield "\n## All entries\n"
     letters = ", ".join(f"{letter} {name}" for name, letter in KINDS_OF_CALLS.items())
-    yield f"After each entry its dtypes and how many calls of each kind were compared: {letters}.\n"
+    yield f"After each entry its dtypes and how many calls of each kind were compared with every backend: {letters}.\n"
     for database, title in DATABASES.items():
         yield f"### {title[0].upper()}{title[1:]}\n"
         for row in outcomes:

@@ -43,6 +43,7 @@ READS = {
     "__complex__": "complex",
     "numpy": "numpy",
     "__dlpack__": "dlpack",
+    "data_ptr": "data_ptr",
     "equal": "equal",
     "allclose": "allclose",
 }
@@ -62,7 +63,6 @@ _METADATA = frozenset(
         "is_signed",
         "is_same_size",
         "element_size",
-        "data_ptr",
         "get_device",
         "has_names",
         "is_pinned",

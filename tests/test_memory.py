@@ -1,5 +1,7 @@
 """Value semantics of memory: each test is a small case of something that was once recorded wrongly."""
 
+import ctypes
+
 import pytest
 import torch
 from attrs import evolve
@@ -123,7 +125,8 @@ def test_memory_that_no_tensor_shows_any_more_is_external():
     with torch.inference_mode():
         history = lens.trace(Body(forward), torch.ones(2, 3), save="none")
     assert [leaf.kind for leaf in history.graph.leaves] == ["input", "external"]
-    (gap,) = history.gaps
+    gap, inference = history.gaps
+    assert "inference mode" in str(inference)
     assert gap.location.file == __file__
 
 
@@ -354,3 +357,45 @@ def test_a_layout_that_does_not_fit_is_not_used():
     payloads.layouts = {v: evolve(layout, strides=()) for v, layout in payloads.layouts.items()}
     made = replayed(history)
     assert torch.equal(made[history.graph.ops[2].results[0]], torch.full((2, 2), 6.0))
+
+
+def written_by_address(tensor):
+    ctypes.memset(tensor.data_ptr(), 0, 4)
+
+
+def written_by_storage(tensor):
+    tensor.untyped_storage().fill_(0)
+
+
+def written_by_dlpack(tensor):
+    torch.from_dlpack(tensor).fill_(4)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("write", [written_by_address, written_by_storage, written_by_dlpack])
+def test_writes_that_torch_does_not_count_are_found(write, context, backend):
+    def forward(x):
+        y = x * 2
+        write(y)
+        return y + 1
+
+    with context():
+        history = lens.trace(Body(forward), torch.ones(2), backend=backend)
+    assert "external" in [leaf.kind for leaf in history.graph.leaves]
+    assert [gap for gap in history.gaps if gap.kind == "external"]
+    assert history["mul_1"].tensor_contents.tolist() == [2.0, 2.0]
+    assert history["output_1"].tensor_contents.tolist() == (history["add_1"].tensor_contents).tolist()
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_run_in_inference_mode_says_that_nobody_counts_writes(backend):
+    def forward(x):
+        with torch.inference_mode():
+            y = x * 2
+        return y + 1 if torch.is_inference_mode_enabled() else y
+
+    history = lens.trace(Body(forward), torch.ones(2), backend=backend)
+    assert [gap.kind for gap in history.gaps if "inference mode" in gap.what] == ["unseen"]
+    history = lens.trace(Body(lambda x: x * 2), torch.ones(2), backend=backend)
+    assert not [gap for gap in history.gaps if "inference mode" in gap.what]

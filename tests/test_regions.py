@@ -1,9 +1,15 @@
 """Regions: parts of a forward that are no plain function calls. Results, dependence, disclosure, and no trace left."""
 
+import _thread
+import asyncio
+import concurrent.futures
+import contextlib
 import copy
 import gc
 import io
+import multiprocessing.pool
 import pickle
+import queue
 import threading
 import time
 import weakref
@@ -13,6 +19,11 @@ import region_models
 import torch
 from region_models import MODELS, Model, X, block, linear, weight
 from torch import nn
+from torch._higher_order_ops.associative_scan import associative_scan
+from torch._higher_order_ops.map import map as higher_order_map
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -124,6 +135,58 @@ def test_a_jacobian_made_before_the_trace_is_seen_as_its_parts():
     assert names[0] == "vjp"
     assert "vmap" in names
     assert {leaf.kind for leaf in history.graph.leaves} == {"input"}
+
+
+MADE_BEFORE = {
+    "jacrev": (torch.func.jacrev(torch.sin), "vjp new_zeros vmap"),
+    "jacfwd": (torch.func.jacfwd(torch.sin), "new_zeros vmap"),
+    "hessian": (torch.func.hessian(lambda y: (y**3).sum()), "new_zeros vmap"),
+    "vmap": (torch.func.vmap(torch.sin), "vmap"),
+    "grad": (torch.func.grad(lambda y: (y * y).sum()), "grad"),
+    "scan": (lambda x: scan(lambda c, y: (c + y, c * y), torch.zeros(4), x, dim=0)[1], "select add mul unsqueeze"),
+    "map": (lambda x: higher_order_map(lambda y, z: y * 2 + z, x, torch.ones(4)), "unbind mul add mul add stack"),
+    "associative_scan": (lambda x: associative_scan(torch.add, x, 0, combine_mode="generic"), "slice vmap stack"),
+    "while_loop": (
+        lambda x: while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 2), (torch.tensor(0), x))[1],
+        "lt add mul lt add mul lt add mul lt",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("name", MADE_BEFORE)
+def test_transforms_made_before_the_trace_and_operators_that_take_functions(name, backend):
+    function, expected = MADE_BEFORE[name]
+    plain = function(X)
+    history, output = traced(Model(lambda s, x: function(x)), (X,), backend=backend)
+    assert torch.equal(plain, output)
+    assert history["output_1"].has_input_ancestor
+    assert not [leaf for leaf in history.graph.leaves if leaf.kind == "external"]
+    assert check(history).failed == ()
+    if backend != "torch_dispatch":  # which sees the operators inside of a transform, and not those of a loop
+        names = [op.function.name for op in history.graph.ops]
+        assert has_in_order(names, expected.split()), names
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_functionalize_made_before_the_trace_is_disclosed(backend):
+    function = torch.func.functionalize(lambda y: y.clone().add_(1).view(-1) * 2)
+    history = lens.trace(Model(lambda s, x: function(x) + 1), (X,), backend=backend)
+    assert [(gap.kind, gap.location.file) for gap in history.gaps] == [("external", __file__)]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_fake_tensors(backend, inside):
+    with FakeTensorMode() as mode:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        x = torch.empty(2, 3, 8, 8)
+    with mode if inside else contextlib.nullcontext():
+        history = lens.trace(model, (x,), backend=backend, save="none")
+    shapes = {history.graph.values[op.results[0]].type.shape for op in history.graph.ops}
+    assert shapes == {(2, 4, 6, 6)}
+    assert {leaf.kind for leaf in history.graph.leaves} == {"input", "parameter", "buffer"}
+    assert {gap.kind for gap in history.gaps} <= {"reads"}
 
 
 def test_no_wrapper_of_a_transform_is_kept():
@@ -255,6 +318,138 @@ def test_a_thread_that_outlives_the_forward_is_disclosed():
     (gap,) = history.gaps
     assert (gap.kind, gap.location.file) == ("unseen", __file__)
     assert len(history.graph.ops) == 1
+
+
+def in_two_threads(first, second):
+    """Run both at once; ``first`` is started first and does its work last."""
+    done = threading.Event()
+    threads = [
+        threading.Thread(target=lambda: done.wait(10) and first()),
+        threading.Thread(target=lambda: (second(), done.set())),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def both_write(s, x):
+    y = x * 2
+    in_two_threads(lambda: y.mul_(10), lambda: y.add_(1))
+    return y + 0
+
+
+def one_reads(s, x):
+    y, found = x * 2, []
+    in_two_threads(lambda: found.append(y + 0), lambda: y.add_(1))
+    return found[0] * y
+
+
+def one_thread_and_the_forward(s, x):
+    y, begun, go_on = x * 2, threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: (y.add_(1), begun.set(), go_on.wait(10)))
+    thread.start()
+    begun.wait(10)
+    y.mul_(10)
+    go_on.set()
+    thread.join()
+    return y + 0
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("forward", [both_write, one_reads, one_thread_and_the_forward])
+def test_work_of_two_threads_on_the_same_memory_is_disclosed(forward, backend):
+    with torch.no_grad():
+        history = lens.trace(Model(forward), (X,), backend=backend)
+    gaps = [gap for gap in history.gaps if gap.kind == "unseen"]
+    assert gaps
+    assert all(gap.location.file == __file__ for gap in gaps)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_work_of_two_threads_on_other_parts_or_one_after_the_other_is_in_order(backend):
+    def forward(s, x):
+        y = x * 2
+        in_two_threads(lambda: y[0].add_(1), lambda: y[1].mul_(3))
+        for change in (y.add_, y.mul_):
+            thread = threading.Thread(target=change, args=(2,))
+            thread.start()
+            thread.join()
+        return y + 0
+
+    with torch.no_grad():
+        history = lens.trace(Model(forward), (X,), backend=backend, save=["output_1"])
+    assert history.gaps == ()
+    assert [op.function.name for op in history.graph.ops if op.function.mutates] == ["add_", "mul_", "add_", "mul_"]
+
+
+def pool_of_threads(s, x):
+    with multiprocessing.pool.ThreadPool(2) as pool:
+        first, second = pool.map(torch.relu, [x, x + 1])
+    return first + second
+
+
+def low_level_thread(s, x):
+    found, done = [], threading.Event()
+    _thread.start_new_thread(lambda: (found.append(torch.relu(x)), done.set()), ())
+    done.wait(10)
+    return found[0] + 1
+
+
+def consumer(s, x):
+    given, made = queue.Queue(), queue.Queue()
+
+    def work():
+        while (tensor := given.get()) is not None:
+            made.put(torch.relu(tensor))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    given.put(x)
+    result = made.get() + 1
+    given.put(None)
+    thread.join()
+    return result
+
+
+def thread_of_asyncio(s, x):
+    async def relu():
+        return await asyncio.to_thread(torch.relu, x)
+
+    return asyncio.run(relu()) + 1
+
+
+def pool_that_outlives(s, x):
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    pool.submit(lambda: (time.sleep(0.1), torch.relu(x)))
+    pool.shutdown(wait=False)
+    return x + 1
+
+
+POOLS = [pool_of_threads, low_level_thread, consumer, thread_of_asyncio, pool_that_outlives]
+
+
+@pytest.fixture
+def threads_end():
+    """Other tests count the threads that are alive."""
+    before = threading.active_count()
+    yield
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("threads_end")
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("forward", POOLS)
+def test_work_in_threads_is_recorded_or_disclosed(forward, backend):
+    plain = forward(None, X)
+    history, output = traced(Model(forward), (X,), backend=backend)
+    assert torch.equal(plain, output)
+    recorded = "relu" in [op.function.name for op in history.graph.ops] and history["output_1"].has_input_ancestor
+    assert recorded or {gap.kind for gap in history.gaps} & {"external", "unseen"}
+    if forward is thread_of_asyncio and backend != "torch_dispatch":
+        assert recorded
 
 
 def test_threads_that_the_forward_did_not_start_are_left_alone():

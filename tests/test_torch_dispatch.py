@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import numpy as np
@@ -189,6 +190,80 @@ def test_reads_and_the_conditions_they_steer():
     history = record(lambda x: x * x.sum().item() if torch.equal(x, x) else x, torch.ones(2))
     assert [(read.kind, read.result) for read in history.graph.reads] == [("equal", True)] * 2 + [("item", 2.0)]
     assert any(gap.kind == "reads" for gap in history.gaps)
+
+
+HIDDEN_TENSORS = {
+    "tensor": lambda x: torch.tensor([x.sum(), 1.0]) * 2,
+    "nested": lambda x: torch.tensor([[x[0], 1.0], [2.0, x[1]]]) * 2,
+    "as_tensor": lambda x: torch.as_tensor([x.sum(), x[0]]) * 2,
+    "asarray": lambda x: torch.asarray([x.sum()]) * 2,
+    "new_tensor": lambda x: x.new_tensor([x.sum()]) * 2,
+    "sparse": lambda x: torch.sparse_coo_tensor([[0]], [x.sum()], (2,)).to_dense() * 2,
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN_TENSORS)
+@pytest.mark.parametrize("save", ["all", "none"])
+def test_a_tensor_made_of_tensors_depends_on_them(name, save):
+    history = record(HIDDEN_TENSORS[name], torch.tensor([1.0, 2.0]), save=save)
+    assert history["output_1"].has_input_ancestor
+    assert kinds(history) == ["input"]
+    if save == "all":
+        proved(history)
+
+
+PLAIN_NUMBERS = {
+    "tensor": lambda x: x + torch.tensor([1.0, 2.0]),
+    "index": lambda x: x[[0, 1]] + 1,
+    "item": lambda x: x.clone().index_put_((torch.tensor([0]),), torch.tensor(5.0)) * 2,
+    "new_tensor": lambda x: x + x.new_tensor([1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN_NUMBERS)
+def test_a_tensor_made_of_numbers_is_a_constant(name):
+    history = record(PLAIN_NUMBERS[name], torch.ones(2))
+    assert set(kinds(history)) == {"input", "constant"}
+    assert {gap.kind for gap in history.gaps} == {"reads"}
+
+
+TENSOR = torch.tensor
+WAYS_OUT = {
+    "early_bound": (lambda x: TENSOR([x.sum()]) * 2, "external"),
+    "legacy": (lambda x: torch.FloatTensor([x.sum()]) * 2, "external"),
+    "tolist": (lambda x: torch.tensor(x.tolist()) * 2, "read"),
+    "tolist_as_number": (lambda x: x * x.tolist()[0], "read"),
+    "numpy_scalar": (lambda x: torch.tensor(x.detach().numpy().sum()) * 2, "read"),
+    "asarray": (lambda x: torch.as_tensor(np.asarray(x.detach()).sum()) * 2, "read"),
+    "dlpack": (lambda x: torch.from_dlpack(x.detach()) * 2, "external"),
+    "float": (lambda x: x * float(x.sum()), "read"),
+    "int": (lambda x: x * int(x.sum()), "read"),
+    "item": (lambda x: x * x.sum().item(), "read"),
+    "full": (lambda x: torch.full((2,), x.sum()) * 2, "read"),
+    "pickle": (lambda x: pickle.loads(pickle.dumps(x)) * 2, "external"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS_OUT)
+def test_every_way_out_of_the_tensor_world_is_disclosed_with_its_line(name):
+    function, kind = WAYS_OUT[name]
+    history = record(function, torch.tensor([1.0, 2.0]))
+    assert (kind, function.__code__.co_firstlineno) in {
+        (gap.kind, gap.location.line) for gap in history.gaps if gap.location and gap.location.file == __file__
+    }
+
+
+def test_a_write_through_an_array_is_found():
+    def forward(x):
+        y = x * 2
+        y.numpy()[0] = 7.0
+        return y + 1
+
+    history = record(forward, torch.ones(2))
+    assert history["output_1"].tensor_contents.tolist() == [8.0, 3.0]
+    assert kinds(history) == ["input", "external"]
+    assert history["mul_1"].tensor_contents.tolist() == [2.0, 2.0]
+    proved(history)
 
 
 def test_tensors_from_outside_are_disclosed():

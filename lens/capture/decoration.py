@@ -7,7 +7,7 @@ except inside a Python-level function, whose interior they record by themselves.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial, update_wrapper
 from threading import RLock, get_ident
@@ -19,18 +19,22 @@ import torch
 from torch import nn, overrides
 from torch.overrides import TorchFunctionMode
 
+from lens.capture.addresses import AddressBook
+from lens.capture.bindings import Place
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
 from lens.capture.opening import asks_by_attribute
 from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
-from lens.capture.swapping import Place, SwapTable
+from lens.capture.swapping import SwapTable
 from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, dense_kernel, describe, unpatched
 
 #: Tensor types whose functions nobody overrides.
 _PLAIN_TYPES = frozenset({torch.Tensor, nn.Parameter})
+#: private: who has switched torch's functions' overriding off; where torch's functions of C are.
+_NEEDED = ("_is_torch_function_all_disabled", "_VariableFunctions")
 
 
 class DecorationBackend:
@@ -43,7 +47,8 @@ class DecorationBackend:
 
     def unavailable(self) -> str | None:
         """Why this torch lacks what it needs, or indexing cannot be put back in this Python; None if neither."""
-        return missing_names() or unknown_layout()
+        lacking = (f"this torch has no torch._C.{name}" for name in _NEEDED if not hasattr(torch._C, name))
+        return missing_names() or next(lacking, None) or unknown_layout()
 
     @contextmanager
     def record(self, emit: Recorder) -> Iterator[None]:
@@ -56,8 +61,7 @@ class DecorationBackend:
             if not emit.keep_fast_paths:
                 stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, None))
             watch_regions(sight, self.record)
-            sight.patch(torch.jit._script, "_script_impl", _wrap_script)  # private: without it, scripting fails
-            stack.enter_context(decorations.known_to(recording, emit.addresses.modules()))
+            stack.enter_context(decorations.known_to(recording, emit.addresses))
             yield
 
 
@@ -69,10 +73,10 @@ class _Decorations:
         self._lock = RLock()
         self._table = SwapTable(self.wrap)
         self._places: list[Place] = []
-        self._out = False
+        self._models: list[AddressBook] = []
 
     @contextmanager
-    def known_to(self, recording: _Recording, modules: Iterable[nn.Module]) -> Iterator[None]:
+    def known_to(self, recording: _Recording, model: AddressBook) -> Iterator[None]:
         """Have the replacements in place and a recording of this thread told, while the block lasts.
 
         The last trace that ends puts all originals back.
@@ -81,7 +85,9 @@ class _Decorations:
         try:
             with self._lock:
                 self.recordings.setdefault(thread, []).append(recording)
-                self._places += self._table.places(modules)
+                if model not in self._models:  # else this is a job of its trace
+                    self._models.append(model)
+                    self._places += self._table.places(model.modules())
                 self._table.put(self._places)
             yield
         finally:
@@ -90,23 +96,9 @@ class _Decorations:
                 if not self.recordings[thread]:
                     del self.recordings[thread]
                 if not self.recordings:
-                    self._table.restore(self._places)
-                    self._places = []
-
-    @contextmanager
-    def taken_out(self) -> Iterator[None]:
-        """Have the originals back in the block, in all threads: for TorchScript, which compiles what it finds."""
-        with self._lock:
-            if not self._places or self._out:
-                yield
-                return
-            self._out = True
-            self._table.restore(self._places)
-            try:
-                yield
-            finally:
-                self._table.put(self._places)
-                self._out = False
+                    places, models, self._places, self._models = self._places, self._models, [], []
+                    self._table.restore(places)
+                    self._table.free(module for model in models for module in model.modules())
 
     def wrap(self, original: Callable[..., Any], reported: Any) -> Replacement:
         """The replacement of a function; ``reported`` is None for the call method of an operator object."""
@@ -188,6 +180,14 @@ class Replacement:
 
     def __reduce__(self) -> Any:
         return unpatched, (self.lens_original,)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """For ``isinstance``: who looks into functions, as TorchScript's compiler does, finds what the original is."""
+        return FunctionType if self._asks else Replacement
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lens_original, name)
 
 
 _MAKING = RLock()
@@ -321,14 +321,6 @@ def _natively(function: Callable[..., Any], types: Sequence[type], *args: Any, *
             if result is not NotImplemented:
                 return result
     return function(*args, **kwargs)
-
-
-def _wrap_script(original: Callable[..., Any], _: Entries) -> Callable[..., Any]:
-    def script(*args: Any, **kwargs: Any) -> Any:
-        with _decorations().taken_out():
-            return original(*args, **kwargs)
-
-    return script
 
 
 def _wrap_guard(original: Callable[..., bool], threads: Entries) -> Callable[..., bool]:

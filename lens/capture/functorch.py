@@ -24,7 +24,8 @@ _CALLS = (
     ("torch._functorch.eager_transforms", "_jvp_with_argnums", "jvp"),
     ("torch._functorch.eager_transforms", "_vjp_with_argnums", "vjp"),
 )
-#: Transforms made of others: seen as one operation if the transform is made during the trace, else as their parts.
+#: Transforms made of others: seen as one operation if the transform is made during the trace, else as their parts;
+#: of ``functionalize`` made before nothing is seen, so its result is an external leaf.
 _MAKERS = ("jacrev", "jacfwd", "hessian", "functionalize")
 
 

@@ -42,6 +42,8 @@ class Keeper:
         self.leaves = selection.leaves
         #: Whether each value must be asked for.
         self.selective = not self.everything and not self.nothing
+        #: Keeps lens's own calls out of the trace; a backend sets it that would see them all the same.
+        self.unseen = UNSEEN
         self._held: dict[int, tuple[torch.Tensor, int | None]] = {}
         self._states: dict[int, dict[str, torch.Tensor]] = {}
         self._lost: dict[int, str] = {}
@@ -82,7 +84,7 @@ class Keeper:
         """Keep a value by reference, or a copy of it where others than torch can write to its memory."""
         version = record.version
         if record.pending and record.exposed:
-            with UNSEEN():
+            with self.unseen():
                 tensor = tensor.detach().clone()
             version = version_of(tensor)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,8 +66,19 @@ class Patch:
             self.entries = {}  # an old replacement that somebody still calls stays asleep
             self._original, self._wrapper = current, self._wrap(current, self.entries)
             self._wrapper.lens_original = current
+            compile_as(current, self._wrapper)
             self._wrapper.lens_inherited = self.name not in vars(self.owner)
         setattr(self.owner, self.name, self._wrapper)
+
+
+def compile_as(original: Any, replacement: Any) -> None:
+    """Have TorchScript, compiling inside of a traced forward, take a replacement for the operator that it replaces."""
+    builtins: Any = sys.modules.get("torch.jit._builtins")
+    find, register = (getattr(builtins, name, None) for name in ("_find_builtin", "_register_builtin"))
+    if find is not None and register is not None:  # private: without them such a compilation fails
+        name = find(original)
+        if name is not None:
+            register(replacement, name)
 
 
 @lru_cache(maxsize=256)

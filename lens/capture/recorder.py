@@ -60,7 +60,7 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
 
 
 #: Reads whose result shares its memory with the tensor.
-_EXPOSING = frozenset({"numpy", "dlpack"})
+_EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 
 
@@ -373,7 +373,7 @@ class Recorder:
     def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
         """Note that values left the tensor world; ``result`` is what the caller got."""
         # Elsewhere than in the user's code only where the value leaves for another library.
-        site = self.site(frame) if frame is None or kind in ("numpy", "dlpack") else (frame.f_code, frame.f_lasti)
+        site = self.site(frame) if frame is None or kind in _EXPOSING else (frame.f_code, frame.f_lasti)
         shown = shorten(result)
         for arg in args:
             if isinstance(arg, torch.Tensor):

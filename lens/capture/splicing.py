@@ -23,6 +23,8 @@ class JobRecorder(Recorder):
         super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths, main.composites)
         self.main = main
         self.sources: list[tuple[int, torch.Tensor]] = []
+        #: How many operations the other thread had recorded when it handed the job out.
+        self.handed_out = len(main.tape.ops)
 
     def leaf(self, tensor: torch.Tensor, kind: Any, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of this tape; the other thread may know it as something else."""
@@ -43,9 +45,52 @@ class JobRecorder(Recorder):
         self.main.memory.copy_held(written)
 
 
+#: What ``history.gaps`` says where the order of the graph need not be that of the run.
+UNORDERED = "work in two threads used the same memory, and wrote to it"
+
+
 def splice(main: Recorder, job: JobRecorder) -> None:
-    """Append the whole tape of a finished job. Linear in its length."""
+    """Append the whole tape of a finished job. Linear in all that was recorded since it was handed out."""
+    begin = len(main.tape.ops)
     _Splicing(main, job).run()
+    since, own = _uses(main, job.handed_out, begin), _uses(main, begin, len(main.tape.ops))
+    if any(
+        _clash(main, one, other) for root in since.keys() & own.keys() for one in since[root] for other in own[root]
+    ):
+        main.tape.unseen.append((UNORDERED, job.call_site))
+
+
+def _uses(recorder: Recorder, begin: int, end: int) -> dict[int, set[tuple[int, bool]]]:
+    """The memory that some operations use: by the value that it began with, pairs of a value and: was it written."""
+    tape = recorder.tape
+    found: dict[int, set[tuple[int, bool]]] = {}
+    rows = tape.ops[begin:end]
+    used = [(value, True) for row in rows if row[0].mutates for value in row[5]]
+    used += [(new, True) for op, old, new in tape.effects if begin <= op < end and old in tape.ops[op][2]]
+    used += [(value, False) for row in rows if not row[0].view for value in row[2]]
+    for value, writes in used:
+        root = value
+        while (source := tape.values[root][4]) is not None:
+            root = source
+        found.setdefault(root, set()).add((value, writes))
+    return found
+
+
+def _clash(recorder: Recorder, one: tuple[int, bool], other: tuple[int, bool]) -> bool:
+    """Whether two uses of one memory, at least one of them a write, may concern the same elements."""
+    if not (one[1] or other[1]):
+        return False
+    (low, high), (start, stop) = (_extent(recorder, value) for value, _ in (one, other))
+    return low < stop and start < high
+
+
+def _extent(recorder: Recorder, value: int) -> tuple[int, int]:
+    """Which elements of its memory a value has: all if that is not known. A write leaves a value where it was."""
+    shape, *_, alias, _ = recorder.tape.values[value]
+    layout = recorder.keeper.layouts.get(value)
+    if layout is None and alias is not None and recorder.tape.values[alias][0] == shape:
+        layout = recorder.keeper.layouts.get(alias)
+    return (0, 1 << 62) if layout is None else layout.extent(tuple(shape))
 
 
 class _Splicing:

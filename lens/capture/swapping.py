@@ -8,6 +8,7 @@ object stays one object.
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,14 +30,13 @@ from torch import Tensor, nn, overrides
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
+from lens.capture.bindings import Place, binding, bound_at, reached_from
 from lens.capture.item_slots import emptying
-from lens.capture.patches import Property
+from lens.capture.patches import Property, compile_as
 from lens.functions import Kind, describe, is_openable, unpatched
 
 #: What puts a replacement in, and what puts the original back.
 Swap: TypeAlias = "tuple[partial[Any], partial[Any]]"
-#: A name in a module or an object that stands for a function of torch.
-Place: TypeAlias = tuple[dict[str, Any], str]
 #: Makes the replacement of a function, given as what torch reports it (``Tensor.add`` for ``Tensor.__add__``).
 Wrap: TypeAlias = Callable[[Any, Any], Callable[..., Any]]
 
@@ -44,6 +44,8 @@ Wrap: TypeAlias = Callable[[Any, Any], Callable[..., Any]]
 _UNTOLD = frozenset({"from_numpy", "frombuffer", "from_file", "as_subclass", "_make_subclass", "__new__"})
 _C_MODULES = ("_nn", "_linalg", "_special", "_fft", "_sparse", "_nested")
 _BASE = Tensor.__mro__[1]
+#: Longer tuples are data.
+_MOST_PARTS = 1000
 
 
 class SwapTable:
@@ -61,43 +63,76 @@ class SwapTable:
         for function, reported in _functions():
             if id(function) not in self._replacements:
                 self._replacements[id(function)] = function, wrap(function, reported)
+        #: By id of the replacement: it, and the original.
+        self._originals = {id(new): (new, old) for old, new in self._replacements.values()}
+        #: The same for unchangeable containers of functions, while a trace runs.
+        self._containers: dict[int, tuple[Any, Any]] = {}
         self._of_classes = [*self._in_tensor(), *self._in_cells(), *self._in_operators(), *self._in_namespace()]
         self._of_modules: list[Place] = []
-        self._modules_seen = 0
+        #: The names of the modules that were searched.
+        self._loaded: set[str] = set()
+        for original, new in self._replacements.values():
+            compile_as(original, new)
 
     def places(self, model: Iterable[nn.Module]) -> list[Place]:
         """Where the replacements are to be put for a trace of a model with these modules, besides torch's classes.
 
-        Modules of Python are searched once, and again when others have been loaded; those of the model's classes
-        and the main one, whose names come and go, every time.
+        Modules of Python are searched once, and again when others have been loaded; the main one, and what the
+        model's code reaches (``bindings``), every time.
         """
-        if self._modules_seen != len(sys.modules):
-            self._modules_seen = len(sys.modules)
+        loaded = []
+        if self._loaded != sys.modules.keys():
+            loaded = [m for name in sys.modules.keys() - self._loaded if isinstance(m := sys.modules[name], ModuleType)]
             self._of_modules = [place for m in list(sys.modules.values()) for place in self._in_names(_names(m))]
-        modules = list(model)
-        own = [sys.modules.get(name) for name in {"__main__", *(type(m).__module__ for m in modules)}]
-        return [*self._of_modules, *(place for owner in (*own, *modules) for place in self._in_names(_names(owner)))]
+            loaded = loaded if self._loaded else []  # before the first trace: too many
+            self._loaded = set(sys.modules)
+        main = self._in_names(_names(sys.modules.get("__main__")))
+        reached = (place for place in reached_from(model, loaded) if self._is_ours(bound_at(place)))
+        return [*self._of_modules, *main, *reached]
 
     def put(self, places: Iterable[Place]) -> None:
         """Put all replacements in."""
         perform([*(put for put, _ in self._of_classes), *emptying()])
-        perform([partial(names.__setitem__, name, self.replacement(names.get(name))) for names, name in places])
+        perform([binding(place, self.replacement(bound_at(place))) for place in places])
 
     def restore(self, places: Iterable[Place]) -> None:
-        """Put the originals back, except under names that the program has given something else meanwhile."""
-        mine = ((names, name, names.get(name)) for names, name in places)
-        found = [(names, name, unpatched(value)) for names, name, value in mine if value is not None]
-        actions = [partial(names.__setitem__, name, old) for names, name, old in found if id(old) in self._replacements]
-        perform([*actions, *(restore for _, restore in self._of_classes), *emptying()])
+        """Put the originals back, except where the program has bound something else meanwhile."""
+        perform([*self._freeing(places), *(restore for _, restore in self._of_classes), *emptying()])
+
+    def free(self, model: Iterable[nn.Module]) -> None:
+        """After that, have the program forget the replacements that it found and bound while they were in place."""
+        perform(self._freeing(self.places(model)))
+        self._containers = {}
+
+    def _freeing(self, places: Iterable[Place]) -> list[partial[Any]]:
+        found = ((place, value, self._original(value)) for place in places if (value := bound_at(place)) is not None)
+        return [binding(place, original) for place, value, original in found if original is not value]
 
     def replacement(self, function: Any) -> Any:
-        """What stands in for a function; itself if nothing does."""
+        """What stands in for a function, or for an unchangeable container of some; itself if nothing does."""
         known = self._replacements.get(id(function))
-        return known[1] if known is not None and known[0] is function else function
+        if known is not None:
+            return known[1]
+        new = _exchanged(function, self.replacement)
+        if new is not function:
+            self._containers[id(new)] = new, function
+        return new
+
+    def _original(self, value: Any) -> Any:
+        known = self._originals.get(id(value)) or self._containers.get(id(value))
+        return known[1] if known is not None else _exchanged(value, self._original)
+
+    def _is_ours(self, value: Any) -> bool:
+        """Whether a value is a function that is replaced, a replacement, or a container of some."""
+        if type(value) is tuple:
+            return len(value) < _MOST_PARTS and any(map(self._is_ours, value))
+        if type(value) in (staticmethod, classmethod):
+            return self._is_ours(value.__func__)
+        return id(value) in self._replacements or id(value) in self._originals
 
     def _in_names(self, names: dict[str, Any]) -> Iterator[Place]:
         for name, value in list(names.items()):
-            if id(value) in self._replacements:
+            if id(value) in self._replacements or id(value) in self._originals:
                 yield names, name
 
     def _in_tensor(self) -> Iterator[Swap]:
@@ -134,11 +169,22 @@ class SwapTable:
         original = torch._C._VariableFunctions
         members = {name: getattr(original, name) for name in dir(original) if not name.startswith("__")}
         stand_in = SimpleNamespace(**members)
-        for names, name in self._in_names(vars(stand_in)):
-            names[name] = self.replacement(names[name])
+        for name, member in members.items():
+            setattr(stand_in, name, self.replacement(member))
         yield _attribute(torch._C, "_VariableFunctions", stand_in)
         if getattr(torch._VF, "vf", None) is original:  # private: without it, torch._VF is found like any module
             yield _attribute(torch._VF, "vf", stand_in)
+
+
+def _exchanged(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A container that cannot be changed, with its functions changed; itself if there is none, or it is no such."""
+    if type(value) is tuple and len(value) < _MOST_PARTS:
+        parts = tuple(map(change, value))
+        return value if all(map(operator.is_, parts, value)) else parts
+    if type(value) in (staticmethod, classmethod):
+        inner = change(value.__func__)
+        return value if inner is value.__func__ else type(value)(inner)
+    return value
 
 
 def perform(actions: Iterable[partial[Any]]) -> None:

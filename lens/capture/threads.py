@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import count
 from threading import get_ident
 from types import FrameType
@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL_FILE
-from lens.capture.patches import Entries, hidden
+from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
 from lens.capture.sites import Locator
@@ -32,6 +32,7 @@ Record: TypeAlias = Callable[[Recorder], AbstractContextManager[None]]
 
 
 _NOT_ENDED = "work in another thread had not ended when the trace did"
+_NOT_SEEN = "work was handed to another thread, where this backend does not see it"
 
 
 class Jobs:
@@ -131,6 +132,22 @@ def watch_threads(sight: Sight, record: Record) -> None:
     sight.patch(ThreadPoolExecutor, "submit", _wrap_submit)
     for owner, name in ((threading.Thread, "join"), (Future, "result"), (ThreadPoolExecutor, "shutdown")):
         sight.patch(owner, name, _wrap_wait)
+
+
+def disclose_threads(recorder: Recorder, stack: ExitStack) -> None:
+    """For a backend that records in one thread only: note the work that it hands to others, until the stack unwinds."""
+    for owner, name in ((threading.Thread, "start"), (ThreadPoolExecutor, "submit")):
+        stack.enter_context(patched(owner, name, _wrap_handing_out, recorder))
+
+
+def _wrap_handing_out(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+    def hand_out(*args: Any, **kwargs: Any) -> Any:
+        recorders = entries.get(get_ident())
+        if recorders:
+            recorders[-1].tape.unseen.append((_NOT_SEEN, recorders[-1].site(sys._getframe(1))))
+        return original(*args, **kwargs)
+
+    return hand_out
 
 
 def _jobs(entries: Entries) -> tuple[Sight, Jobs] | None:

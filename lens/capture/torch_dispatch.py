@@ -1,8 +1,8 @@
 """The backend below autograd: a ``TorchDispatchMode``.
 
 It sees every call of a registered operator in its thread, those that TorchScript and C++ functions make included.
-What a call writes to and whether it draws random numbers is what the operator's schema says. It sees no reads that
-copy memory out (``tolist``, ``numpy``), and no Python-level function as a whole.
+What a call writes to and whether it draws random numbers is what the operator's schema says. It sees no Python-level
+function as a whole, but for those that lead between tensors and Python data (``lens.capture.python_data``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from lens.capture.keeping import UNSEEN
 from lens.capture.memory_places import MemoryPlaces
 from lens.capture.module_calls import watch_modules
+from lens.capture.python_data import is_subscript, watch_python_data
 from lens.capture.recorder import Recorder, written_by
 from lens.capture.tensor_table import TensorRecord, storage_of
+from lens.capture.threads import disclose_threads
 from lens.functions import Function, Kind, describe, tensors_in
 from lens.ir.tape import tests_truth
 
@@ -50,11 +52,14 @@ class TorchDispatchBackend:
         """Watch this thread while the block lasts."""
         mode = _DispatchMode(emit)
         emit.recognise, emit.collect = mode.places.find, mode.settle
+        emit.keeper.unseen = mode.unseen
         with ExitStack() as stack:
             stack.enter_context(watch_modules(emit))
             if not emit.keep_fast_paths:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
+            watch_python_data(mode, stack)
+            disclose_threads(emit, stack)
             stack.callback(mode.end)
             stack.enter_context(mode)
             yield
@@ -87,6 +92,8 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bumped: list[TensorRecord] = []
         #: The Python instruction that led to the last call.
         self.instruction: tuple[CodeType, int] | None = None
+        #: Whether a tensor is being made of Python data, and whether what happens now is to be overlooked.
+        self.constructing = self.blind = False
 
     def __torch_dispatch__(
         self,
@@ -95,6 +102,8 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self.blind:
+            return func(*args, **(kwargs or {}))
         frame = calling_frame(sys._getframe(1))
         if not isinstance(func, torch._ops.OpOverload):
             return self.handle(func, args, kwargs or {}, frame)  # takes functions, whose Python code runs as usual
@@ -157,11 +166,44 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def lift(self, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
-        """A tensor made of Python data comes into sight: a constant, or memory that belongs to another library."""
+        """A tensor made of other data comes into sight: a constant if these are plain numbers, else who knows what."""
         if self.tensors.find(tensor) is None and self.places.find(tensor) is None:
-            own = storage_of(tensor) is not None and tensor.untyped_storage().resizable()
+            numbers = self.constructing or is_subscript(frame)
+            own = numbers and storage_of(tensor) is not None and tensor.untyped_storage().resizable()
             self.recorder.leaf(tensor, "constant" if own else "external", (), self.recorder.site(frame))
         return tensor
+
+    def construct(self, function: Function, args: Any, kwargs: Any, frame: FrameType, *, derived: bool) -> Any:
+        """Make a tensor of Python data; if there are tensors among it, that is an operation."""
+        if self.blind or self.constructing:
+            return function.callable(*args, **kwargs)
+        self.constructing = True
+        try:
+            if not derived:
+                return function.callable(*args, **kwargs)
+            with self.unseen():
+                self.settle()
+                return self.record(function, args, kwargs, frame)
+        finally:
+            self.constructing = False
+
+    def read_out(self, function: Function, args: Any, kwargs: Any, frame: FrameType) -> Any:
+        """Note that values left the tensor world as a list, as an array or to another library."""
+        if self.blind:
+            return function.callable(*args, **kwargs)
+        with self.unseen():
+            self.settle()
+            return self.ask(function, args, kwargs, frame)
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Record nothing in the block."""
+        before, self.blind = self.blind, True
+        try:
+            with UNSEEN():
+                yield
+        finally:
+            self.blind = before
 
     def wrap(self, tensor: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """Autograd wraps a result that it was just given (a ``detach`` that no Python instruction asked for).

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
-from lens.capture.keeping import UNSEEN
 from lens.capture.tensor_table import EXPOSED, TensorRecord
 
 if TYPE_CHECKING:
     from lens.capture.recorder import Recorder
+
+#: What ``history.gaps`` says of a run, or a part of one, in inference mode.
+UNCOUNTED = "torch counts no writes to tensors made in inference mode"
 
 
 class UnseenWrites:
@@ -33,6 +35,8 @@ class UnseenWrites:
         #: Storages that others than torch can write to, and what their tensors last held, by id of the record.
         self.exposed: set[int | None] = set()
         self._snapshots: dict[int, torch.Tensor] = {}
+        #: Records, by id, of tensors whose count of writes tells nothing, as others change it.
+        self._untrusted: set[int] = set()
         #: Values whose tensors were found to have been written to out of sight -> what they are now.
         self._renewed: dict[int, int] = {}
 
@@ -42,6 +46,15 @@ class UnseenWrites:
         if record is not None:
             for one in (record, *(member for member, _ in self.tensors.members(record))):
                 one.version = None
+                self._untrusted.add(id(one))
+
+    def disclose(self) -> None:
+        """Say so if there were tensors whose writes nobody counts, nor compares what is in them."""
+        for record in self.tensors.by_id.values():
+            counted = record.version is not None or record.storage is None or record.exposed
+            if not counted and id(record) not in self._untrusted:
+                self.tape.unseen.append((UNCOUNTED, None))
+                return
 
     def expose(self, tensor: torch.Tensor) -> None:
         """Note that others than torch can write to a tensor's memory from now on, without a trace."""
@@ -72,7 +85,7 @@ class UnseenWrites:
         if not record.exposed:
             record.pending = (EXPOSED, *record.pending)
             record.version = None
-        with UNSEEN():
+        with self.keeper.unseen():
             self._snapshots[id(record)] = tensor.detach().clone()
 
     def check_members(self, record: TensorRecord, operands: list[int]) -> None:
@@ -92,7 +105,7 @@ class UnseenWrites:
             self.look(record, tensor)
 
     def _has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
-        with UNSEEN():
+        with self.keeper.unseen():
             return not _same_bits(tensor, self._snapshots[id(record)])
 
     def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
@@ -101,13 +114,13 @@ class UnseenWrites:
         So do all that share the memory, when this happens to it for the first time: torch need not have counted the
         write for them. From then on what lies there is compared.
         """
-        if self.recorder.collect() and record.version == tensor._version:
+        if self.recorder.collect() and record.version is not None and record.version == tensor._version:
             return
         found = [(record, tensor)]
         if record.storage not in self.exposed and record.storage is not None:
             self.exposed.add(record.storage)
             found += self.tensors.members(record)
-        with UNSEEN():  # a module call looks at its arguments under the mode
+        with self.keeper.unseen():  # a module call looks at its arguments under the mode
             for member, other in found:
                 self._renew(member, other)
 

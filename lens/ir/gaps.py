@@ -19,6 +19,7 @@ ESCAPES = {
     "float": "the number read is a constant of this run",
     "index": "the number read is a constant of this run",
     "complex": "the number read is a constant of this run",
+    "data_ptr": "whoever has the address can read and write the memory out of sight",
 }
 #: What an opaque operation hides, by the beginning of its name.
 _OPAQUE = {
@@ -26,6 +27,13 @@ _OPAQUE = {
     "torch.func.": "what it is made of is not in the graph; call the function without the transform to see inside",
     "lens.": "a tensor subclass keeps other tensors inside; what it does with them is not in the graph",
     "": "what it is made of is not in the graph",
+}
+#: What to do about what the backend knows that it missed, by a part of what it says.
+_UNSEEN = {
+    "inference mode": "a write by code out of sight would not be noticed; trace under torch.no_grad() to find such",
+    "does not see it": "its results are leaves of unknown origin; torch_function and decoration record in threads",
+    "same memory": "the order in the graph need not be the real one; have one thread wait for the other",
+    "": "wait for it in the forward to see it",
 }
 
 
@@ -67,7 +75,8 @@ def find_gaps(graph: Graph) -> tuple[Gap, ...]:
         advice = next(text for prefix, text in _OPAQUE.items() if name.startswith(prefix))
         gaps.append(Gap("opaque", f"{name} ran as one operation", advice, location, times))
     for unseen in graph.meta.unseen:
-        gaps.append(Gap("unseen", unseen.what, "wait for it in the forward to see it", unseen.location))
+        advice = next(text for part, text in _UNSEEN.items() if part in unseen.what)
+        gaps.append(Gap("unseen", unseen.what, advice, unseen.location))
     if graph.meta.backend and "reads" not in graph.meta.capabilities:
         advice = "numbers and arrays made from tensors may be constants of this run; torch_function sees the reads"
         gaps.append(Gap("reads", f"{graph.meta.backend} does not see every way out of the tensor world", advice))
