@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lens
 from lens.cli_diff import add_diff
 from lens.cli_export import add_export
+from lens.cli_output import ModelErrors, add_json, facts_of, print_json, with_examples
 from lens.cli_validate import add_validate
 from lens.errors import LensError
 
@@ -70,11 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     add_validate(commands)
     add_export(commands)
     add_diff(commands)
-    passes = commands.add_parser("passes", help="list the analysis passes, what each needs and gives")
+    passes = commands.add_parser(
+        "passes", help="list the analysis passes, what each needs and gives", **with_examples("lens passes --json")
+    )
+    add_json(passes)
     passes.set_defaults(run=_passes)
-    known = commands.add_parser("backends", help="list the capture backends and what each sees")
+    known = commands.add_parser(
+        "backends", help="list the capture backends and what each sees", **with_examples("lens backends --json")
+    )
+    add_json(known)
     known.set_defaults(run=_backends)
-    conform = commands.add_parser("conform", help="run a capture backend through the conformance suite")
+    conform = commands.add_parser(
+        "conform",
+        help="run a capture backend through the conformance suite; exit code 1 if it fails",
+        **with_examples("lens conform torch_function", "lens conform my_backend --json"),
+    )
+    add_json(conform)
     conform.add_argument("backend", metavar="NAME", help="a backend that `lens backends` lists")
     conform.add_argument("--update", action="store_true", help="first rewrite the expected texts from this backend")
     conform.set_defaults(run=_conform)
@@ -82,7 +94,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    trace = commands.add_parser("trace", help="run a model once and record it")
+    trace = commands.add_parser(
+        "trace",
+        help="run a model once and record it",
+        **with_examples(
+            "lens trace torchvision:resnet18 --input 1x3x64x64 -o resnet18.svg",
+            "lens trace torchvision:resnet18 --save 'layer*' --stop-at layer2 --save-to resnet18.lens",
+            "lens trace my_model.py:make_model --input 1x10 --json",
+        ),
+    )
     trace.add_argument(
         "spec",
         metavar="SPEC",
@@ -97,14 +117,30 @@ def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     trace.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
     trace.add_argument("--save-to", metavar="FILE", help="write the trace, which `lens show` reads")
+    trace.add_argument(
+        "--save", action="append", metavar="KEY", help="what --save-to keeps: labels, addresses, patterns; default all"
+    )
+    trace.add_argument("--stop-at", action="append", metavar="ADDRESS", help="end when this module has returned")
     trace.add_argument("--summary", action="store_true", help="print the table of layers")
+    trace.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_json(trace)
     trace.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
     _add_picture(trace)
     trace.set_defaults(run=_trace)
 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    show = commands.add_parser("show", help="print a saved trace")
+    show = commands.add_parser(
+        "show",
+        help="print a saved trace",
+        **with_examples(
+            "lens show resnet18.lens --layer layer1.0.conv2",
+            "lens show resnet18.lens -o resnet18.png --view rolled --depth 2",
+            'lens show resnet18.lens --pipeline "orphans,recurrence,labels" --time',
+            "lens show resnet18.lens --json",
+        ),
+    )
+    add_json(show)
     show.add_argument("file", metavar="FILE", help="what `lens trace --save-to` or history.save wrote")
     show.add_argument("--graph", action="store_true", help="print the graph as text instead of the table")
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
@@ -134,7 +170,7 @@ def _add_picture(command: argparse.ArgumentParser) -> None:
     group.add_argument("--no-buffers", dest="buffers", action="store_false", help="hide buffers")
 
 
-def _draw(history: ModelHistory, arguments: argparse.Namespace) -> None:
+def _draw(history: ModelHistory, arguments: argparse.Namespace) -> str:
     names = ("view", "depth", "collapse", "max_nodes", "theme", "direction", "color_by", "legend", "statistics")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.max_nodes == 0:
@@ -144,7 +180,7 @@ def _draw(history: ModelHistory, arguments: argparse.Namespace) -> None:
         path = history.draw(arguments.output, buffers=arguments.buffers, **options)
     for note in notes:
         print(f"note:    {note.message}", file=sys.stderr)
-    print(f"picture: {path}")
+    return path
 
 
 def _trace(arguments: argparse.Namespace) -> None:
@@ -154,15 +190,25 @@ def _trace(arguments: argparse.Namespace) -> None:
 
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed)
-    call = load_spec(arguments.spec, arguments.input)
-    save = "all" if arguments.save_to else "none"
-    history = lens.trace(call.model, call.args, call.kwargs, save=save, backend=arguments.backend)
-    if arguments.summary or not (arguments.output or arguments.save_to):
+    with ModelErrors(arguments.spec, arguments.debug):
+        call = load_spec(arguments.spec, arguments.input)
+        history = lens.trace(
+            call.model,
+            call.args,
+            call.kwargs,
+            save=(arguments.save or "all") if arguments.save_to else "none",
+            stop_at=arguments.stop_at,
+            backend=arguments.backend,
+        )
+    if arguments.json:
+        print_json(facts_of(history))
+    elif not arguments.quiet and (arguments.summary or not (arguments.output or arguments.save_to)):
         print(history)
-    if arguments.output:
-        _draw(history, arguments)
-    if arguments.save_to:
-        print(f"trace:   {history.save(arguments.save_to)}")
+    written = {"picture": arguments.output and _draw(history, arguments)}
+    written["trace"] = arguments.save_to and history.save(arguments.save_to)
+    for what, path in written.items():
+        if path and not (arguments.quiet or arguments.json):
+            print(f"{what + ':':8} {path}")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -173,13 +219,15 @@ def _show(arguments: argparse.Namespace) -> None:
         history = _analysed(history, arguments)
     if arguments.layer is not None:
         key = arguments.layer
-        print(repr(history[int(key) if key.lstrip("-").isdigit() else key]))
+        print(history[int(key) if key.lstrip("-").isdigit() else key])
+    elif arguments.json:
+        print_json(facts_of(history))
     elif arguments.graph:
         print(print_graph(history.graph), end="")
     elif not arguments.output:
         print(history)
     if arguments.output:
-        _draw(history, arguments)
+        print(f"picture: {_draw(history, arguments)}")
 
 
 def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHistory:
@@ -208,19 +256,34 @@ def _passes(arguments: argparse.Namespace) -> None:
     from lens.registry import pass_classes
 
     classes: dict[str, Any] = dict(pass_classes())
-    for name, cls in classes.items():
-        options = ", ".join(f"{o}={a.default}" for o, a in fields_dict(cls).items())
+    known: dict[str, dict[str, Any]] = {
+        name: {
+            "options": {option: attribute.default for option, attribute in fields_dict(cls).items()},
+            "what": (cls.__doc__ or "").strip().splitlines()[0],
+            **{title: [kind.name for kind in getattr(cls, title)] for title in ("requires", "provides", "preserves")},
+        }
+        for name, cls in classes.items()
+    }
+    if arguments.json:
+        print_json(known)
+        return
+    for name, facts in known.items():
+        options = ", ".join(f"{option}={default}" for option, default in facts["options"].items())
         print(f"{name}{{{options}}}" if options else name)
-        print(f"    {(cls.__doc__ or '').strip().splitlines()[0]}")
+        print(f"    {facts['what']}")
         for title in ("requires", "provides", "preserves"):
-            kinds = ", ".join(kind.name for kind in getattr(cls, title))
-            if kinds:
-                print(f"    {title:9} {kinds}")
+            if facts[title]:
+                print(f"    {title:9} {', '.join(facts[title])}")
 
 
 def _backends(arguments: argparse.Namespace) -> None:
     from lens.capture.backend import backends
 
+    if arguments.json:
+        print_json(
+            [{"name": i.name, "unavailable": i.reason, "capabilities": sorted(i.capabilities)} for i in backends()]
+        )
+        return
     for info in backends():
         print(info.name if info.reason is None else f"{info.name} (unavailable: {info.reason})")
         if info.capabilities:
@@ -228,13 +291,18 @@ def _backends(arguments: argparse.Namespace) -> None:
 
 
 def _conform(arguments: argparse.Namespace) -> int:
+    from attrs import asdict
+
     from lens.capture import conformance
 
     if arguments.update:
         for path in conformance.update(arguments.backend):
-            print(f"rewritten, to be read before it is committed: {path}")
+            print(f"rewritten, to be read before it is committed: {path}", file=sys.stderr)
     report = conformance.run(arguments.backend)
-    print(report)
+    if arguments.json:
+        print_json(asdict(report))
+    else:
+        print(report)
     return 0 if report.passed else 1
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import fields_dict, has
 
 import lens
+from lens.cli_output import with_examples
 from lens.errors import InputError, RenderError
 from lens.exports import make_renderer, render, renderer_classes, renderer_of, write_rendered
 from lens.passes.pipeline import read_option
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
 
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The command and its options."""
-    export = commands.add_parser("export", help="write a trace for another tool; --list shows for which")
+    export = commands.add_parser(
+        "export",
+        help="write a trace for another tool; --list shows for which",
+        **with_examples(
+            "lens export --list",
+            "lens export resnet18.lens --to model-explorer -o resnet18.json",
+            "lens export torchvision:resnet18 --input 1x3x64x64 --to onnx -o resnet18.onnx",
+        ),
+    )
     export.add_argument(
         "source",
         nargs="?",

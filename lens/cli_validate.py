@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 
+from lens.cli_output import ModelErrors, with_examples
+
 
 def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     command = commands.add_parser(
         "validate",
         help="prove that what lens saves of a model is right; exit code 1 if it is not",
-        epilog="exit code: 0 everything holds, 1 something failed, 2 the command could not be understood",
+        description="Exit code 0: everything holds, 1: something failed, 2: the command could not be understood.",
+        **with_examples("lens validate torchvision:resnet18 --input 1x3x64x64", "lens validate nets.py:make --json"),
     )
     command.add_argument("spec", metavar="SPEC", help="as for `lens trace`")
     command.add_argument("--input", action="append", default=[], metavar="SHAPE", help="as for `lens trace`")
@@ -30,7 +33,8 @@ def _validate(arguments: argparse.Namespace) -> int:
 
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed)
-    call = load_spec(arguments.spec, arguments.input)
+    with ModelErrors(arguments.spec, arguments.debug):
+        call = load_spec(arguments.spec, arguments.input)
     if arguments.train:
         call.model.train()
     report = validation_report(

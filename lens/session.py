@@ -75,7 +75,7 @@ def trace(
     ``lens_history``. Source: paper, "Logging the forward pass".
     """
     positional_args, named_args = positional(args), dict(kwargs or {})
-    check_call(model, positional_args, named_args)
+    check_call(model, positional_args, named_args, functions=True)
     settings = _settings(backend, passes, fast_paths, save, transform, detach, stop_at, seed)
     run = Run(root_of(model), settings)
     with old_objects_set_aside(), run:

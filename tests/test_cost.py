@@ -32,7 +32,7 @@ CALLS = {
     "chain": (47, 0.5),
     "linear": (47, 0.5),
     "rnn": (50, 0.5),
-    "cell": (152, 1.5),
+    "cell": (152, 3),  # how often an address is used again varies
     "while": (54, 0.5),
     "resnet18": (102, 5.5),
     "densenet121": (109, 5),

@@ -18,13 +18,12 @@ def positional(args: Any) -> tuple[Any, ...]:
     return args if isinstance(args, tuple) else (args,)
 
 
-def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse what cannot be traced. Raises InputError."""
-    if isinstance(model, type) or not callable(model):
-        hint = "give an instance: Model()" if isinstance(model, type) else "give a torch.nn.Module, or a function"
-        raise InputError(
-            f"lens traces modules and functions, this is a {type(model).__name__}", where="model", hint=hint
-        )
+def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, functions: bool = False) -> None:
+    """Refuse what cannot be traced, or is a function where only modules will do. Raises InputError."""
+    if isinstance(model, type) or not (callable(model) if functions else isinstance(model, nn.Module)):
+        hint = "give a torch.nn.Module" + (", or a function" if functions else "")
+        hint = "give an instance: Model()" if isinstance(model, type) else hint
+        raise InputError(f"lens traces modules, this is a {type(model).__name__}", where="model", hint=hint)
     if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
         raise InputError("kwargs must be a dict with names as keys", where=f"kwargs={kwargs!r}"[:80])
     signature = _signature(model)

@@ -66,30 +66,33 @@ class Keeper:
         wanted = self.selection.addresses
         return bool(wanted) and any(a in wanted for a in (module[0], *module[1]))
 
-    def hold(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
-        """Keep a value that the model was given or computed: itself, or what the user's transform makes of it."""
-        transform = self.selection.transform
-        if transform is None:
-            self.hold_itself(record, value, tensor)
+    def hold(self, record: TensorRecord, value: int, tensor: torch.Tensor, raw: bool = False) -> None:
+        """Keep a value by reference, or a copy of it where others than torch can write to its memory.
+
+        If the user gave a transform, what that makes of it is kept instead, unless ``raw`` says no.
+        """
+        if self.selection.transform is not None and not raw:
+            self._held[value] = self._transformed(self.selection.transform, tensor)
             return
+        version = record.version
+        if record.pending and record.exposed:
+            with UNSEEN():
+                tensor = tensor.detach().clone()
+            version = version_of(tensor)
+        else:
+            record.held += (value,)
+        self._held[value] = (tensor, version)
+
+    def _transformed(
+        self, transform: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor
+    ) -> tuple[torch.Tensor, int | None]:
         with UNSEEN(), _MODES_OFF(), _TransformErrors(tensor):
             kept = transform(tensor.detach() if self.selection.detach else tensor)
             if not isinstance(kept, torch.Tensor):
                 raise TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
             if storage_of(kept) == storage_of(tensor):
                 kept = kept.clone()  # a later write must not reach it
-        self._held[value] = (kept, version_of(kept))
-
-    def hold_itself(self, record: TensorRecord, value: int, tensor: torch.Tensor) -> None:
-        """Keep a value by reference, or a copy of it where others than torch can write to its memory."""
-        version = record.version
-        if record.pending and record.exposed:
-            with self.unseen():
-                tensor = tensor.detach().clone()
-            version = version_of(tensor)
-        else:
-            record.held += (value,)
-        self._held[value] = (tensor, version)
+        return kept, version_of(kept)
 
     def copy(self, record: TensorRecord) -> None:
         """Replace what is held of a tensor by a copy, because its memory is about to be written to."""

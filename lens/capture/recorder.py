@@ -338,8 +338,7 @@ class Recorder:
             values.append((*odd_type(tensor), alias, None))
         self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
         if self._hold_leaves and not is_lazy(tensor):
-            hold = self.keeper.hold_itself if kind in ("parameter", "buffer") else self.keeper.hold
-            hold(record, value, tensor)
+            self.keeper.hold(record, value, tensor, raw=kind in ("parameter", "buffer"))
         return value
 
     def prepare(self) -> None:

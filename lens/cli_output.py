@@ -1,0 +1,60 @@
+"""What the commands print: text for people, JSON for machines, and errors of the user's model without a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from lens.errors import InputError, LensError
+
+if TYPE_CHECKING:
+    from lens.history import ModelHistory
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Give a command the option ``--json``."""
+    command.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def with_examples(*lines: str) -> dict[str, Any]:
+    """The arguments of a parser whose help ends in these examples."""
+    epilog = "\n".join(("examples:", *(f"  {line}" for line in lines)))
+    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+def print_json(data: Any) -> None:
+    """Print plain data; what JSON has no word for as text."""
+    print(json.dumps(data, indent=2, default=str))
+
+
+def facts_of(history: ModelHistory) -> dict[str, Any]:
+    """A history as plain data: facts about the model, and a row per entry."""
+    meta = history.graph.meta
+    return {
+        "model": history.model_name,
+        "operations": len(history.graph.ops),
+        "parameters": history.total_params,
+        "recurrent": history.model_is_recurrent,
+        "conditional": history.model_has_conditional_branching,
+        "stopped": meta.stopped,
+        "fault": None if meta.fault is None else f"{meta.fault.type}: {meta.fault.message}",
+        "gaps": [str(gap) for gap in history.gaps],
+        "layers": [dict(row) for row in history.summary()],
+    }
+
+
+class ModelErrors(AbstractContextManager[None]):
+    """What the user's model raises, as an error of the command line. With ``--debug`` it comes through as it is."""
+
+    def __init__(self, spec: str, debug: bool) -> None:
+        self.spec, self.debug = spec, debug
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, LensError) and not self.debug:
+            raise InputError(
+                f"the model raised {type(error).__name__}: {error}",
+                where=self.spec,
+                hint="check --input; `lens --debug ...` shows the traceback",
+            ) from error
