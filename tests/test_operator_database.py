@@ -81,7 +81,7 @@ def test_an_invented_write_is_found(plant):
 
 
 def test_wrong_saved_values_are_found(plant):
-    def doubled(self, record, value, tensor):
+    def doubled(self, record, value, tensor, raw=False):
         wrong = tensor.detach() * 2
         self._held[value] = wrong, wrong._version
 
