@@ -21,24 +21,22 @@ REFUSED = {
     "gradient_inside": "walks the autograd graph",
 }
 #: They call a lambda, or TorchScript.
-LOCAL = set(
-    [
-        "vmapped",
-        "gradient",
-        "gradient_and_value",
-        "jacobian",
-        "hessian_matrix",
-        "pullback",
-        "transforms_inside_each_other",
-        "ensemble",
-        "flexible_attention",
-        "scripted_module",
-        "scripted_whole",
-        "frozen",
-        "traced_module",
-        "scripted_function",
-    ]
-)
+LOCAL = {
+    "vmapped",
+    "gradient",
+    "gradient_and_value",
+    "jacobian",
+    "hessian_matrix",
+    "pullback",
+    "transforms_inside_each_other",
+    "ensemble",
+    "flexible_attention",
+    "scripted_module",
+    "scripted_whole",
+    "frozen",
+    "traced_module",
+    "scripted_function",
+}
 #: A meta tensor has no numbers to compare; the others have state that lens does not see: the model's own generator, a
 #: counter inside a scripted module, an input that cannot be copied.
 NOT_COMPARED = {"on_meta", "generator", "scripted_module_that_writes", "subclass_as_input"}
