@@ -62,6 +62,8 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
 #: Reads whose result shares its memory with the tensor.
 _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
+_TENSOR_TYPE = {torch.Tensor}
+_SEQUENCES = frozenset({tuple, list})
 
 
 class Recorder:
@@ -155,6 +157,18 @@ class Recorder:
                     operands.append(self.value_of(arg))
             elif kind is tuple and ATOMS.issuperset(map(type, arg)):
                 encoded.append(arg)
+            elif kind in _SEQUENCES and arg and _TENSOR_TYPES.issuperset(map(type, arg)):
+                first = len(operands)
+                operands += [
+                    record.value
+                    if (record := by_id.get(id(item))) is not None
+                    and record() is item
+                    and not record.pending
+                    and (record.version is None or record.version == item._version)
+                    else self.value_of(item)
+                    for item in arg
+                ]
+                encoded.append(self.encoder.slots_in(kind, first, len(operands)))
             else:
                 encoded.append(self.encoder.encode(arg, operands))
         named: dict[str, RawTemplate] | None = None
@@ -187,6 +201,8 @@ class Recorder:
         form: RawTemplate
         if type(result) is torch.Tensor:
             form = self._result(result, call, results, yields)
+        elif type(result) is tuple and set(map(type, result)) == _TENSOR_TYPE:
+            form = tuple([self._result(tensor, call, results, yields) for tensor in result])
         else:
             form = self.encoder.encode_with(result, lambda t: self._result(t, call, results, yields))
         if not results and not written:
@@ -323,6 +339,23 @@ class Recorder:
             self.memory.settle(record, tensor)
         return record.value
 
+    def _values_in(self, items: Sequence[Any], values: list[int]) -> None:
+        """Append the values of the tensors among the arguments or results of a module, in their order.
+
+        An unseen write to one is left for an op to find: asking for a version here would come to the mode.
+        """
+        by_id = self._by_id
+        for item in items:
+            kind = type(item)
+            if kind in _TENSOR_TYPES:
+                record = by_id.get(id(item))
+                is_settled = record is not None and record() is item and not record.pending
+                values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
+            elif kind in _SEQUENCES:
+                self._values_in(item, values)
+            elif kind not in ATOMS:
+                self.encoder.encode(item, values)
+
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
         values = self._values
@@ -389,15 +422,7 @@ class Recorder:
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
-        by_id = self._by_id
-        for arg in (*args, *kwargs.values()) if kwargs else args:
-            if type(arg) is torch.Tensor:
-                record = by_id.get(id(arg))
-                # An unseen write to it is left for an op to find.
-                is_settled = record is not None and record() is arg and not record.pending
-                inputs.append(record.value if is_settled else self.value_of(arg))  # type: ignore[union-attr]
-            else:
-                self.encoder.encode(arg, inputs)
+        self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
         known = self.modules.get(id(module))
         if known is None:
             known = self.modules[id(module)] = [self._names_of(module), 0, module]
@@ -414,12 +439,8 @@ class Recorder:
         """Note that a module call has ended; ``output`` is None if it raised."""
         number, self.scope, self.call_site = entered
         outputs: list[int] = []
-        if type(output) is torch.Tensor:
-            record = self._by_id.get(id(output))
-            is_settled = record is not None and record() is output and not record.pending
-            outputs.append(record.value if is_settled else self.value_of(output))  # type: ignore[union-attr]
-        elif output is not None:
-            self.encoder.encode(output, outputs)
+        if output is not None:
+            self._values_in((output,), outputs)
         self.tape.exits.append((number, len(self._ops), outputs))
         if self._selective and self.keeper.wants_module(self.tape.scopes[number][0]):
             self.encoder.encode_with(output, self._hold_now)
