@@ -145,11 +145,7 @@ def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[
 
     def has_torch_function(relevant_args: Any) -> bool:
         stack = modes.get(get_ident())
-        if (
-            stack
-            and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args))
-            and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
-        ):
+        if stack and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args)) and overrides._get_current_function_mode() is stack[-1]:
             return False
         return original(relevant_args)
 
@@ -159,9 +155,7 @@ def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[
 def _wrap_opening_unary(original: Callable[[Any], bool], modes: Entries) -> Callable[[Any], bool]:
     def has_torch_function_unary(arg: Any) -> bool:
         stack = modes.get(get_ident())
-        if (
-            stack and type(arg) in _PLAIN_ARGUMENTS and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
-        ):
+        if stack and type(arg) in _PLAIN_ARGUMENTS and overrides._get_current_function_mode() is stack[-1]:
             return False
         return original(arg)
 
@@ -169,10 +163,11 @@ def _wrap_opening_unary(original: Callable[[Any], bool], modes: Entries) -> Call
 
 
 def _wrap_opening_variadic(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
-    asks = _wrap_opening(lambda relevant_args: original(*relevant_args), modes)
-
     def has_torch_function_variadic(*args: Any) -> bool:
-        return asks(args)
+        stack = modes.get(get_ident())
+        if stack and _PLAIN_ARGUMENTS.issuperset(map(type, args)) and overrides._get_current_function_mode() is stack[-1]:
+            return False
+        return original(*args)
 
     return has_torch_function_variadic
 
