@@ -164,6 +164,10 @@ class Function:
         """The tensors among these arguments that a call writes to."""
         if not kwargs and self.writes == (0,) and args and self.statistics is None and type(args[0]) is torch.Tensor:
             return [args[0]]  # most of what is written in place
+        if not self.writes and not kwargs and self.statistics is not None:
+            (place, _), _ = self.statistics
+            if place < len(args) and not args[place]:
+                return []  # batch norm in eval mode
         targets: list[Any] = [] if "out" in self.writes else [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):

@@ -23,11 +23,11 @@ from lens.capture.memory import Memory
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import Locator
 from lens.capture.stopping import Stop
-from lens.capture.tensor_table import TensorRecord, TensorTable
+from lens.capture.tensor_table import Reserved, TensorRecord, TensorTable
 from lens.capture.unseen import odd_type
 from lens.functions import Function
 from lens.ir.elements import LeafKind
-from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site, Tape
+from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site, Tape, ValueRow
 from lens.ir.templates import Slot
 
 #: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
@@ -64,6 +64,8 @@ _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 _TENSOR_TYPE = {torch.Tensor}
 _SEQUENCES = frozenset({tuple, list})
+#: The row of a value that is described at the end.
+_UNDESCRIBED: ValueRow = ((), None, None, None, None, None)
 
 
 class Recorder:
@@ -136,7 +138,7 @@ class Recorder:
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
         operands: list[int] = []
-        by_id = self._by_id
+        by_id, reserved = self._by_id, self.tensors.reserved
         encoded: list[RawTemplate] = []
         for arg in (*args, *kwargs.values()) if kwargs else args:
             # The usual kinds of argument without a call: 1 us per operation.
@@ -146,9 +148,12 @@ class Recorder:
             elif kind in _TENSOR_TYPES:
                 encoded.append(SLOTS[len(operands)])
                 record = by_id.get(id(arg))
-                if (
-                    record is not None
-                    and record() is arg
+                if record is None:
+                    named = reserved.get(id(arg))
+                    is_as_before = named is not None and named[1] == arg._version
+                    operands.append(named[0] if is_as_before else self.value_of(arg))
+                elif (
+                    record() is arg
                     and not record.pending
                     and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
                 ):
@@ -171,16 +176,17 @@ class Recorder:
                 encoded.append(self.encoder.slots_in(kind, first, len(operands)))
             else:
                 encoded.append(self.encoder.encode(arg, operands))
-        named: dict[str, RawTemplate] | None = None
+        by_name: dict[str, RawTemplate] | None = None
         if kwargs:
-            named = dict(zip(kwargs, encoded[len(args) :], strict=True))
+            by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
             del encoded[len(args) :]
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = function.written(args, kwargs or {})
-            self.protect(written, operands, function, bool(kwargs and "out" in kwargs))
+            if written:
+                self.protect(written, operands, function, bool(kwargs and "out" in kwargs))
         generators = generator_states(args, kwargs) if function.random else None
-        return function, len(self._ops), operands, encoded, named, site, written, generators
+        return function, len(self._ops), operands, encoded, by_name, site, written, generators
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
         """Note what a call returned, how long it took (seconds), and what it wrote to.
@@ -222,8 +228,7 @@ class Recorder:
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
         if type(result) is torch.Tensor:
-            record = self._by_id.get(id(result))
-            return record is not None and record() is result
+            return self.tensors.find(result) is not None
         unmet: list[torch.Tensor] = []
 
         def visit(tensor: torch.Tensor) -> Slot:
@@ -260,6 +265,8 @@ class Recorder:
         values = self._values
         value = len(values)
         record = self._by_id.get(id(tensor))
+        if record is None and id(tensor) in self.tensors.reserved:
+            record = self.tensors.find(tensor)
         alias: int | None = None
         if record is not None and record() is tensor:
             alias = record.value
@@ -321,8 +328,11 @@ class Recorder:
 
     def value_of(self, tensor: torch.Tensor) -> int:
         """The value that a tensor stands for; a tensor never met becomes a leaf."""
-        record = self._by_id.get(id(tensor))
-        if record is None or record() is not tensor:
+        reserved = self.tensors.reserved.get(id(tensor))
+        if reserved is not None and reserved[1] == tensor._version:
+            return reserved[0]
+        record = self.tensors.find(tensor)
+        if record is None:
             named = self.addresses.tensor(tensor)
             if named is not None:
                 return self.leaf(tensor, named[1], named[2])
@@ -375,18 +385,34 @@ class Recorder:
         return value
 
     def prepare(self) -> None:
-        """Make leaves of the parameters and buffers of the model, in one go; sealing leaves out what nothing uses.
+        """Give the parameters and buffers of the model their values; sealing leaves out what nothing uses."""
+        values, begin = self._values, len(self._values)
+        # Others are met when they are used: subclasses, and what a lazy module has yet to shape.
+        plain = [named for named in self.addresses.registered() if type(named[0]) in _TENSOR_TYPES]
+        rest = self.tensors.reserve([named for named in plain if id(named[0]) not in self._by_id], begin)
+        reserved = self.tensors.reserved
+        values += [_UNDESCRIBED] * len(reserved)
+        self.memory.leaf_storages.update([row[2] for row in reserved.values()])
+        for tensor, kind, addresses in rest:
+            self.leaf(tensor, kind, addresses)
+        self.tape.prepared = range(begin, len(values))
+        self.tensors.met = self._describe
+        if self.memory.exposed:
+            self.tensors.meet_reserved()
 
-        Met one by one between operations, which drive this code and its tables out of the caches, each cost three
-        times as much (measured on resnet50 at 64 px: 4.1 against 1.2 us).
-        """
-        begin = len(self._values)
-        by_id, leaf = self._by_id, self.leaf
-        for tensor, kind, addresses in self.addresses.registered():
-            # Others are met when they are used: subclasses, and what a lazy module has yet to shape.
-            if type(tensor) in _TENSOR_TYPES and id(tensor) not in by_id:
-                leaf(tensor, kind, addresses)
-        self.tape.prepared = range(begin, len(self._values))
+    def _describe(self, record: TensorRecord, reserved: Reserved) -> None:
+        """Write the rows of a leaf that was reserved, and hold it if it is wanted."""
+        value, _, _, trainable, (tensor, kind, addresses) = reserved
+        self._values[value] = (tensor.shape, tensor.dtype, tensor.device, tensor.layout, None, None)
+        self.tape.leaves.append((kind, value, addresses, trainable, None))
+        if self._hold_leaves:
+            self.keeper.hold(record, value, tensor, raw=True)
+        if self.memory.exposed:
+            self.memory.snap(record, tensor)
+
+    def end(self) -> None:
+        """The run is over: describe the leaves to which nothing happened but uses."""
+        self.tensors.meet_reserved()
 
     def close(self) -> None:
         """The trace is over: let go of everything at once, instead of leaving circles to the garbage collector."""

@@ -145,7 +145,11 @@ def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[
 
     def has_torch_function(relevant_args: Any) -> bool:
         stack = modes.get(get_ident())
-        if stack and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args)) and overrides._get_current_function_mode() is stack[-1]:
+        if (
+            stack
+            and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args))
+            and overrides._get_current_function_mode() is stack[-1]
+        ):
             return False
         return original(relevant_args)
 
@@ -165,7 +169,11 @@ def _wrap_opening_unary(original: Callable[[Any], bool], modes: Entries) -> Call
 def _wrap_opening_variadic(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
     def has_torch_function_variadic(*args: Any) -> bool:
         stack = modes.get(get_ident())
-        if stack and _PLAIN_ARGUMENTS.issuperset(map(type, args)) and overrides._get_current_function_mode() is stack[-1]:
+        if (
+            stack
+            and _PLAIN_ARGUMENTS.issuperset(map(type, args))
+            and overrides._get_current_function_mode() is stack[-1]
+        ):
             return False
         return original(*args)
 
