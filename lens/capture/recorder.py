@@ -14,20 +14,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder, shorten
-from lens.capture.keeping import Keeper, generator_states
-from lens.capture.memory import Memory
+from lens.capture.keeping import generator_states
+from lens.capture.leaves import TENSOR_TYPES, LeafRecorder
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import Locator
 from lens.capture.stopping import Stop
-from lens.capture.tensor_table import Reserved, TensorRecord, TensorTable
+from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
 from lens.functions import Function
-from lens.ir.elements import LeafKind
-from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site, Tape, ValueRow
+from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site
 from lens.ir.templates import Slot
 
 #: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
@@ -61,14 +59,11 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
 
 #: Reads whose result shares its memory with the tensor.
 _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
-_TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 _TENSOR_TYPE = {torch.Tensor}
 _SEQUENCES = frozenset({tuple, list})
-#: The row of a value that is described at the end.
-_UNDESCRIBED: ValueRow = ((), None, None, None, None, None)
 
 
-class Recorder:
+class Recorder(LeafRecorder):
     """Writes the tape of one run in one thread.
 
     Args:
@@ -88,34 +83,21 @@ class Recorder:
         keep_fast_paths: bool = True,
         composites: bool = True,
     ) -> None:
-        self.tape = Tape()
+        super().__init__(addresses, selection, locator)
         self.keep_fast_paths = keep_fast_paths
-        self.tensors = TensorTable()
-        self.keeper = Keeper(selection)
+        self.composites = composites
         self.encoder = ArgumentEncoder(self.value_of)
         self.scope: int | None = None
-        self.call_site: Site = None
         #: While a composite runs: its site, which its interior shares.
         self.composite_site: Site = None
-        #: What a tensor is that was never met and is not the model's.
-        self.stranger: LeafKind = "external"
         #: What the run is to end at, if at anything.
         self.stop: Stop | None = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
-        #: Set by a backend that can tell the value of a tensor which comes as an object never met.
-        self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
         #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
         self.collect: Callable[[], bool] = lambda: False
-        self.addresses = addresses
-        self._locator = locator
-        self.memory = Memory(self)
-        # Looked up once: these are read for every operation.
-        self._by_id = self.tensors.by_id
-        self._values, self._ops = self.tape.values, self.tape.ops
-        self.composites = composites
+        self._ops = self.tape.ops
         self._hold_all, self._selective = self.keeper.everything, self.keeper.selective
-        self._hold_leaves = self.keeper.everything or self.keeper.leaves
         #: By id: names, calls so far, the module (kept, so that ids stay unique).
         self.modules: dict[int, list[Any]] = {}
 
@@ -145,13 +127,13 @@ class Recorder:
             kind = type(arg)
             if kind in ATOMS:
                 encoded.append(arg)
-            elif kind in _TENSOR_TYPES:
+            elif kind in TENSOR_TYPES:
                 encoded.append(SLOTS[len(operands)])
                 record = by_id.get(id(arg))
                 if record is None:
-                    named = reserved.get(id(arg))
-                    is_as_before = named is not None and named[1] == arg._version
-                    operands.append(named[0] if is_as_before else self.value_of(arg))
+                    leaf = reserved.get(id(arg))
+                    is_as_before = leaf is not None and leaf[1] == arg._version
+                    operands.append(leaf[0] if leaf is not None and is_as_before else self.value_of(arg))
                 elif (
                     record() is arg
                     and not record.pending
@@ -162,17 +144,9 @@ class Recorder:
                     operands.append(self.value_of(arg))
             elif kind is tuple and ATOMS.issuperset(map(type, arg)):
                 encoded.append(arg)
-            elif kind in _SEQUENCES and arg and _TENSOR_TYPES.issuperset(map(type, arg)):
+            elif kind in _SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
                 first = len(operands)
-                operands += [
-                    record.value
-                    if (record := by_id.get(id(item))) is not None
-                    and record() is item
-                    and not record.pending
-                    and (record.version is None or record.version == item._version)
-                    else self.value_of(item)
-                    for item in arg
-                ]
+                operands += self._values_of(arg)
                 encoded.append(self.encoder.slots_in(kind, first, len(operands)))
             else:
                 encoded.append(self.encoder.encode(arg, operands))
@@ -324,30 +298,7 @@ class Recorder:
         names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
         return self.keeper.wants(function.ref, names, tensor)
 
-    # Tensors that come from elsewhere
-
-    def value_of(self, tensor: torch.Tensor) -> int:
-        """The value that a tensor stands for; a tensor never met becomes a leaf."""
-        reserved = self.tensors.reserved.get(id(tensor))
-        if reserved is not None and reserved[1] == tensor._version:
-            return reserved[0]
-        record = self.tensors.find(tensor)
-        if record is None:
-            named = self.addresses.tensor(tensor)
-            if named is not None:
-                return self.leaf(tensor, named[1], named[2])
-            known = self.recognise(tensor)
-            if known is not None:
-                return known
-            # A tensor without data cannot hide where its values come from.
-            kind: LeafKind = "constant" if tensor.is_meta else self.stranger
-            names = (f"tensor_{len(self.tape.leaves) + 1}",) if kind == "input" else ()
-            return self.leaf(tensor, kind, names, self._locator.find(_caller(), self.call_site))
-        if record.version is not None and record.version != tensor._version:
-            self.memory.look(record, tensor)
-        if record.pending:
-            self.memory.settle(record, tensor)
-        return record.value
+    # Values of many tensors
 
     def _values_in(self, items: Sequence[Any], values: list[int]) -> None:
         """Append the values of the tensors among the arguments or results of a module, in their order.
@@ -357,7 +308,7 @@ class Recorder:
         by_id = self._by_id
         for item in items:
             kind = type(item)
-            if kind in _TENSOR_TYPES:
+            if kind in TENSOR_TYPES:
                 record = by_id.get(id(item))
                 is_settled = record is not None and record() is item and not record.pending
                 values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
@@ -366,53 +317,18 @@ class Recorder:
             elif kind not in ATOMS:
                 self.encoder.encode(item, values)
 
-    def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
-        """Make a tensor a leaf of the graph and give its value."""
-        values = self._values
-        value = len(values)
-        record = self.tensors.add(tensor, value)
-        alias = self.tensors.alias(record, ()) if record.shared else None
-        self.memory.leaf_storages.add(record.storage)
-        if self.memory.exposed:
-            self.memory.snap(record, tensor)
-        try:
-            values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
-        except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
-            values.append((*odd_type(tensor), alias, None))
-        self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
-        if self._hold_leaves and not is_lazy(tensor):
-            self.keeper.hold(record, value, tensor, raw=kind in ("parameter", "buffer"))
-        return value
-
-    def prepare(self) -> None:
-        """Give the parameters and buffers of the model their values; sealing leaves out what nothing uses."""
-        values, begin = self._values, len(self._values)
-        # Others are met when they are used: subclasses, and what a lazy module has yet to shape.
-        plain = [named for named in self.addresses.registered() if type(named[0]) in _TENSOR_TYPES]
-        rest = self.tensors.reserve([named for named in plain if id(named[0]) not in self._by_id], begin)
-        reserved = self.tensors.reserved
-        values += [_UNDESCRIBED] * len(reserved)
-        self.memory.leaf_storages.update([row[2] for row in reserved.values()])
-        for tensor, kind, addresses in rest:
-            self.leaf(tensor, kind, addresses)
-        self.tape.prepared = range(begin, len(values))
-        self.tensors.met = self._describe
-        if self.memory.exposed:
-            self.tensors.meet_reserved()
-
-    def _describe(self, record: TensorRecord, reserved: Reserved) -> None:
-        """Write the rows of a leaf that was reserved, and hold it if it is wanted."""
-        value, _, _, trainable, (tensor, kind, addresses) = reserved
-        self._values[value] = (tensor.shape, tensor.dtype, tensor.device, tensor.layout, None, None)
-        self.tape.leaves.append((kind, value, addresses, trainable, None))
-        if self._hold_leaves:
-            self.keeper.hold(record, value, tensor, raw=True)
-        if self.memory.exposed:
-            self.memory.snap(record, tensor)
-
-    def end(self) -> None:
-        """The run is over: describe the leaves to which nothing happened but uses."""
-        self.tensors.meet_reserved()
+    def _values_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
+        """The values of the tensors in a list, without a call for each."""
+        by_id = self._by_id
+        return [
+            record.value
+            if (record := by_id.get(id(tensor))) is not None
+            and record() is tensor
+            and not record.pending
+            and (record.version is None or record.version == tensor._version)
+            else self.value_of(tensor)
+            for tensor in tensors
+        ]
 
     def close(self) -> None:
         """The trace is over: let go of everything at once, instead of leaving circles to the garbage collector."""
@@ -491,7 +407,3 @@ class Recorder:
         if hold:
             self.encoder.encode_with(obj, self._hold_now)
         return form, values
-
-
-def _caller() -> FrameType | None:
-    return sys._getframe(2)

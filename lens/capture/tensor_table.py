@@ -105,9 +105,10 @@ class TensorTable:
         rest: list[Named] = []
         if len(set(storages)) < len(storages) or not self._by_storage.keys().isdisjoint(storages):
             taken = Counter(storages) + Counter(self._by_storage.keys())
-            rest = [tensor for tensor, storage in zip(named, storages, strict=True) if taken[storage] > 1]
+            rest = [one for one, storage in zip(named, storages, strict=True) if taken[storage] > 1]
             alone = [place for place, storage in enumerate(storages) if taken[storage] == 1]
-            named, storages, versions = ([column[i] for i in alone] for column in (named, storages, versions))
+            named, storages = [named[i] for i in alone], [storages[i] for i in alone]
+            versions = [versions[i] for i in alone]
         ids = [id(tensor) for tensor, _, _ in named]
         trained = [tensor.requires_grad for tensor, _, _ in named]
         self.reserved = dict(
@@ -147,7 +148,7 @@ class TensorTable:
             record.storage = None
             return record
         known = self._by_storage.get(storage)
-        if known is None:
+        if known is None or (type(known) is TensorRecord and known() is None):  # memory used again
             self._by_storage[storage] = record
         else:
             others = self.records_on(storage)
