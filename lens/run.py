@@ -167,6 +167,7 @@ class Run(AbstractContextManager["Run"]):
 
     def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
         with collector_off():
+            self.recorder.end()
             self.recorder.memory.disclose()
             ids = number_values(self.recorder.tape)
             graph = seal(self.recorder.tape, self._meta(error, traceback), ids)

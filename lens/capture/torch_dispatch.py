@@ -260,5 +260,6 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Notice what happened after the last call."""
         with UNSEEN():
             self.settle()
+            self.tensors.meet_reserved()
             alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
             self.look_at(alive, {}, sys._getframe(0))
