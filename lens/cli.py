@@ -118,9 +118,14 @@ def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     trace.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
     trace.add_argument("--save-to", metavar="FILE", help="write the trace, which `lens show` reads")
     trace.add_argument(
-        "--save", action="append", metavar="KEY", help="what --save-to keeps: labels, addresses, patterns; default all"
+        "--save",
+        action="append",
+        metavar="KEY",
+        help="what --save-to keeps: label, address, pattern, type; default all",
     )
-    trace.add_argument("--stop-at", action="append", metavar="ADDRESS", help="end when this module has returned")
+    trace.add_argument(
+        "--stop-at", action="append", metavar="KEY", help="end when this module has returned or type has run"
+    )
     trace.add_argument("--summary", action="store_true", help="print the table of layers")
     trace.add_argument("--quiet", action="store_true", help="print nothing but errors")
     add_json(trace)

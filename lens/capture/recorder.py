@@ -110,7 +110,7 @@ class Recorder:
         self._by_id = self.tensors.by_id
         self._values, self._ops = self.tape.values, self.tape.ops
         self.composites = composites
-        self._hold_all, self._selective = self.keeper.everything, self.keeper.selective
+        self._hold_all, self._selective = self.keeper.holds_all, self.keeper.selective
         self._hold_leaves = self.keeper.everything or self.keeper.leaves
         #: By id: names, calls so far, the module (kept, so that ids stay unique).
         self.modules: dict[int, list[Any]] = {}
@@ -199,9 +199,8 @@ class Recorder:
         )
         if generators:
             self.keeper.keep_generators(position, generators)
-        if self.stop is not None and type(result) is torch.Tensor:
-            names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
-            self.stop.ran(RunningOp.of(function.ref, names[0], names[2], result))
+        if self.stop is not None and results:
+            self.stop.ran(self._described(function, results[0]), results[0], self.keeper)
 
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
@@ -273,7 +272,7 @@ class Recorder:
             )
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
             values.append((*odd_type(tensor), alias, None))
-        if self._hold_all or (self._selective and self._wants(call[0], tensor)):
+        if self._hold_all or (self._selective and self._wants(call[0], value)):
             self.keeper.hold(record, value, tensor)
         if alias is not None and call[0].reaches and not call[6]:
             self.memory.reach(len(self._ops), call[2] or [], record, tensor)
@@ -294,12 +293,16 @@ class Recorder:
 
     def hold_if_wanted(self, function: Function, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Hold the value that a tensor has now, if the selection wants it."""
-        if self._hold_all or (self._selective and self._wants(function, tensor)):
+        if self._hold_all or (self._selective and self._wants(function, record.value)):
             self.keeper.hold(record, record.value, tensor)
 
-    def _wants(self, function: Function, tensor: torch.Tensor) -> bool:
+    def _wants(self, function: Function, value: int) -> bool:
+        asked = self.keeper.selection.predicate is not None
+        return (asked and self.keeper.picks(self._described(function, value), value)) or self.keeper.wants(function.ref)
+
+    def _described(self, function: Function, value: int) -> RunningOp:
         names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
-        return self.keeper.wants(function.ref, names, tensor)
+        return RunningOp.of(function.ref, names, self._values[value])
 
     # Tensors that come from elsewhere
 
@@ -316,7 +319,7 @@ class Recorder:
             # A tensor without data cannot hide where its values come from.
             kind: LeafKind = "constant" if tensor.is_meta else self.stranger
             names = (f"tensor_{len(self.tape.leaves) + 1}",) if kind == "input" else ()
-            return self.leaf(tensor, kind, names, self._locator.find(_caller(), self.call_site))
+            return self.leaf(tensor, kind, names, self._locator.find(sys._getframe(1), self.call_site))
         if record.version is not None and record.version != tensor._version:
             self.memory.look(record, tensor)
         if record.pending:
@@ -337,7 +340,8 @@ class Recorder:
         except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
             values.append((*odd_type(tensor), alias, None))
         self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
-        if self._hold_leaves and not is_lazy(tensor):
+        wanted = self._hold_leaves
+        if wanted and (wanted is True or not wanted.isdisjoint(addresses)) and not is_lazy(tensor):
             self.keeper.hold(record, value, tensor, raw=kind in ("parameter", "buffer"))
         return value
 
@@ -444,7 +448,3 @@ class Recorder:
         if hold:
             self.encoder.encode_with(obj, self._hold_now)
         return form, values
-
-
-def _caller() -> FrameType | None:
-    return sys._getframe(2)

@@ -105,7 +105,7 @@ def audit(
     check_call(model, positional_args, named_args)
     watched = find_backend(backend)
     locator = Locator((MODULE_CALL_FILE, __file__))
-    recorder = CensusRecorder(AddressBook(model), make_selection("none", set()), locator)
+    recorder = CensusRecorder(AddressBook(model), make_selection("none", {}), locator)
     recorder.begin_census(type(watched).__module__.rpartition(".")[0])
     for name, tensor in named_tensors(model, positional_args, named_args):
         if recorder.tensors.find(tensor) is None:
