@@ -35,6 +35,7 @@ from lens.ir.tape import SiteTable, number_values, seal
 from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.protocol import Pass
+from lens.stages import stage
 
 
 @frozen
@@ -144,7 +145,8 @@ class Run(AbstractContextManager["Run"]):
     def _recording(self) -> Iterator[None]:
         begin = time.perf_counter()
         try:
-            with self.settings.backend.record(self.recorder):
+            ops = self.recorder.tape.ops
+            with stage("running the model", lambda: len(ops)), self.settings.backend.record(self.recorder):
                 yield
         finally:
             self.forward_seconds = time.perf_counter() - begin
@@ -188,8 +190,8 @@ class Run(AbstractContextManager["Run"]):
         self.history = history
 
     def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
-        keeper = self.recorder.keeper
-        with collector_off():
+        keeper, ops = self.recorder.keeper, self.recorder.tape.ops
+        with stage("analysing", lambda: len(ops)), collector_off():
             self.recorder.memory.disclose()
             ids = number_values(self.recorder.tape)
             graph = seal(self.recorder.tape, self._meta(error, traceback), ids)

@@ -70,7 +70,7 @@ def test_the_papers_functions_pass_the_options_of_trace_and_draw_on(tmp_path, mo
     assert not kept.requires_grad
     structure = lens.get_model_structure(model, x, backend="torch_dispatch", stop_at="0", passes="orphans,labels")
     assert [record.name for record in structure.pass_records] == ["orphans", "recurrence", "labels"]
-    assert "addmm_1_1" in structure.layer_list[-1]
+    assert structure.layer_list[-1].startswith("addmm_1_")
 
     monkeypatch.chdir(tmp_path)
     lens.get_model_activations(model, x, vis_opt="a.dot", theme="dark", depth=1)

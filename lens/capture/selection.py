@@ -107,9 +107,9 @@ def make_selection(save: Save, modules: Mapping[str, nn.Module]) -> Selection:
     Raises:
         InputError: if it is none of these.
     """
-    if isinstance(save, str) and save in ("all", "none"):
-        return Selection(everything=save == "all")
     keys, predicates = split(save, "save", _TAKES, modules)
+    if keys in (("all",), ("none",)) and not predicates:
+        return Selection(everything=keys == ("all",))
     addresses, types = set(), set()
     words: set[str] = set()
     everything = leaves = outputs = False
