@@ -13,6 +13,7 @@ from lens.errors import LensError
 from lens.history import ModelHistory
 from lens.run_state import RunState, tensors_of
 from lens.session import trace
+from lens.stages import stage
 from lens.validate.check import check, compared
 from lens.validate.completeness import audit
 from lens.validate.report import Report, Verdict
@@ -106,7 +107,8 @@ class _Trial:
         """What the model returns, or raises, in a plain run from the same start."""
         self.start.restore()
         try:
-            return tensors_of(self.model(*self.args, **self.kwargs)), None
+            with stage("running the model as it is"):
+                return tensors_of(self.model(*self.args, **self.kwargs)), None
         except Exception as error:  # noqa: BLE001 - whatever a model raises is told in the report
             return None, error
 

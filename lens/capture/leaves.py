@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 import torch
 from torch import nn
@@ -67,7 +66,7 @@ class LeafRecorder:
             # A tensor without data cannot hide where its values come from.
             kind: LeafKind = "constant" if tensor.is_meta else self.stranger
             names = (f"tensor_{len(self.tape.leaves) + 1}",) if kind == "input" else ()
-            return self.leaf(tensor, kind, names, self._locator.find(_caller(), self.call_site))
+            return self.leaf(tensor, kind, names, self._locator.find(sys._getframe(1), self.call_site))
         if record.version is not None and record.version != tensor._version:
             self.memory.look(record, tensor)
         if record.pending:
@@ -88,7 +87,7 @@ class LeafRecorder:
         except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
             values.append((*odd_type(tensor), alias, None))
         self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
-        if self._hold_leaves and not is_lazy(tensor):
+        if self._holds(addresses) and not is_lazy(tensor):
             self.keeper.hold(record, value, tensor, raw=kind in ("parameter", "buffer"))
         return value
 
@@ -111,8 +110,8 @@ class LeafRecorder:
     def _met(self, record: TensorRecord, reserved: Reserved) -> None:
         """A reserved leaf is written to, or shares its memory: describe it as it is now, and hold it if wanted."""
         self._describe(reserved)
-        value, _, _, _, (tensor, _, _) = reserved
-        if self._hold_leaves:
+        value, _, _, _, (tensor, _, addresses) = reserved
+        if self._holds(addresses):
             self.keeper.hold(record, value, tensor, raw=True)
         if self.memory.exposed:
             self.memory.snap(record, tensor)
@@ -126,10 +125,11 @@ class LeafRecorder:
     def end(self) -> None:
         """The run is over: describe the leaves to which nothing happened but uses."""
         if self._hold_leaves:
-            self.tensors.meet_reserved()
-        else:
-            self._describe(*self.tensors.reserved.values())
+            wanted = [number for number, reserved in self.tensors.reserved.items() if self._holds(reserved[4][2])]
+            self.tensors.meet_reserved(wanted)
+        self._describe(*self.tensors.reserved.values())
 
-
-def _caller() -> FrameType | None:
-    return sys._getframe(2)
+    def _holds(self, addresses: tuple[str, ...]) -> bool:
+        """Whether a leaf of these names is wanted."""
+        wanted = self._hold_leaves
+        return wanted if isinstance(wanted, bool) else not wanted.isdisjoint(addresses)

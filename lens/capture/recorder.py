@@ -97,7 +97,7 @@ class Recorder(LeafRecorder):
         #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
         self.collect: Callable[[], bool] = lambda: False
         self._ops = self.tape.ops
-        self._hold_all, self._selective = self.keeper.everything, self.keeper.selective
+        self._hold_all, self._selective = self.keeper.holds_all, self.keeper.selective
         #: By id: names, calls so far, the module (kept, so that ids stay unique).
         self.modules: dict[int, list[Any]] = {}
 
@@ -195,9 +195,8 @@ class Recorder(LeafRecorder):
         )
         if generators:
             self.keeper.keep_generators(position, generators)
-        if self.stop is not None and type(result) is torch.Tensor:
-            names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
-            self.stop.ran(RunningOp.of(function.ref, names[0], names[2], result))
+        if self.stop is not None and results:
+            self.stop.ran(self._described(function, results[0]), results[0], self.keeper)
 
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
@@ -270,7 +269,7 @@ class Recorder(LeafRecorder):
             )
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
             values.append((*odd_type(tensor), alias, None))
-        if self._hold_all or (self._selective and self._wants(call[0], tensor)):
+        if self._hold_all or (self._selective and self._wants(call[0], value)):
             self.keeper.hold(record, value, tensor)
         if alias is not None and call[0].reaches and not call[6]:
             self.memory.reach(len(self._ops), call[2] or [], record, tensor)
@@ -291,12 +290,16 @@ class Recorder(LeafRecorder):
 
     def hold_if_wanted(self, function: Function, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Hold the value that a tensor has now, if the selection wants it."""
-        if self._hold_all or (self._selective and self._wants(function, tensor)):
+        if self._hold_all or (self._selective and self._wants(function, record.value)):
             self.keeper.hold(record, record.value, tensor)
 
-    def _wants(self, function: Function, tensor: torch.Tensor) -> bool:
+    def _wants(self, function: Function, value: int) -> bool:
+        asked = self.keeper.selection.predicate is not None
+        return (asked and self.keeper.picks(self._described(function, value), value)) or self.keeper.wants(function.ref)
+
+    def _described(self, function: Function, value: int) -> RunningOp:
         names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
-        return self.keeper.wants(function.ref, names, tensor)
+        return RunningOp.of(function.ref, names, self._values[value])
 
     # Values of many tensors
 

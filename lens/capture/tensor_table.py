@@ -127,9 +127,9 @@ class TensorTable:
         self.met(record, reserved)
         return record
 
-    def meet_reserved(self) -> None:
-        """Give all reserved tensors their records."""
-        for number in list(self.reserved):
+    def meet_reserved(self, ids: Sequence[int] | None = None) -> None:
+        """Give reserved tensors their records: all, or those of these ids."""
+        for number in list(self.reserved) if ids is None else ids:
             self._meet(number)
 
     def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
