@@ -143,6 +143,7 @@ MADE_BEFORE = {
     "hessian": (torch.func.hessian(lambda y: (y**3).sum()), "new_zeros vmap"),
     "vmap": (torch.func.vmap(torch.sin), "vmap"),
     "grad": (torch.func.grad(lambda y: (y * y).sum()), "grad"),
+    "functionalize": (torch.func.functionalize(lambda y: y.clone().add_(1).view(-1) * 2), "functionalize"),
     "scan": (lambda x: scan(lambda c, y: (c + y, c * y), torch.zeros(4), x, dim=0)[1], "select add mul unsqueeze"),
     "map": (lambda x: higher_order_map(lambda y, z: y * 2 + z, x, torch.ones(4)), "unbind mul add mul add stack"),
     "associative_scan": (lambda x: associative_scan(torch.add, x, 0, combine_mode="generic"), "slice vmap stack"),
@@ -168,11 +169,47 @@ def test_transforms_made_before_the_trace_and_operators_that_take_functions(name
         assert has_in_order(names, expected.split()), names
 
 
+def writes_and_draws(y):
+    z = torch.nn.functional.dropout(y.clone().add_(1).view(-1)) * W
+    y.add_(5)
+    return z
+
+
+W = torch.tensor(3.0)
+FUNCTIONALIZED = torch.func.functionalize(writes_and_draws)
+
+
 @pytest.mark.parametrize("backend", ["torch_function", "decoration"])
-def test_functionalize_made_before_the_trace_is_disclosed(backend):
-    function = torch.func.functionalize(lambda y: y.clone().add_(1).view(-1) * 2)
-    history = lens.trace(Model(lambda s, x: function(x) + 1), (X,), backend=backend)
-    assert [(gap.kind, gap.location.file) for gap in history.gaps] == [("external", __file__)]
+def test_functionalize_made_before_the_trace_keeps_writes_draws_and_dependence(backend):
+    inner = []
+
+    def forward(s, x):
+        y = x * 1
+        inner.append(lens.trace(Model(lambda t, z: FUNCTIONALIZED(z)), (y.clone(),), backend=backend))
+        z = FUNCTIONALIZED(y)
+        return z + y.sum()
+
+    before = torch_marks()
+    history = lens.trace(Model(forward, w=W), (X,), backend=backend, seed=3)
+    assert torch_marks() == before
+    ops = [op for op in history.graph.ops if op.function.name == "functionalize"]
+    assert len(ops) == 2  # that of the inner trace, too
+    assert all(op.function.mutates and op.function.random and len(op.effects) == 1 for op in ops)
+    assert [leaf.addresses for leaf in history.graph.leaves if leaf.value in ops[1].operands] == [("w",)]
+    assert history["sum_1"].parent_layers == [history["functionalize_2"].layer_label]
+    assert torch.equal(history["mul_1"].tensor_contents, X)
+    assert check(history).failed == check(inner[0]).failed == ()
+    assert [gap.kind for gap in history.gaps] == ["opaque", "opaque"]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_a_functionalized_function_that_raises(backend):
+    failing = torch.func.functionalize(lambda y: y.add_(1).no_such_attribute)
+    before = torch_marks()
+    with pytest.raises(AttributeError) as caught:
+        lens.trace(Model(lambda s, x: failing(x * 2)), (X,), backend=backend)
+    assert torch_marks() == before
+    assert [op.function.name for op in caught.value.lens_history.graph.ops] == ["mul"]
 
 
 @pytest.mark.parametrize("inside", [True, False])
