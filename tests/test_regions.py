@@ -274,8 +274,9 @@ def test_recomputation_in_backward_is_not_recorded():
 
 
 class TestCompiled:
+    @pytest.mark.parametrize("tracer", ["torch_function", "decoration", "torch_dispatch"])
     @pytest.mark.parametrize("how", ["torch.compile", "module.compile", "function", "fullgraph"])
-    def test_it_runs_eagerly_and_is_seen(self, how):
+    def test_it_runs_eagerly_and_is_seen(self, how, tracer):
         part = Model(lambda s, x: torch.relu(s.fc(x)), fc=linear())
         plain = part(X) + 1
         compiled = 0
@@ -294,14 +295,32 @@ class TestCompiled:
             )
         registered = function if how == "torch.compile" else part
         model = Model(lambda s, x: function(x) + 1, part=registered)
-        history, output = traced(model, (X,))
+        history, output = traced(model, (X,), backend=tracer)
         assert compiled == 0
         assert torch.equal(output, plain)
-        assert [op.function.name for op in history.graph.ops] == ["linear", "relu", "add"]
+        expected = ["linear", "relu", "add"] if tracer != "torch_dispatch" else ["t", "addmm", "relu", "add"]
+        assert [op.function.name.partition(".")[0] for op in history.graph.ops] == expected
         assert history.graph.scopes[1].address == "part"
         torch._dynamo.reset()
         assert torch.equal(function(X) + 1, plain)
         assert compiled >= 1
+
+    @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+    @pytest.mark.parametrize("reset", [False, True])
+    def test_a_module_outside_of_the_model_has_its_scope_or_a_gap(self, backend, reset):
+        outside = Model(lambda s, x: torch.relu(s.fc(x)), fc=linear())
+        outside.compile(backend=lambda graph, inputs: graph.forward)
+        if reset:
+            torch._dynamo.reset()  # then nothing tells whether a module is compiled
+        history = lens.trace(Model(lambda s, x: outside(x) + 1), (X,), backend=backend)
+        scopes = [scope.address for scope in history.graph.scopes]
+        gaps = [gap for gap in history.gaps if gap.kind == "unseen"]
+        if reset:
+            assert [gap.location.file for gap in gaps] == [__file__]
+            assert "no scope" in gaps[0].what
+        else:
+            assert scopes == ["", "<Model>", "<Linear>"]
+            assert not gaps
 
     def test_other_threads_compile_meanwhile(self):
         ran, inside, go = [], threading.Event(), threading.Event()
@@ -401,6 +420,8 @@ def test_work_of_two_threads_on_the_same_memory_is_disclosed(forward, backend):
     gaps = [gap for gap in history.gaps if gap.kind == "unseen"]
     assert gaps
     assert all(gap.location.file == __file__ for gap in gaps)
+    if backend != "torch_dispatch":  # which does not record in threads at all
+        assert all("values of that memory may be wrong" in gap.advice for gap in gaps)
 
 
 @pytest.mark.parametrize("backend", ["torch_function", "decoration"])
