@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import nn, overrides
-from torch.overrides import TorchFunctionMode
 
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener
+from lens.capture.opening import Opener, TraceMode, wrap_guard
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
@@ -54,7 +53,7 @@ class TorchFunctionBackend:
                 for name, wrap in _GUARDS:
                     sight.patch(nn.functional, name, wrap, mode)
             if emit.keep_fast_paths:  # asked by operators in a region, too
-                stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+                stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, mode))
             stack.enter_context(mode)
             yield
 
@@ -63,7 +62,7 @@ class TorchFunctionBackend:
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
-class _RecordingMode(TorchFunctionMode):
+class _RecordingMode(TraceMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
@@ -180,20 +179,3 @@ _GUARDS = (
     ("has_torch_function_unary", _wrap_opening_unary),
     ("has_torch_function_variadic", _wrap_opening_variadic),
 )
-
-
-def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
-    """``has_torch_function`` as code sees it that asks ``torch.overrides`` by attribute, without our mode.
-
-    ``nn.MultiheadAttention`` and ``nn.TransformerEncoder(Layer)`` leave their fused eval paths if they get a yes
-    here; so the traced result would not be the plain one.
-    """
-
-    def has_torch_function(relevant_args: Sequence[Any]) -> bool:
-        mode = _innermost_mode()
-        if not isinstance(mode, _RecordingMode) or sys._getframe(1).f_globals is vars(torch._ops):
-            return original(relevant_args)  # torch._ops: a higher-order operator asks whether to show itself
-        with overrides._pop_mode_temporarily():
-            return original(relevant_args)
-
-    return has_torch_function
