@@ -21,8 +21,9 @@ from lens.ir.parser import parse
 from lens.ir.printer import print_graph
 from lens.ir.verifier import find_problems
 from lens.model_specs import ModelCall
-from lens.run_state import tensors_of
+from lens.run_state import RunState, tensors_of
 from lens.validate.check import check
+from lens.validate.completeness import audit
 
 _SEED = 1
 #: Stages in which only the model itself runs.
@@ -104,13 +105,17 @@ def examine(
         call = timed("build", lambda: _seeded(build, 0))
         twin = timed("copy", lambda: _twin(call, build))
         plain = timed("plain", lambda: _run_plain(twin))
+        start = RunState(call.model, (call.args, call.kwargs))
         history, state = timed("trace", lambda: _run_traced(call, backend))
+        start.recover(history, RunState(call.model, (call.args, call.kwargs)))
         timed("compare", lambda: _compare(findings, (_outputs(history), state), plain, build))
         report = timed("check", lambda: check(history))
         _note_verdicts(findings, report)
         timed("metadata", lambda: _check_metadata(findings, history))
         timed("round trip", lambda: _check_round_trips(findings, history))
         timed("recurrence", lambda: _note_recurrence(findings, history.graph, feedforward))
+        del history  # the audit runs the model once more
+        timed("audit", lambda: _audit(findings, call, start))
     except _StopError:
         pass
     return findings
@@ -251,6 +256,17 @@ def _check_round_trips(findings: Findings, history: ModelHistory) -> None:
         findings.fail("the file reads back as another graph")
     if with_payloads and not equal(_outputs(loaded), _outputs(history)):
         findings.fail("the file reads back with other values")
+
+
+def _audit(findings: Findings, call: ModelCall, start: RunState) -> None:
+    """Nothing happens below autograd that no operation accounts for."""
+    if start.lazy:
+        return  # the first run of a lazy module cannot be repeated
+    start.restore()
+    with torch.no_grad():
+        found = audit(call.model, call.args, call.kwargs, backend=findings.backend)
+    for hole in found.holes[:_SHOWN]:
+        findings.fail("an operation is missing", f"{hole.name} at {hole.location} ({hole.count}x)")
 
 
 def _note_recurrence(findings: Findings, graph: Graph, feedforward: bool) -> None:
