@@ -6,7 +6,7 @@ import copy
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from attrs import define, field
 
 import lens
 from lens.history import ModelHistory
+from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Distances, Labels, Recurrence
 from lens.ir.graph import Graph
 from lens.ir.parser import parse
@@ -113,8 +114,7 @@ def examine(
         _note_verdicts(findings, report)
         timed("metadata", lambda: _check_metadata(findings, history))
         timed("round trip", lambda: _check_round_trips(findings, history))
-        timed("recurrence", lambda: _note_recurrence(findings, history.graph, feedforward))
-        del history  # the audit runs the model once more
+        timed("recurrence", lambda: note_recurrence(findings, history.graph, feedforward))
         timed("audit", lambda: _audit(findings, call, start))
     except _StopError:
         pass
@@ -269,14 +269,34 @@ def _audit(findings: Findings, call: ModelCall, start: RunState) -> None:
         findings.fail("an operation is missing", f"{hole.name} at {hole.location} ({hole.count}x)")
 
 
-def _note_recurrence(findings: Findings, graph: Graph, feedforward: bool) -> None:
-    """Nothing recurs in a model that is known to be feedforward, unless a parameter of it is used twice."""
+def note_recurrence(findings: Findings, graph: Graph, feedforward: bool) -> None:
+    """In a model that is known to be feedforward nothing recurs, but what uses a parameter twice, and equal operations
+    without parameters that follow each other: the paper calls them a loop (rule 3), two dropouts in a row as well."""
     parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
     uses = Counter(v for op in graph.ops for v in set(op.operands) if v in parameters)
     findings.parameters_shared = any(count > 1 for count in uses.values())
     facet, labels = graph[Recurrence], graph[Labels]
+    wrong = []
     for ops in facet.passes():
         if len(ops) > 1 and labels.results[ops[0]]:
             findings.recurrent.append(f"{labels.results[ops[0]][0]} x{len(ops)} ({facet.rule[ops[0]]})")
-    if feedforward and findings.recurrent and not findings.parameters_shared:
-        findings.fail("recurrent though feedforward", ", ".join(findings.recurrent[:_SHOWN]))
+            if not _is_loop([graph.ops[op] for op in range(ops[0], ops[-1] + 1)], ops, parameters):
+                wrong.append(findings.recurrent[-1])
+    if feedforward and wrong and not findings.parameters_shared:
+        findings.fail("recurrent though feedforward", ", ".join(wrong[:_SHOWN]))
+
+
+def _is_loop(stretch: Sequence[Op], passes: Sequence[int], parameters: Container[ValueId]) -> bool:
+    """Whether passes are the same function with the same arguments, each fed by the one before, and no operation on
+    the way has a parameter."""
+    first, *others = (op for op in stretch if op.id in passes)
+    fed = set(first.writes)
+    for op in stretch[1:]:
+        reached = not fed.isdisjoint(op.reads)
+        if op in others:
+            if not reached or (op.function, op.args, op.kwargs) != (first.function, first.args, first.kwargs):
+                return False
+            fed.clear()
+        if reached:
+            fed.update(op.writes)
+    return not any(value in parameters for op in stretch for value in op.operands)
