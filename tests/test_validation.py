@@ -16,6 +16,7 @@ from torch import nn, relu
 import lens
 from lens.capture.conformance.suite import CASES
 from lens.cli import main
+from lens.errors import ReplayError
 from lens.ir.templates import Slot
 from lens.model_specs import import_torchvision
 from lens.replay import Interpreter
@@ -200,6 +201,49 @@ def test_an_operation_that_is_not_the_same_twice():
 
 def scripted_model(function):
     return Body(lambda x: function(x) * 2)
+
+
+class OddError(Exception):
+    """Of no kind that torch raises."""
+
+
+@pytest.mark.parametrize(
+    ("bad", "check", "status", "cause"),
+    [
+        (1, 0, "failed", "lens"),
+        (2, 0, "failed", "plain"),
+        (3, -1, "exempt", "nondeterministic"),
+    ],
+)
+def test_a_model_that_raises_at_one_of_its_runs(bad, check, status, cause):
+    """Recorded, plain, audited: what they raise is told."""
+    calls = []  # outside the model, whose own state is put back before every run
+
+    def moody(x):
+        calls.append(0)
+        if len(calls) == bad:
+            raise OddError("not today")
+        return x.relu() + 1
+
+    found = report(moody, torch.randn(2, 3)).checks[check]
+    assert (found.status, found.cause) == (status, cause)
+    assert "OddError: not today" in found.detail
+
+
+def test_a_function_that_refuses_nonsense_in_its_own_way():
+    @torch.library.custom_op("lens_test::picky", mutates_args=())
+    def picky(x: torch.Tensor) -> torch.Tensor:
+        if (x < 0).any():
+            raise OddError("positive numbers only")
+        return x.sqrt()
+
+    found = report(picky, torch.ones(2, 3))
+    assert found.ok, str(found)
+    assert [verdict.status for verdict in found.verdicts] == ["proved"]
+    history = lens.trace(Body(picky), torch.ones(2, 3))
+    (value,) = history.graph.inputs.values
+    with pytest.raises(ReplayError, match="OddError: positive numbers only"):
+        Interpreter(history.graph, history.payloads).run({value: -torch.ones(2, 3)})
 
 
 def test_a_missing_operation_is_a_failure():
