@@ -393,6 +393,23 @@ def test_a_loaded_trace_replays_with_the_model(tmp_path):
     assert torch.equal(made[loaded.graph.outputs.values[0]], history.payloads.read(history.graph.outputs.values[0]))
 
 
+def test_a_loaded_trace_is_checked_with_the_model(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
+    history = lens.trace(model, torch.randn(4, 3))
+    expected = [verdict.status for verdict in lens.validate.check(history).verdicts]
+    loaded = lens.load(history.save(tmp_path / "t.lens"))
+    without = lens.validate.check(loaded)
+    assert {verdict.cause for verdict in without.failed} == {"unsaved"}
+    assert "give the model" in without.failed[0].advice
+    found = lens.validate.check(loaded, model=model)
+    assert [verdict.status for verdict in found.verdicts] == expected == ["proved"] * 3
+    assert found.ok
+    with torch.no_grad():
+        model[0].bias[1] += 1  # no more the model of the run
+    found = lens.validate.check(loaded, model=model)
+    assert [verdict.layer for verdict in found.failed] == ["linear_1_1"]
+
+
 def test_a_variant_of_an_operation_runs():
     history = lens.trace(Body(lambda x: x - 2), torch.ones(2))
     (op,) = history.graph.ops

@@ -128,21 +128,24 @@ class Interpreter:
         Raises:
             ReplayError: a leaf is neither saved nor in the model.
         """
-        tensors = (
-            {} if self.model is None else {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
-        )
-        found = {leaf.value: self._leaf(leaf, tensors) for leaf in self.graph.leaves}
+        found = self.of_model()
+        found.update({leaf.value: self._leaf(leaf) for leaf in self.graph.leaves if leaf.value not in found})
         for op in self.graph.ops:
             if makes_garbage(op) or why_not_run(op, self.payloads):
                 found.update({v: self.payloads.read(v) for v in op.results if v in self.payloads})
         return found
 
-    def _leaf(self, leaf: Leaf, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def of_model(self) -> dict[ValueId, torch.Tensor]:
+        """The parameters and buffers that the payloads lack, found in the model by address, as they are now."""
+        if self.model is None:
+            return {}
+        tensors = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
+        lacking = [leaf for leaf in self.graph.leaves if leaf.value not in self.payloads]
+        return {leaf.value: tensors[name] for leaf in lacking for name in leaf.addresses if name in tensors}
+
+    def _leaf(self, leaf: Leaf) -> torch.Tensor:
         if leaf.value in self.payloads:
             return self.payloads.read(leaf.value)  # type: ignore[no-any-return]
-        for address in leaf.addresses:
-            if address in tensors:
-                return tensors[address]
         name = leaf.addresses[0] if leaf.addresses else f"%{leaf.value}"
         raise ReplayError(
             f"the {leaf.kind} {name} is not saved in this trace",
