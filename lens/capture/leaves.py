@@ -124,9 +124,11 @@ class LeafRecorder:
 
     def end(self) -> None:
         """The run is over: describe the leaves to which nothing happened but uses."""
-        if self._hold_leaves:
-            wanted = [number for number, reserved in self.tensors.reserved.items() if self._holds(reserved[4][2])]
-            self.tensors.meet_reserved(wanted)
+        if self._hold_leaves is True:
+            self.tensors.meet_reserved()
+        elif self._hold_leaves:
+            reserved = self.tensors.reserved
+            self.tensors.meet_reserved([number for number, leaf in reserved.items() if self._holds(leaf[4][2])])
         self._describe(*self.tensors.reserved.values())
 
     def _holds(self, addresses: tuple[str, ...]) -> bool:
