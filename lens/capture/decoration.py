@@ -140,6 +140,9 @@ class _DecorationSight(Sight):
 class Replacement:
     """Stands in for a function of torch, and equals it: dispatch tables of the program know both as one."""
 
+    # Slots, because ``functools.wraps`` gives what it makes of this the contents of ``__dict__``.
+    __slots__ = ("__dict__", "_asks", "_binds", "_function", "_recordings", "lens_original")
+
     def __init__(
         self, original: Callable[..., Any], function: Function | None, recordings: dict[int, list[_Recording]]
     ) -> None:

@@ -140,6 +140,8 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def record(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run and record an operation."""
         recorder, find = self.recorder, self.tensors.find
+        if function.may_write and function.ref.namespace != "torch.ops.aten":
+            self.expect_counts(function, args, kwargs)
         call = recorder.start(function, args, kwargs, frame)
         begin = perf_counter()
         result = function.callable(*args, **kwargs)
@@ -157,6 +159,22 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 latest.append(record)
                 self.bumped += self.tensors.records_on(record.storage)
         return result
+
+    def expect_counts(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Custom operators count their writes before this mode is told of the call, and those of ATen afterwards."""
+        for tensor in function.written(args, kwargs):
+            record = self.tensors.find(tensor)
+            if record is not None and record.version is not None and tensor._version == record.version + 1:
+                for one in self.tensors.records_on(record.storage):
+                    self.see(one)
+
+    def see(self, record: TensorRecord) -> None:
+        """Take a tensor's count of writes for right."""
+        tensor = record()
+        if tensor is not None:
+            record.seen(tensor)
+            if record.held:
+                self.recorder.keeper.refresh(record)
 
     def ask(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run a call that makes no tensor; note it if it is a read."""
@@ -246,11 +264,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         seen = bool(self.latest or self.bumped)
         values = self.recorder.tape.values
         for record in (*self.latest, *self.bumped) if self.bumped else self.latest:
-            tensor = record()
-            if tensor is not None:
-                record.seen(tensor)
-                if record.held:
-                    self.recorder.keeper.refresh(record)
+            self.see(record)
         self.bumped = []
         for record in self.latest:
             tensor = record()
