@@ -19,6 +19,7 @@ from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend
 from lens.capture.encoding import slot
 from lens.capture.inputs import named_tensors
+from lens.capture.interrupts import interrupts_wait
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off
 from lens.capture.recorder import Recorder
@@ -129,7 +130,7 @@ class Run(AbstractContextManager["Run"]):
     def _recording(self) -> Iterator[None]:
         begin = time.perf_counter()
         try:
-            with self.settings.backend.record(self.recorder):
+            with interrupts_wait() as let_through, self.settings.backend.record(self.recorder), let_through():
                 yield
         finally:
             self.forward_seconds = time.perf_counter() - begin

@@ -1,11 +1,11 @@
 """Small programs that are likely to be recorded wrongly, under all backends: each is the plain run, and replays."""
 
-import contextlib
 import copy
 import gc
 import itertools
 import signal
 import threading
+import time
 import weakref
 
 import pytest
@@ -505,3 +505,162 @@ def test_a_probe_is_the_plain_run_and_replays(name, backend):
     found = [gap for gap in history.gaps if gap.kind != "reads"]  # which torch_dispatch always says
     assert {gap.kind for gap in found} == set(dict(gaps).get(backend, "").split()), found
     assert all(gap.location.file == __file__ for gap in found if gap.kind == "opaque")
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_region_below_autograd_is_the_plain_run_or_says_where_it_is_not(name):
+    factory, _, _, inputs = REGIONS[name]
+    runs = []
+    for trace in (False, True):
+        torch.manual_seed(5)
+        model = factory()
+        torch.manual_seed(6)
+        history, output = traced(model, inputs, backend="torch_dispatch") if trace else (None, model(*inputs))
+        runs.append([*tree_leaves(output), torch.get_rng_state()])
+    assert all(same(a, b) for a, b in zip(*runs, strict=True))
+    assert find_problems(history.graph) == []
+    assert check(history).failed == ()
+    leaves = [leaf for leaf in history.graph.leaves if leaf.kind == "external"]
+    assert len([gap for gap in history.gaps if gap.kind == "external"]) == len(leaves)
+    assert history["output_1"].has_input_ancestor or leaves or any(g.kind == "unseen" for g in history.gaps)
+
+
+def interruptible(x):
+    y = checkpoint(torch.relu, x, use_reentrant=False)
+    for _ in range(30):
+        y = F.gelu(torch.sin(y) + 1)  # no transform: torch itself does not survive an interrupt there
+        y[0] = 0.5
+    return y
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_interrupt_at_any_moment_leaves_nothing_behind(backend):
+    model = nn.Sequential(linear(), nn.ReLU(), Model(lambda s, x: interruptible(x)))
+    lens.trace(model, X, backend=backend, passes="")  # the first time takes longer
+    begin = time.perf_counter()
+    lens.trace(model, X, backend=backend, passes="")
+    whole = time.perf_counter() - begin
+    marks, dispatching = torch_marks(), torch._C._len_torch_dispatch_stack()
+    before, interrupted = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)), 0
+    try:
+        for i in range(40):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, whole * (i + 1) / 45)
+                lens.trace(model, X, backend=backend, passes="")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert torch_marks() == marks, i
+            assert torch._C._len_torch_dispatch_stack() == dispatching
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 10
+    assert len(lens.trace(nn.ReLU(), X, backend=backend).graph.ops) == 1
+
+
+@pytest.mark.parametrize("outer", BACKENDS)
+@pytest.mark.parametrize("inner", BACKENDS)
+def test_a_trace_inside_of_a_trace_with_any_two_backends(outer, inner):
+    found = []
+
+    def forward(s, x):
+        y = torch.relu(x * 2)
+        found.append(lens.trace(nn.Sequential(linear(), nn.ReLU()), y, backend=inner))
+        with pytest.raises(ZeroDivisionError):
+            lens.trace(Model(lambda t, z: torch.sin(z) * (1 // 0)), y, backend=inner)
+        return y + found[0]["output_1"].tensor_contents[0]
+
+    marks = torch_marks()
+    with torch.no_grad():
+        history = lens.trace(Model(forward), X, backend=outer)
+        plain = torch.relu(X * 2)
+    assert torch_marks() == marks
+    assert torch.equal(history["output_1"].tensor_contents, plain + linear()(plain).relu()[0])
+    assert found[0]["relu_1"].parent_layers
+    assert {leaf.kind for leaf in found[0].graph.leaves} == {"input", "parameter"}
+    assert history["mul_1"].parent_layers == ["input_1"]
+    assert check(history).failed == check(found[0]).failed == ()
+    assert len([gap for gap in history.gaps if gap.kind == "external"]) == len(
+        [leaf for leaf in history.graph.leaves if leaf.kind == "external"]
+    )
+
+
+def test_traces_with_all_backends_at_once_in_threads():
+    marks, found = torch_marks(), {}
+
+    def work(backend, layers):
+        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
+        for _ in range(5):
+            history = lens.trace(model, X, backend=backend)
+            found.setdefault(backend, []).append([op.function.name.split(".")[0] for op in history.graph.ops])
+
+    threads = [threading.Thread(target=work, args=(backend, i + 2)) for i, backend in enumerate(BACKENDS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["torch_function"] == [["linear"] * 2] * 5
+    assert found["decoration"] == [["linear"] * 3] * 5
+    assert found["torch_dispatch"] == [["t", "addmm"] * 4] * 5
+    assert torch_marks() == marks
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_way_out_is_disclosed_with_its_line_and_what_to_do(backend):
+    def forward(s, x):
+        y = x * x.sum().item()
+        y = y + x.tolist()[0][0]
+        return y + torch.from_numpy(x.numpy() * 2)
+
+    history = lens.trace(Model(forward), X, backend=backend)
+    lines = {gap.location.line - forward.__code__.co_firstlineno: gap.kind for gap in history.gaps if gap.location}
+    assert lines == {1: "read", 2: "read", 3: "read"} or {**lines, 3: "external"} == {
+        1: "read",
+        2: "read",
+        3: "external",
+    }
+    assert {gap.kind for gap in history.gaps} >= {"read", "external"}
+    assert all(gap.advice for gap in history.gaps)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
+    with torch.no_grad():
+        opened = lens.trace(layer, X[None], backend=backend, fast_paths="open")
+        kept = lens.trace(layer, X[None], backend=backend)
+    assert [gap.kind for gap in opened.gaps if gap.kind == "fast_paths"] == ["fast_paths"]
+    assert len(opened.graph.ops) > 5 > len(kept.graph.ops)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_dropped_trace_keeps_no_tensor(backend):
+    seen = []
+
+    def forward(s, x):
+        y = x * 2
+        z = F.relu(y)
+        z[0] = 1.0
+        seen.extend(map(weakref.ref, (y, z)))
+        return z + 1
+
+    history = lens.trace(Model(forward), X, backend=backend)
+    seen.append(weakref.ref(history["output_1"].tensor_contents))
+    del history
+    gc.collect()
+    assert [reference() for reference in seen] == [None] * 3
+    lens.trace(Model(forward), X, backend=backend, save="none")
+    gc.collect()
+    assert [reference() for reference in seen] == [None] * 5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lazy_modules(backend):
+    outputs = []
+    for trace in (False, True):
+        torch.manual_seed(5)
+        model = Lazy()
+        history, output = traced(model, (X,), backend=backend) if trace else (None, model(X))
+        outputs.append(output)
+        assert type(model.parts[0].weight) is nn.Parameter
+    assert torch.equal(*outputs)
+    assert "external" not in {leaf.kind for leaf in history.graph.leaves}
+    assert check(history).failed == ()

@@ -50,9 +50,11 @@ class Patch:
         """Forget the newest entry of a thread; after the last one the original is back."""
         entries = self.entries
         with _LOCK:
-            entries[thread].pop()
-            if not entries[thread]:
-                del entries[thread]
+            stack = entries.get(thread)
+            if stack:  # not so if an interrupt came while it was hidden
+                stack.pop()
+            if not stack:
+                entries.pop(thread, None)
             # Somebody else's replacement of ours is left alone.
             if not entries and getattr(self.owner, self.name) is self._wrapper:
                 if self._wrapper.lens_inherited:
@@ -103,13 +105,13 @@ def hidden(patches: Sequence[Entries]) -> Iterator[None]:
     """Give this thread the original behaviour of these patches, until the block ends."""
     thread = get_ident()
     shown = [entries.get(thread) for entries in patches]
-    for entries in patches:
-        entries[thread] = []  # kept, so that another thread's trace does not take the patch away
     try:
+        for entries in patches:
+            entries[thread] = []  # kept, so that another thread's trace does not take the patch away
         yield
     finally:
         for entries, stack in zip(patches, shown, strict=True):
             if stack is None:
-                del entries[thread]
+                entries.pop(thread, None)
             else:
                 entries[thread] = stack

@@ -19,7 +19,7 @@ import torch
 from torch import nn, overrides
 
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener, TraceMode, wrap_guard
+from lens.capture.opening import Opener, TraceMode, pushed, wrap_guard
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
@@ -28,7 +28,7 @@ from lens.functions import Function, Kind, describe, unpatched
 
 
 class TorchFunctionBackend:
-    """Records through a ``TorchFunctionMode``; opens composites; replaces what is in ``_UNTOLD`` and no other function."""
+    """Records through a ``TorchFunctionMode``; opens composites; replaces what is in ``_UNTOLD``."""
 
     name = "torch_function"
     capabilities = frozenset(
@@ -54,7 +54,7 @@ class TorchFunctionBackend:
                     sight.patch(nn.functional, name, wrap, mode)
             if emit.keep_fast_paths:  # asked by operators in a region, too
                 stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, mode))
-            stack.enter_context(mode)
+            stack.enter_context(pushed(mode))
             yield
 
 

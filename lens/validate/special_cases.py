@@ -82,8 +82,11 @@ def _is_overwritten(deaf: Deaf) -> bool:
     return deaf.value in deaf.interpreter.written(deaf.op, deaf.operands) | effects
 
 
-#: Give the positions of what a sparse tensor holds.
-_POSITIONS = ("indices", "_indices", "crow_indices", "col_indices", "ccol_indices", "row_indices")
+#: Give the positions of what a sparse tensor holds, and the sizes of what a nested one does.
+_POSITIONS = (
+    *("indices", "_indices", "crow_indices", "col_indices", "ccol_indices", "row_indices"),
+    *("_nested_tensor_size", "_nested_tensor_strides", "_nested_tensor_storage_offsets"),
+)
 
 
 def _is_model(deaf: Deaf) -> bool:
