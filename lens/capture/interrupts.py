@@ -14,7 +14,7 @@ LetThrough: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def interrupts_wait() -> Iterator[LetThrough]:
-    """Have SIGINT wait until the block ends, except in blocks of what this gives. Other threads than the main get none."""
+    """Have SIGINT wait until the block ends, except in blocks of what this gives (only the main thread gets any)."""
     handler: Any = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield nullcontext

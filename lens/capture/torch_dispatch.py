@@ -63,7 +63,7 @@ class TorchDispatchBackend:
             watch_python_data(mode, stack)
             watch_compiled(Sight(emit, None, stack))
             disclose_threads(emit, stack)
-            stack.callback(mode.end)
+            stack.push(mode.end)
             stack.enter_context(mode)
             yield
 
@@ -273,9 +273,12 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 values[record.value] = (*row, type(tensor.grad_fn).__name__)  # type: ignore[assignment]
         return seen
 
-    def end(self) -> None:
-        """Notice what happened after the last call."""
+    def end(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Notice what happened after the last call, unless an interrupt came in the middle of something."""
+        if kind is not None and not issubclass(kind, Exception):
+            return
         with UNSEEN():
             self.settle()
+            self.tensors.meet_reserved()
             alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
             self.look_at(alive, {}, sys._getframe(0))

@@ -123,13 +123,17 @@ _UNTOLD = (
 )
 
 
+def _innermost_mode() -> Any:
+    return overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+
+
 def _tell(original: Any, modes: Entries) -> Any:
     """A method, or the setter of a property, that tells the mode of its thread."""
     if isgetsetdescriptor(original) or isinstance(original, property):
         return Property(original.__get__, _tell(original.__set__, modes), original.__delete__)
 
     def told(*args: Any, **kwargs: Any) -> Any:
-        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        mode = _innermost_mode()
         if mode is None or mode not in modes.get(get_ident(), ()):
             return original(*args, **kwargs)
         with overrides._pop_mode_temporarily():
@@ -147,13 +151,8 @@ def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[
 
     def has_torch_function(relevant_args: Any) -> bool:
         stack = modes.get(get_ident())
-        if (
-            stack
-            and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args))
-            and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
-        ):
-            return False
-        return original(relevant_args)
+        is_ours = stack and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args)) and _innermost_mode() is stack[-1]
+        return not is_ours and original(relevant_args)
 
     return has_torch_function
 
@@ -161,20 +160,17 @@ def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[
 def _wrap_opening_unary(original: Callable[[Any], bool], modes: Entries) -> Callable[[Any], bool]:
     def has_torch_function_unary(arg: Any) -> bool:
         stack = modes.get(get_ident())
-        if (
-            stack and type(arg) in _PLAIN_ARGUMENTS and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
-        ):
-            return False
-        return original(arg)
+        is_ours = stack and type(arg) in _PLAIN_ARGUMENTS and _innermost_mode() is stack[-1]
+        return not is_ours and original(arg)
 
     return has_torch_function_unary
 
 
 def _wrap_opening_variadic(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
-    asks = _wrap_opening(lambda relevant_args: original(*relevant_args), modes)
-
     def has_torch_function_variadic(*args: Any) -> bool:
-        return asks(args)
+        stack = modes.get(get_ident())
+        is_ours = stack and _PLAIN_ARGUMENTS.issuperset(map(type, args)) and _innermost_mode() is stack[-1]
+        return not is_ours and original(*args)
 
     return has_torch_function_variadic
 
