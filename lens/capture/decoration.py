@@ -25,7 +25,7 @@ from lens.capture.bindings import Place
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
 from lens.capture.opening import Opener, TraceMode, asks_by_attribute, pushed, wrap_guard
-from lens.capture.patches import patched
+from lens.capture.patches import LOCK, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.swapping import SwapTable
@@ -71,7 +71,6 @@ class _Decorations:
 
     def __init__(self) -> None:
         self.recordings: dict[int, list[_Recording]] = {}
-        self._lock = RLock()
         self._table = SwapTable(self.wrap)
         self._places: list[Place] = []
         self._models: list[AddressBook] = []
@@ -84,7 +83,7 @@ class _Decorations:
         """
         thread = get_ident()
         try:
-            with self._lock:
+            with LOCK:
                 self.recordings.setdefault(thread, []).append(recording)
                 if model not in self._models:  # else this is a job of its trace
                     self._models.append(model)
@@ -94,7 +93,7 @@ class _Decorations:
                 recording.netted = True
                 yield
         finally:
-            with self._lock:
+            with LOCK:
                 stack = self.recordings[thread]
                 stack[:] = [other for other in stack if other is not recording]  # an interrupt may have taken it off
                 if not stack:
