@@ -43,7 +43,7 @@ class TorchDispatchBackend:
     """Records the operators of ATen and of libraries, through a ``TorchDispatchMode``."""
 
     name = "torch_dispatch"
-    capabilities = frozenset({"aten", "scopes", "sites", "scripted", "fast_paths", "untold_writes"})
+    capabilities = frozenset({"aten", "python_data", "scopes", "sites", "scripted", "fast_paths", "untold_writes"})
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here; None if it can."""
