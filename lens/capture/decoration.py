@@ -23,13 +23,13 @@ from lens.capture.addresses import AddressBook
 from lens.capture.bindings import Place
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import asks_by_attribute
+from lens.capture.opening import asks_by_attribute, unquestioning_kernel
 from lens.capture.patches import Entries, hidden, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.swapping import SwapTable
 from lens.capture.watching import watch_regions
-from lens.functions import Function, Kind, dense_kernel, describe, unpatched
+from lens.functions import Function, Kind, describe, unpatched
 
 #: Tensor types whose functions nobody overrides.
 _PLAIN_TYPES = frozenset({torch.Tensor, nn.Parameter})
@@ -249,7 +249,7 @@ class _Recording:
         self.opened.add(function)
         stack.append(self)
         try:
-            return (dense_kernel(function.callable) or function.callable)(*args, **kwargs)
+            return (unquestioning_kernel(function.callable) or function.callable)(*args, **kwargs)
         finally:
             stack.remove(self)
             self.opened.discard(function)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lens.capture.compiled import watch_compiled
 from lens.capture.keeping import UNSEEN
 from lens.capture.memory_places import MemoryPlaces
 from lens.capture.module_calls import watch_modules
 from lens.capture.python_data import is_subscript, watch_python_data
 from lens.capture.recorder import Recorder, written_by
+from lens.capture.regions import Sight
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.threads import disclose_threads
 from lens.functions import Function, Kind, describe, tensors_in
@@ -58,6 +60,8 @@ class TorchDispatchBackend:
             if not emit.keep_fast_paths:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
+            # Under a mode torch's compiler gives functions up for good, those inside ``torch.cond`` among them.
+            watch_compiled(Sight(emit, None, stack))
             watch_python_data(mode, stack)
             disclose_threads(emit, stack)
             stack.callback(mode.end)
