@@ -22,6 +22,7 @@ _EXPORTS = {
     "show_model_graph": "lens.paper",
     "validate_saved_activations": "lens.paper",
     "validation_report": "lens.validation",
+    "progress": "lens.stages",
     "ModelHistory": "lens.history",
     "LayerEntry": "lens.entry",
     "OpEntry": "lens.entry",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from lens.programs.generalize import generalize as generalize
     from lens.session import trace as trace
     from lens.session import tracing as tracing
+    from lens.stages import progress as progress
     from lens.validation import validation_report as validation_report
 
 

@@ -6,12 +6,22 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import lens
 from lens.cli_diff import add_diff
 from lens.cli_export import add_export
-from lens.cli_output import ModelErrors, add_json, facts_of, print_json, with_examples
+from lens.cli_output import (
+    ModelErrors,
+    add_json,
+    add_quiet,
+    facts_of,
+    make_model,
+    print_json,
+    wants_silence,
+    with_examples,
+)
 from lens.cli_validate import add_validate
 from lens.errors import LensError
 
@@ -45,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give the exit code: 0, 1 if a check failed, 2 on an error of the user."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments) or 0)
+        with nullcontext() if wants_silence(arguments) else lens.progress():
+            return int(arguments.run(arguments) or 0)
     except LensError as error:
         if arguments.debug:
             raise
@@ -87,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         **with_examples("lens conform torch_function", "lens conform my_backend --json"),
     )
     add_json(conform)
+    add_quiet(conform)
     conform.add_argument("backend", metavar="NAME", help="a backend that `lens backends` lists")
     conform.add_argument("--update", action="store_true", help="first rewrite the expected texts from this backend")
     conform.set_defaults(run=_conform)
@@ -118,11 +130,16 @@ def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     trace.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
     trace.add_argument("--save-to", metavar="FILE", help="write the trace, which `lens show` reads")
     trace.add_argument(
-        "--save", action="append", metavar="KEY", help="what --save-to keeps: labels, addresses, patterns; default all"
+        "--save",
+        action="append",
+        metavar="KEY",
+        help="what --save-to keeps: label, address, pattern, type; default all",
     )
-    trace.add_argument("--stop-at", action="append", metavar="ADDRESS", help="end when this module has returned")
+    trace.add_argument(
+        "--stop-at", action="append", metavar="KEY", help="end when this module has returned or type has run"
+    )
     trace.add_argument("--summary", action="store_true", help="print the table of layers")
-    trace.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_quiet(trace)
     add_json(trace)
     trace.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
     _add_picture(trace)
@@ -184,14 +201,8 @@ def _draw(history: ModelHistory, arguments: argparse.Namespace) -> str:
 
 
 def _trace(arguments: argparse.Namespace) -> None:
-    import torch  # the command line starts without torch, so that --help and show are quick
-
-    from lens.model_specs import load_spec
-
-    if arguments.seed is not None:
-        torch.manual_seed(arguments.seed)
     with ModelErrors(arguments.spec, arguments.debug):
-        call = load_spec(arguments.spec, arguments.input)
+        call = make_model(arguments.spec, arguments)
         history = lens.trace(
             call.model,
             call.args,
@@ -301,7 +312,7 @@ def _conform(arguments: argparse.Namespace) -> int:
     report = conformance.run(arguments.backend)
     if arguments.json:
         print_json(asdict(report))
-    else:
+    elif not arguments.quiet:
         print(report)
     return 0 if report.passed else 1
 

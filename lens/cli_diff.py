@@ -6,6 +6,7 @@ import argparse
 import json
 
 import lens
+from lens.cli_output import add_quiet
 
 
 def add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,11 +30,13 @@ def add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="list layers that take X times longer or less (default 2)",
     )
     diff.add_argument("--json", action="store_true", help="print it all as JSON")
+    add_quiet(diff)
     diff.set_defaults(run=_diff)
 
 
 def _diff(arguments: argparse.Namespace) -> int:
     before, after = lens.load(arguments.before), lens.load(arguments.after)
     found = before.diff(after, rtol=arguments.rtol, atol=arguments.atol, slower=arguments.slower)
-    print(json.dumps(found.to_dict(), indent=2) if arguments.json else found)
+    if not arguments.quiet:
+        print(json.dumps(found.to_dict(), indent=2) if arguments.json else found)
     return 0 if found.same else 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import fields_dict, has
 
 import lens
-from lens.cli_output import with_examples
+from lens.cli_output import ModelErrors, add_quiet, make_model, with_examples
 from lens.errors import InputError, RenderError
 from lens.exports import make_renderer, render, renderer_classes, renderer_of, write_rendered
 from lens.passes.pipeline import read_option
@@ -45,6 +45,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export.add_argument("--input", action="append", default=[], metavar="SHAPE", help="as for `lens trace`")
     export.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
     export.add_argument("--list", action="store_true", help="list the forms, their endings and options")
+    add_quiet(export)
     export.set_defaults(run=_export)
 
 
@@ -68,7 +69,9 @@ def _export(arguments: argparse.Namespace) -> None:
     renderer = make_renderer(arguments.to or renderer_of(arguments.output), options)
     rendered = render(_history(arguments, renderer), renderer)
     if arguments.output:
-        print(f"export:  {write_rendered(rendered, arguments.output)}")
+        path = write_rendered(rendered, arguments.output)
+        if not arguments.quiet:
+            print(f"export:  {path}")
     elif isinstance(rendered, str):
         sys.stdout.write(rendered)
     else:
@@ -93,11 +96,6 @@ def _history(arguments: argparse.Namespace, renderer: Renderer) -> ModelHistory:
         )
     if is_file:
         return lens.load(arguments.source)
-    import torch
-
-    from lens.model_specs import load_spec
-
-    if arguments.seed is not None:
-        torch.manual_seed(arguments.seed)
-    call = load_spec(arguments.source, arguments.input)
-    return lens.trace(call.model, call.args, call.kwargs, save="all" if renderer.needs_model else "none")
+    with ModelErrors(arguments.source, arguments.debug):
+        call = make_model(arguments.source, arguments)
+        return lens.trace(call.model, call.args, call.kwargs, save="all" if renderer.needs_model else "none")

@@ -8,14 +8,38 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError, LensError
+from lens.stages import stage
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
+    from lens.model_specs import ModelCall
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
     """Give a command the option ``--json``."""
     command.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def add_quiet(command: argparse.ArgumentParser) -> None:
+    """Give a command the option ``--quiet``."""
+    command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def wants_silence(arguments: argparse.Namespace) -> bool:
+    """Whether a command is to show no progress: with ``--quiet`` and with ``--json``."""
+    return any(getattr(arguments, name, False) for name in ("quiet", "json"))
+
+
+def make_model(spec: str, arguments: argparse.Namespace) -> ModelCall:
+    """The model of a command that has ``--seed`` and ``--input``, with its inputs."""
+    with stage("making the model"):
+        import torch  # the command line starts without torch, so that --help and show are quick
+
+        from lens.model_specs import load_spec
+
+        if arguments.seed is not None:
+            torch.manual_seed(arguments.seed)
+        return load_spec(spec, arguments.input)
 
 
 def with_examples(*lines: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lens.cli_output import ModelErrors, with_examples
+from lens.cli_output import ModelErrors, add_quiet, make_model, with_examples
 
 
 def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,23 +22,20 @@ def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--train", action="store_true", help="in train mode")
     command.add_argument("--no-audit", dest="audit", action="store_false", help="do not look for missing operations")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_quiet(command)
     command.set_defaults(run=_validate)
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    import torch  # the command line starts without torch
+    from lens.validation import validation_report  # the command line starts without torch
 
-    from lens.model_specs import load_spec
-    from lens.validation import validation_report
-
-    if arguments.seed is not None:
-        torch.manual_seed(arguments.seed)
     with ModelErrors(arguments.spec, arguments.debug):
-        call = load_spec(arguments.spec, arguments.input)
+        call = make_model(arguments.spec, arguments)
     if arguments.train:
         call.model.train()
     report = validation_report(
         call.model, call.args, call.kwargs, backend=arguments.backend, completeness=arguments.audit
     )
-    print(report.to_json() if arguments.json else report)
+    if not arguments.quiet:
+        print(report.to_json() if arguments.json else report)
     return 0 if report.ok else 1

@@ -20,6 +20,7 @@ from lens.render.files import write_out
 from lens.render.networks import network
 from lens.render.renderer import Rendered, Renderer, Traced
 from lens.render.tables import data_frame
+from lens.stages import stage
 
 if TYPE_CHECKING:
     import networkx
@@ -187,7 +188,8 @@ def renderer_classes() -> dict[str, type[Renderer]]:
 
 def render(history: Any, renderer: Renderer) -> Rendered:
     """What a renderer makes of a history, with the facets that it requires. Raises RenderError."""
-    return renderer.render(history.with_facets(*renderer.requires))
+    with stage(f"making {renderer.name}"):
+        return renderer.render(history.with_facets(*renderer.requires))
 
 
 def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:

@@ -24,15 +24,18 @@ from lens.capture.quiet_gc import collector_off
 from lens.capture.recorder import Recorder
 from lens.capture.selection import Save, Transform, is_pattern, make_selection
 from lens.capture.sites import Locator
-from lens.capture.stopping import StopAt, Stopped, make_stop
+from lens.capture.stopping import Stop, StopAt, Stopped, make_stop
+from lens.capture.user_functions import place_of
 from lens.errors import InputError, LensError
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
-from lens.ir.payloads import PayloadStore
+from lens.ir.facets import Labels
+from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.tape import SiteTable, number_values, seal
 from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.protocol import Pass
+from lens.stages import stage
 
 
 @frozen
@@ -71,18 +74,27 @@ class Run(AbstractContextManager["Run"]):
         self.root = root
         self.settings = settings
         self.addresses = AddressBook(root)
-        addresses = {info.address for info in self.addresses.module_infos()}
-        selection = make_selection(settings.save, addresses)
+        modules = self.addresses.by_address()
+        selection = make_selection(settings.save, modules)
         self.selection = selection.with_transform(settings.transform, settings.detach)
         locator = Locator((MODULE_CALL_FILE, __file__))
         leaf_level = bool(settings.pipeline) and settings.pipeline[0] == GranularityPass("leaf")
         keep = settings.fast_paths == "keep"
         self.recorder = Recorder(self.addresses, self.selection, locator, keep, composites=not leaf_level)
-        self.recorder.stop = make_stop(settings.stop_at, self.selection, addresses)
+        self.recorder.stop = make_stop(settings.stop_at, self.selection, modules)
         self.stopped = ""
         self.started = time.time()
         self.forward_seconds = 0.0
         self.history: ModelHistory | None = None
+        #: What was saved because a function of the user picked it.
+        self._picked: tuple[Payload, ...] = ()
+        #: What stands for the value that one raised about, and what made that value.
+        self._failed: Payload | None = None
+        self._place = ""
+        self.recorder.keeper.on_failure = self._end_soon
+
+    def _end_soon(self) -> None:
+        self.recorder.stop = Stop()
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Call what is traced, under the backend."""
@@ -102,9 +114,8 @@ class Run(AbstractContextManager["Run"]):
             self.stopped = recorder.stop.reached
             return
         recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
-        if recorder.stop is not None:
-            wanted = ", ".join(sorted(recorder.stop.waiting)) or "the operation of stop_at="
-            warnings.warn(f"the run went to its end: {wanted} was never reached", stacklevel=3)
+        if recorder.stop is not None and recorder.keeper.failure is None:
+            warnings.warn(f"the run went to its end: {recorder.stop.missing} was never reached", stacklevel=3)
 
     @contextmanager
     def block(self) -> Iterator[None]:
@@ -114,9 +125,14 @@ class Run(AbstractContextManager["Run"]):
         recorder = self.recorder
         recorder.stranger = "input"
         recorder.prepare()
-        with self._recording():
-            yield
-        tape = recorder.tape
+        try:
+            with self._recording():
+                yield
+        finally:
+            self._find_ends()
+
+    def _find_ends(self) -> None:
+        recorder, tape = self.recorder, self.recorder.tape
         given = [row[1] for row in tape.leaves if row[0] == "input"]
         tape.inputs = (tuple(map(slot, range(len(given)))), given)
         read = {value for row in tape.ops for value in row[2]}
@@ -129,7 +145,8 @@ class Run(AbstractContextManager["Run"]):
     def _recording(self) -> Iterator[None]:
         begin = time.perf_counter()
         try:
-            with self.settings.backend.record(self.recorder):
+            ops = self.recorder.tape.ops
+            with stage("running the model", lambda: len(ops)), self.settings.backend.record(self.recorder):
                 yield
         finally:
             self.forward_seconds = time.perf_counter() - begin
@@ -150,27 +167,42 @@ class Run(AbstractContextManager["Run"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        failure = self.recorder.keeper.failure
+        if isinstance(error, Stopped):  # out of a block that was ended because of the failure
+            error = None
         try:
             history = self._history(error, traceback)
-        except LensError as failure:
+        except LensError as problem:
             if error is None:
                 raise
-            error.lens_history_error = failure  # type: ignore[attr-defined]  # the model's own error comes first
+            error.lens_history_error = problem  # type: ignore[attr-defined]  # the model's own error comes first
             return
         finally:
             self.recorder.close()
-        if error is None:
-            history.payloads = self._narrowed(history)
-        else:
+        if error is not None:
             error.lens_history = history  # type: ignore[attr-defined]
+        elif failure is not None:
+            failed = [v for v in history.payloads if history.payloads.values[v] is self._failed]
+            label = history.index.name_of(failed[0]) if failed and history.graph.get(Labels) else ""
+            raise failure.told(f"{label} {self._place}".strip()) from failure.error
+        else:
+            history.payloads = self._narrowed(history)
         self.history = history
 
     def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
-        with collector_off():
+        keeper, ops = self.recorder.keeper, self.recorder.tape.ops
+        with stage("analysing", lambda: len(ops)), collector_off():
+            self.recorder.end()
             self.recorder.memory.disclose()
             ids = number_values(self.recorder.tape)
             graph = seal(self.recorder.tape, self._meta(error, traceback), ids)
-            payloads = self.recorder.keeper.store(self.recorder.encoder.objects, ids)
+            payloads = keeper.store(self.recorder.encoder.objects, ids)
+            # Passes renumber values, not payloads.
+            kept = (payloads.values.get(ValueId(ids[value])) for value in keeper.picked)
+            self._picked = tuple(payload for payload in kept if payload is not None)
+            if keeper.failure is not None:
+                self._place = place_of(self.recorder.tape, keeper.failure.value)
+                self._failed = payloads.values[ValueId(ids[keeper.failure.value])] = Stale(keeper.failure.shown)
             result = PassManager(self.settings.pipeline, registry.providers()).run(graph, payloads)
         durations = sum(op.duration for op in result.graph.ops)
         seconds = max(0.0, time.perf_counter() - self.begun - durations)
@@ -181,13 +213,16 @@ class Run(AbstractContextManager["Run"]):
         if self.selection.keys is None:
             return history.payloads
         index = history.index
-        wanted: set[ValueId] = set()
-        called = {scope.address for scope in history.graph.scopes}
+        picked = set(map(id, self._picked))
+        wanted = {value for value, payload in history.payloads.values.items() if id(payload) in picked}
+        called = {address for scope in history.graph.scopes for address in (scope.address, *scope.aliases)}
         for key in self.selection.keys:
             if isinstance(key, int):
                 wanted.add(index.rows[_ordinal(key, history)].value)
-            elif is_pattern(key, called):
+            elif is_pattern(key) and key not in called:
                 wanted.update(row.value for row in index.find_all(key))
+            elif rows := (key not in index and index.of_type(key)):
+                wanted.update(row.value for row in rows)
             elif not self.stopped or key in index:
                 wanted.update(row.value for row in index.find(key))
         return history.payloads.keep(wanted)

@@ -14,6 +14,7 @@ from lens.foreign import Raised, attempt
 from lens.history import ModelHistory
 from lens.run_state import RunState, tensors_of
 from lens.session import trace
+from lens.stages import stage
 from lens.validate.check import check, compared
 from lens.validate.completeness import audit
 from lens.validate.report import Report, Verdict
@@ -107,7 +108,8 @@ class _Trial:
     def _again(self) -> list[torch.Tensor] | Raised:
         """What the model returns, or raises, in a plain run from the same start."""
         self.start.restore()
-        return attempt(lambda: tensors_of(self.model(*self.args, **self.kwargs)))
+        with stage("running the model as it is"):
+            return attempt(lambda: tensors_of(self.model(*self.args, **self.kwargs)))
 
     def _both_raised(self, plain: list[torch.Tensor] | Raised) -> Verdict:
         if isinstance(plain, Raised):

@@ -29,6 +29,10 @@ x = torch.ones(2, 4)
         (lambda: lens.trace(nn.ReLU(), x, passes="granularity{depth=1}"), PassError, "options"),
         (lambda: lens.trace(nn.ReLU(), x, fast_paths="maybe"), InputError, "fast_paths"),
         (lambda: lens.get_model_structure(None, x), InputError, "NoneType"),
+        (lambda: lens.get_model_structure(nn.ReLU(), x, backnd="decoration"), InputError, "give backend"),
+        (lambda: lens.get_model_activations(nn.ReLU(), x, transfrom=torch.half), InputError, "give transform"),
+        (lambda: lens.get_model_activations(nn.ReLU(), x, depth=1), InputError, "vis_opt"),
+        (lambda: lens.show_model_graph(nn.ReLU(), x, transform=torch.half), InputError, "no option 'transform'"),
     ],
 )
 def test_bad_input(call, error, message):
@@ -53,3 +57,30 @@ def test_the_papers_four_functions(tmp_path):
     assert structure.layer_list == history.layer_list
     assert lens.show_model_graph(model, x, tmp_path / "b.png").endswith("b.png")
     assert lens.validate_saved_activations(model, x, seed=3) is True
+
+
+def test_the_papers_functions_pass_the_options_of_trace_and_draw_on(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    options = {"transform": torch.float16, "detach": True, "stop_at": "1", "fast_paths": "open", "seed": 5}
+    history = lens.get_model_activations(model, x, ["0", "1"], backend="decoration", **options)
+    assert (history.graph.meta.backend, history.graph.meta.fast_paths) == ("decoration", "open")
+    assert (history.graph.meta.stopped, history.random_seed_used) == ("1", 5)
+    kept = history["linear_1"].tensor_contents
+    assert kept.dtype == torch.float16
+    assert not kept.requires_grad
+    structure = lens.get_model_structure(model, x, backend="torch_dispatch", stop_at="0", passes="orphans,labels")
+    assert [record.name for record in structure.pass_records] == ["orphans", "recurrence", "labels"]
+    assert structure.layer_list[-1].startswith("addmm_1_")
+
+    monkeypatch.chdir(tmp_path)
+    lens.get_model_activations(model, x, vis_opt="a.dot", theme="dark", depth=1)
+    assert "#1b1e24" in (tmp_path / "a.dot").read_text()
+    lens.show_model_graph(model, x, "b.dot", stop_at="relu", direction="right", backend="decoration")
+    text = (tmp_path / "b.dot").read_text()
+    assert "rankdir=LR" in text
+    assert "relu_1_2" in text
+    assert "linear_2" not in text
+    lens.get_model_activations(model, x, vis_opt="rolled")
+    assert (tmp_path / "model.svg").exists()
+    lens.get_model_activations(model, x, vis_opt="none")
+    assert lens.validate_saved_activations(model, x, backend="decoration")

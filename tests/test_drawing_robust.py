@@ -166,7 +166,7 @@ def test_options_are_checked(tmp_path):
         with pytest.raises(RenderError):
             history.draw(tmp_path / "a.dot", **options)
     ran = []
-    with pytest.raises(RenderError, match="veiw"):
+    with pytest.raises(lens.LensError, match="veiw"):
         lens.show_model_graph(Body(ran.append), torch.ones(2), tmp_path / "a.svg", veiw="rolled")
     assert not ran
     path = lens.show_model_graph(Body(torch.relu), torch.ones(2), tmp_path / "a.dot", view="rolled", theme="dark")

@@ -85,11 +85,14 @@ def test_a_strict_type_checker_is_content_with_what_users_write(tmp_path):
     pytest.importorskip("mypy", reason="mypy is in the extra `lint`; `make lint` checks this file too")
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
-        "import lens\n"
+        "import lens, torch\n"
         "history = lens.load('x')\n"
         "number: int = history.one('relu_1').layer_label\n"
         "history.layers(typ='relu')\n"
-        "history.summary('tme')\n",
+        "history.summary('tme')\n"
+        "lens.get_model_activations(torch.nn.ReLU(), 0, transfrom=torch.half)\n"
+        "lens.show_model_graph(torch.nn.ReLU(), 0, view='sideways')\n"
+        "lens.trace(torch.nn.ReLU(), 0, stop_at=3)\n",
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "mypy", "--strict", str(HERE / "typed_user.py"), str(wrong)]
@@ -99,4 +102,7 @@ def test_a_strict_type_checker_is_content_with_what_users_write(tmp_path):
         "wrong.py:3",
         "wrong.py:4",
         "wrong.py:5",
+        "wrong.py:6",
+        "wrong.py:7",
+        "wrong.py:8",
     ], done.stdout

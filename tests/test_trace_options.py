@@ -1,7 +1,10 @@
 """What to save, how, until when, and of what: the options of ``lens.trace``, and ``lens.tracing``."""
 
 import functools
+import inspect
+import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -33,6 +36,11 @@ class Net(nn.Module):
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+def line_of(function, text):
+    lines, first = inspect.getsourcelines(function)
+    return first + next(number for number, line in enumerate(lines) if text in line)
+
+
 def saved(history):
     return [entry.layer_label_w_pass for entry in history if entry.is_saved]
 
@@ -46,10 +54,102 @@ def saved(history):
         (["relu_?", "head", -1], ["relu_1_2:1", "linear_2_7:1", "output_1:1"]),
         ("input_*", ["input_1:1"]),
         (["cell:3"], ["linear_1_5:3"]),
+        ("relu", ["relu_1_2:1"]),
+        (["tanh", "input"], ["input_1:1", "tanh_1_6:1", "tanh_1_6:2", "tanh_1_6:3"]),
+        (["x", "output"], ["input_1:1", "linear_2_7:1", "output_1:1"]),
+        ([lambda op: op.type == "relu", lambda op: op.type == "mean"], ["relu_1_2:1", "mean_1_4:1"]),
+        (
+            ["maxpool2d", "conv2d_1", "head", "cell:2", "tanh_*:1", -1, lambda op: op.shape == (2, 4, 6, 6), "mean"],
+            [
+                "conv2d_1_1:1",
+                "relu_1_2:1",
+                "maxpool2d_1_3:1",
+                "mean_1_4:1",
+                "tanh_1_6:1",
+                "linear_1_5:2",
+                "linear_2_7:1",
+                "output_1:1",
+            ],
+        ),
+        ([lambda op: op.address == "cell" and op.shape == (2, 4)], ["linear_1_5:1", "linear_1_5:2", "linear_1_5:3"]),
     ],
 )
 def test_patterns_and_keys(save, expected):
     assert saved(lens.trace(Net(), X, save=save)) == expected
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_mixed_list_holds_nothing_else_in_memory(backend):
+    asked = []
+
+    def picks(op):
+        asked.append(op)
+        return op.address == "stem.1"
+
+    history = lens.trace(Net(), X, save=["head", picks], backend=backend)
+    assert [entry.layer_type for entry in history if entry.is_saved and not entry.is_output_layer] == [
+        "relu",
+        "linear" if backend != "torch_dispatch" else "addmm",
+    ]
+    assert len(asked) >= len(history.graph.ops)
+    assert len({id(history.payloads.values[v]) for v in history.payloads}) == 2
+
+
+def test_every_function_in_a_list_is_asked_about_every_operation():
+    counts = [0, 0]
+
+    def counter(number):
+        def count(op):
+            counts[number] += 1
+            return True
+
+        return count
+
+    history = lens.trace(Net(), X, save=[counter(0), counter(1)], passes="granularity{level=api},orphans,labels")
+    assert counts[0] == counts[1] >= len(history.graph.ops)
+
+
+def test_values_that_threads_make_are_picked_too():
+    class Pooled(nn.Module):
+        def forward(self, x):
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(torch.relu, x).result() + 1
+
+    assert saved(lens.trace(Pooled(), X, save=["input_1", lambda op: op.type == "relu"])) == ["input_1:1", "relu_1_1:1"]
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (Net(), "takes no module(.|\n)*address"),
+        (nn.ReLU, "takes no class(.|\n)*module_type == 'ReLU'"),
+        (["head", nn.Linear], "takes no class"),
+        (True, "cannot be True"),
+        (b"relu", "cannot be b'relu'"),
+        (None, "cannot be None"),
+        (["head", None], "cannot hold None"),
+        (torch.ones(2), "a Tensor"),
+        ([], "is empty"),
+        (["rely"], "there is no layer 'rely'(.|\n)*relu"),
+        (lambda op: op.layer_type == "relu", "save= raised AttributeError(.|\n)*conv2d_1(.|\n)*has type, function"),
+    ],
+)
+def test_what_cannot_be_saved(save, message):
+    with pytest.raises(lens.LensError, match=message):
+        lens.trace(Net(), X, save=save)
+
+
+def test_a_module_that_is_shared_is_saved_by_either_address():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(2, 2)
+            self.other = self.one
+
+        def forward(self, x):
+            return self.other(x)
+
+    assert saved(lens.trace(Twice(), torch.ones(1, 2), save=["other"])) == ["linear_1_1:1", "output_1:1"]
 
 
 def test_a_pattern_that_fits_nothing_names_what_there_is():
@@ -87,6 +187,30 @@ class TestStopAt:
         with pytest.raises(lens.LensError, match="only module addresses"):
             lens.trace(Net(), X, save=["linear_1"], stop_at="saved")
 
+    @pytest.mark.parametrize(
+        ("stop_at", "last", "reached"),
+        [
+            ("mean", "mean_1_4", "mean"),
+            (["stem", "mean"], "mean_1_4", "mean"),
+            ("stem.*", "maxpool2d_1_3", "stem.2"),
+            (["stem.?", lambda op: op.type == "conv2d", "cell:2"], "tanh_1_6", "cell"),
+            ([lambda op: op.type == "relu", lambda op: op.type == "conv2d"], "relu_1_2", "relu in stem.1"),
+            (lambda op: op.type == "lstm", "lstm_3_6", "lstm in 0"),
+        ],
+    )
+    def test_addresses_patterns_types_and_functions(self, stop_at, last, reached):
+        lstm = reached.startswith("lstm")
+        model, x = (nn.Sequential(nn.LSTM(3, 2)), torch.ones(4, 3)) if lstm else (Net(), X)
+        history = lens.trace(model, x, stop_at=stop_at)
+        assert history.graph.meta.stopped == reached
+        assert history.layer_list[-1] == last
+
+    def test_what_a_function_raises_ends_the_run(self):
+        model = Net()
+        with pytest.raises(lens.LensError, match=r"stop_at= raised ZeroDivisionError(.|\n)*conv2d_1"):
+            lens.trace(model, X, stop_at=["head", lambda op: 1 / 0])
+        assert model.ran_to_the_end == 0
+
     def test_a_model_that_catches_exceptions_is_stopped(self):
         class Stubborn(nn.Module):
             def __init__(self):
@@ -107,8 +231,12 @@ class TestStopAt:
         assert history.output_layers == ["output_1"]
 
     def test_an_unknown_module(self):
-        with pytest.raises(lens.LensError, match="no module 'body'"):
-            lens.trace(Net(), X, stop_at="body")
+        for stop_at in ("body", ["stem", "body"], "steam.*", "relu_2_5"):
+            with pytest.raises(lens.LensError, match=r"no module '.*' to stop at(.|\n)*layer type"):
+                lens.trace(Net(), X, stop_at=stop_at)
+        for stop_at in (3, [], True, ["stem", 2], nn.ReLU):
+            with pytest.raises(lens.LensError, match=r"stop_at|stop at"):
+                lens.trace(Net(), X, stop_at=stop_at)
 
     @pytest.mark.parametrize("backend", ["decoration", "torch_dispatch"])
     def test_with_other_backends(self, backend):
@@ -150,10 +278,67 @@ class TestTransform:
         history = lens.trace(Writes(), torch.ones(3), transform=lambda t: t.view(-1))
         assert history["add_1"].tensor_contents.tolist() == [2, 2, 2]
 
-    def test_an_exception_says_where(self):
-        with pytest.raises(lens.LensError, match=r"transform= raised IndexError(.|\n)*\(2, 4\)") as caught:
-            lens.trace(Net(), X, save=lambda op: op.type == "mean", transform=lambda t: t.mean((2, 3)))
-        assert isinstance(caught.value.__cause__, IndexError)
+    @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+    def test_an_exception_says_where(self, backend):
+        model = Net()
+        with pytest.raises(lens.LensError) as caught:
+            lens.trace(
+                model, X, backend=backend, transform=lambda t: t if t.dtype == torch.int64 else t.float().mean((2, 3))
+            )
+        error = caught.value
+        assert re.fullmatch(r"transform= raised IndexError: Dimension out of range.*", error.what)
+        assert re.fullmatch(
+            rf"mean_1_[45] \S*\bmean\S* at {re.escape(__file__)}:{line_of(Net.encode, 'mean((2, 3))')}; "
+            r"a tensor of shape \(2, 4\) of float32",
+            error.where,
+        )
+        assert isinstance(error.__cause__, IndexError)
+        assert error.__cause__.__traceback__ is not None
+        assert model.ran_to_the_end == 0
+
+    def test_an_exception_at_the_output_of_a_module_and_at_an_input(self):
+        with pytest.raises(
+            lens.LensError, match=r"where: maxpool2d_1_3 .*test_trace_options.py:\d+; a tensor of shape"
+        ):
+            lens.trace(Net(), X, save=["stem"], transform=lambda t: t.nothing)
+        with pytest.raises(lens.LensError, match=r"where: input_1 input x; a tensor of shape \(2, 3, 8, 8\)"):
+            lens.trace(Net(), X, save=["input_1"], transform=lambda t: t.nothing)
+
+    def test_an_exception_is_told_though_the_model_catches_all(self):
+        class Stubborn(nn.Module):
+            def forward(self, x):
+                for _ in range(2):
+                    try:
+                        x = torch.sin(x)
+                    except:  # noqa: E722
+                        x = x + 1
+                return x
+
+        with pytest.raises(lens.LensError, match=r"transform= raised ZeroDivisionError(.|\n)*sin_1"):
+            lens.trace(Stubborn(), X, save=["sin"], transform=lambda t: 1 / 0)
+
+    def test_an_exception_in_a_block_and_in_a_thread(self):
+        with (
+            pytest.raises(lens.LensError, match=r"transform= raised(.|\n)*sin_1"),
+            lens.tracing(save=["sin"], transform=lambda t: 1 / 0),
+        ):
+            torch.cos(torch.sin(X))
+
+        class Pooled(nn.Module):
+            def forward(self, x):
+                with ThreadPoolExecutor(1) as pool:
+                    return pool.submit(torch.relu, x).result() + 1
+
+        with pytest.raises(lens.LensError, match=r"transform= raised(.|\n)*relu_1"):
+            lens.trace(Pooled(), X, save=["relu"], transform=lambda t: 1 / 0)
+
+    def test_what_the_model_raises_comes_first(self):
+        class Raises(nn.Module):
+            def forward(self, x):
+                raise KeyError("model")
+
+        with pytest.raises(KeyError, match="model"):
+            lens.trace(Raises(), X, transform=lambda t: 1 / 0)
 
     @pytest.mark.parametrize("transform", [lambda t: 3, "no device", 7])
     def test_what_cannot_be_used(self, transform):

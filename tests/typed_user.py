@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import lens
+import lens.capture.selection as lens_selection
 from lens.errors import AmbiguousKeyError
 
 
@@ -16,6 +17,17 @@ def activations(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
         if entry.is_saved:
             found[entry.layer_label_w_pass] = entry.tensor_contents
     return found
+
+
+def as_in_the_paper(model: nn.Module, x: torch.Tensor) -> str:
+    mixed: list[str | int | lens_selection.Predicate] = ["conv2d_1", "layer4", -2, lambda op: op.type == "relu"]
+    lens.trace(
+        model, x, save=["relu", lambda op: op.shape[-1] == 7], stop_at=["layer1", lambda op: op.dtype == "float32"]
+    )
+    history = lens.get_model_activations(model, x, mixed, transform=torch.float16, detach=True, theme="dark")
+    structure = lens.get_model_structure(model, x, backend="decoration", stop_at="layer1")
+    assert lens.validate_saved_activations(model, x, backend="decoration")
+    return lens.show_model_graph(model, x, "model.svg", view="rolled", depth=len(history), stop_at=structure.layer_list)
 
 
 def questions(history: lens.ModelHistory) -> list[str]:

@@ -35,6 +35,10 @@ class AddressBook:
         found = self._modules.get(id(module))
         return found[1] if found is not None else ()
 
+    def by_address(self) -> dict[str, nn.Module]:
+        """All modules of the model under all their addresses."""
+        return {name: module for module, names in self._modules.values() for name in names}
+
     def modules(self) -> Iterator[nn.Module]:
         """All modules of the model, each once."""
         return (module for module, _ in self._modules.values())

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from lens.capture.selection import RunningOp, Selection
+from lens.capture.selection import Change, Predicate, RunningOp, Selection
 from lens.capture.tensor_table import TensorRecord, storage_of, version_of
-from lens.errors import InputError
+from lens.capture.user_functions import Failure
 from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
@@ -40,8 +40,15 @@ class Keeper:
         self.everything = selection.everything
         self.nothing = selection.nothing
         self.leaves = selection.leaves
-        #: Whether each value must be asked for.
-        self.selective = not self.everything and not self.nothing
+        #: Whether every value is held without a question, and whether each must be asked for.
+        self.holds_all = self.everything and selection.predicate is None
+        self.selective = not self.holds_all and not self.nothing
+        #: The values that the user's function picked.
+        self.picked: set[int] = set()
+        #: What a function of the user raised; none is called after that.
+        self.failure: Failure | None = None
+        #: Set by who can end the run: does so.
+        self.on_failure: Callable[[], object] = lambda: None
         #: Keeps lens's own calls out of the trace; a backend sets it that would see them all the same.
         self.unseen = UNSEEN
         self._held: dict[int, tuple[torch.Tensor, int | None]] = {}
@@ -52,14 +59,32 @@ class Keeper:
 
     # Values
 
-    def wants(self, function: FnRef, module: ModuleNames, tensor: torch.Tensor) -> bool:
-        """Whether the result of the operation that is just finishing is wanted."""
+    def wants(self, function: FnRef) -> bool:
+        """Whether the results of this function are wanted, whatever the user's own function says."""
         selection = self.selection
-        if selection.types and selection.wants_type(layer_type(function)):
-            return True
-        if selection.predicate is None:
-            return False
-        return bool(selection.predicate(RunningOp.of(function, module[0], module[2], tensor)))
+        return self.everything or bool(selection.types and selection.wants_type(layer_type(function)))
+
+    def picks(self, op: RunningOp, value: int) -> bool:
+        """Whether the user's own function wants the result of the operation that is just finishing."""
+        picked = self.selection.predicate is not None and self.ask("save", self.selection.predicate, op, value)
+        if picked:
+            self.picked.add(value)
+        return picked
+
+    def ask(self, option: str, predicate: Predicate, op: RunningOp, value: int) -> bool:
+        """What a function of the user says of an operation; no, once one has raised."""
+        if self.failure is None:
+            try:
+                return bool(predicate(op))
+            except Exception as error:  # noqa: BLE001 - whatever it raises is told when the run has ended
+                self.fail(Failure(option, error, value, f"a tensor of shape {op.shape} of {op.dtype}"))
+        return False
+
+    def fail(self, failure: Failure) -> None:
+        """Note that a function of the user raised. The first is told."""
+        if self.failure is None:
+            self.failure = failure
+            self.on_failure()
 
     def wants_module(self, module: ModuleNames) -> bool:
         """Whether the outputs of this module are wanted."""
@@ -72,7 +97,7 @@ class Keeper:
         If the user gave a transform, what that makes of it is kept instead, unless ``raw`` says no.
         """
         if self.selection.transform is not None and not raw:
-            self._held[value] = self._transformed(self.selection.transform, tensor)
+            self._hold_transformed(self.selection.transform, value, tensor)
             return
         version = record.version
         if record.pending and record.exposed:
@@ -83,16 +108,21 @@ class Keeper:
             record.held += (value,)
         self._held[value] = (tensor, version)
 
-    def _transformed(
-        self, transform: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor
-    ) -> tuple[torch.Tensor, int | None]:
-        with UNSEEN(), _MODES_OFF(), _TransformErrors(tensor):
-            kept = transform(tensor.detach() if self.selection.detach else tensor)
-            if not isinstance(kept, torch.Tensor):
-                raise TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
+    def _hold_transformed(self, transform: Change, value: int, tensor: torch.Tensor) -> None:
+        if self.failure is not None:
+            return
+        with UNSEEN(), _MODES_OFF():
+            try:
+                kept = transform(tensor.detach() if self.selection.detach else tensor)
+                if not isinstance(kept, torch.Tensor):
+                    raise TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
+            except Exception as error:  # noqa: BLE001 - whatever it raises is told when the run has ended
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                self.fail(Failure("transform", error, value, f"{_described(tensor)} of {dtype}"))
+                return
             if storage_of(kept) == storage_of(tensor):
                 kept = kept.clone()  # a later write must not reach it
-        return kept, version_of(kept)
+        self._held[value] = (kept, version_of(kept))
 
     def copy(self, record: TensorRecord) -> None:
         """Replace what is held of a tensor by a copy, because its memory is about to be written to."""
@@ -130,6 +160,9 @@ class Keeper:
         self._held.update((values[value], held) for value, held in other._held.items())
         self._lost.update((values[value], what) for value, what in other._lost.items())
         self._states.update((ops + position, states) for position, states in other._states.items())
+        self.picked.update(values[value] for value in other.picked)
+        if other.failure is not None:
+            self.fail(evolve(other.failure, value=values[other.failure.value]))
         for value, layout in other.layouts.items():
             self.layouts[values[value]] = evolve(layout, memory=memories[layout.memory])
 
@@ -165,18 +198,3 @@ def generator_states(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> d
         if device.type == "cuda":
             states[str(device)] = torch.cuda.get_rng_state(device)
     return states
-
-
-class _TransformErrors(AbstractContextManager[None]):
-    """Says of an exception of the user's transform which tensor it was given."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception):
-            raise InputError(
-                f"transform= raised {type(error).__name__}: {error}",
-                where=f"saving {_described(self.tensor)} of {self.tensor.dtype}",
-                hint="make it accept every tensor that save= selects, and give a tensor",
-            ) from error

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from attrs import evolve, frozen
+from torch import nn
 
 from lens.errors import InputError
 from lens.ir.elements import FnRef
 from lens.ir.naming import layer_type
+from lens.ir.tape import ModuleNames, ValueRow
 
-_LABEL = re.compile(r"(?P<type>[a-z][a-z0-9]*)_\d+(_\d+)?(:\d+)?")
+_LABEL = re.compile(r"(?P<type>[a-z][a-z0-9]*)((?P<number>_\d+(_\d+)?)(:\d+)?)?")
+_TAKES = 'give "all", "none", a label, a module address, an ordinal, a pattern, a layer type'
+#: What labels call inputs and the like, which no operation makes.
+_NO_OPERATIONS = frozenset({"input", "buffer", "constant", "external"})
 
 
 @frozen
@@ -38,17 +43,18 @@ class RunningOp:
     dtype: str
 
     @classmethod
-    def of(cls, function: FnRef, address: str, module_type: str, result: torch.Tensor) -> RunningOp:
-        """The operation that has just returned this tensor."""
-        shape = tuple(result.shape) if not result.is_nested else ()
-        dtype = str(result.dtype).removeprefix("torch.")
-        return cls(layer_type(function), function, address, module_type, shape, dtype)
+    def of(cls, function: FnRef, module: ModuleNames, row: ValueRow) -> RunningOp:
+        """The operation that has just made this value in this module."""
+        dtype = str(row[1]).removeprefix("torch.")
+        return cls(layer_type(function), function, module[0], module[2], tuple(row[0]), dtype)
 
 
 Predicate: TypeAlias = Callable[[RunningOp], bool]
-Save: TypeAlias = "str | int | Iterable[str | int] | Predicate"
+Key: TypeAlias = "str | int | Predicate"
+Save: TypeAlias = "Key | Iterable[Key]"
 #: What is done with a tensor before it is kept: a dtype or a device to move it to, or any function.
-Transform: TypeAlias = "torch.dtype | torch.device | str | Callable[[torch.Tensor], torch.Tensor]"
+Change: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+Transform: TypeAlias = "torch.dtype | torch.device | str | Change"
 
 
 @frozen
@@ -59,10 +65,10 @@ class Selection:
         everything: Hold all values.
         predicate: Hold the results of operations for which it is true.
         addresses: Hold the outputs of these modules.
-        types: Hold the results of operations whose layer types fit these patterns.
-        leaves: Hold inputs and buffers.
+        types: Hold the results of operations whose layer types are these, or fit these patterns.
+        leaves: Hold inputs and buffers: all, or those of these names.
         outputs: Hold the model's outputs.
-        keys: If not None, only what these keys name is kept after the run.
+        keys: If not None, only what these keys name is kept after the run, and what the predicate picked.
         transform: What is kept in the place of a tensor; None for the tensor itself.
         detach: Whether what is kept is cut off from autograd.
     """
@@ -71,10 +77,10 @@ class Selection:
     predicate: Predicate | None = None
     addresses: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
-    leaves: bool = False
+    leaves: bool | frozenset[str] = False
     outputs: bool = False
     keys: tuple[str | int, ...] | None = None
-    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    transform: Change | None = None
     detach: bool = False
 
     @property
@@ -91,69 +97,103 @@ class Selection:
         return evolve(self, transform=None if transform is None else _as_function(transform), detach=detach)
 
 
-def make_selection(save: Save, module_addresses: Collection[str]) -> Selection:
+def make_selection(save: Save, modules: Mapping[str, nn.Module]) -> Selection:
     """The selection that ``save=`` asks for.
 
     Args:
-        save: ``"all"``, ``"none"``, one key, several keys, or a predicate on the running operation.
-        module_addresses: The addresses of the model's modules.
+        save: ``"all"``, ``"none"``, a key or a function of the running operation, or several of these.
+        modules: The model's modules by address.
 
     Raises:
         InputError: if it is none of these.
     """
-    if callable(save):
-        return Selection(predicate=save)
-    if isinstance(save, str) and save in ("all", "none"):
-        return Selection(everything=save == "all")
-    keys = (save,) if isinstance(save, (str, int)) else _listed(save)
+    keys, predicates = split(save, "save", _TAKES, modules)
+    if keys in (("all",), ("none",)) and not predicates:
+        return Selection(everything=keys == ("all",))
     addresses, types = set(), set()
+    words: set[str] = set()
     everything = leaves = outputs = False
     for key in keys:
         if isinstance(key, int):
             everything = True
             continue
-        if is_pattern(key, module_addresses):
-            addresses.update(matching(key, module_addresses))
-            addresses.update(matching(key.partition(":")[0], module_addresses))
+        if is_pattern(key) and key not in modules:
+            addresses.update(matching(key, modules))
+            addresses.update(matching(key.partition(":")[0], modules))
             if "." not in key:  # else it fits no label
                 types.add(key.partition("_")[0].partition(":")[0])
                 leaves = outputs = True  # inputs, buffers and outputs have labels, too
             continue
-        address = key.rpartition(":")[0] if key not in module_addresses else key
+        address = key if key in modules else key.rpartition(":")[0]
         label = _LABEL.fullmatch(key)
-        if (address or key) in module_addresses:
-            addresses.add(address or key)
-        elif label and label["type"] not in ("input", "output", "buffer", "constant", "external"):
-            types.add(label["type"])
+        if address and address in modules:
+            addresses.add(address)
         elif label and label["type"] == "output":
             outputs = True
+        elif label and label["type"] not in _NO_OPERATIONS:
+            types.add(label["type"])
+            if not label["number"]:
+                words.add(key)  # it may be the name of an input, too
         else:
             leaves = True
     return Selection(
         everything,
-        None,
+        _any_of(predicates) if len(predicates) > 1 else next(iter(predicates), None),
         frozenset(addresses),
         frozenset(types),
-        leaves,
+        leaves or frozenset(words),
         outputs,
-        keys,
+        keys if keys or not predicates else None,
     )
 
 
-def _listed(save: object) -> tuple[str | int, ...]:
-    keys = tuple(save) if isinstance(save, Iterable) else ()
-    if not keys or not all(isinstance(key, (str, int)) for key in keys):
-        raise InputError(
-            f"save= cannot be {save!r}",
-            where="lens.trace(save=...)",
-            hint='give "all", "none", a label, a module address, a list of these, or a function of the operation',
-        )
-    return keys
+def _any_of(predicates: Sequence[Predicate]) -> Predicate:
+    """All are asked, whatever the first ones say: they may count."""
+    return lambda op: max([bool(predicate(op)) for predicate in predicates])
 
 
-def is_pattern(key: str, module_addresses: Collection[str] = ()) -> bool:
-    """Whether a key is a pattern such as ``layer*.conv1`` or ``relu_*``."""
-    return any(mark in key for mark in "*?[") and key not in module_addresses
+def split(
+    given: object, option: str, takes: str, modules: Mapping[str, nn.Module]
+) -> tuple[tuple[str | int, ...], tuple[Predicate, ...]]:
+    """The keys of an option, and its functions.
+
+    Args:
+        given: What the user gave.
+        option, takes: What the option is called, and what to give, for an error.
+        modules: The model's modules by address.
+
+    Raises:
+        InputError: if it is neither a key nor a function nor several of these.
+    """
+    single = isinstance(given, (str, bytes, nn.Module, torch.Tensor)) or not isinstance(given, Iterable)
+    items: tuple[Any, ...] = (given,) if single else tuple(given)  # type: ignore[arg-type]
+    where = f"lens.trace({option}=...)"
+    for item in items:
+        if isinstance(item, nn.Module):
+            address = next((name for name, module in modules.items() if module is item and name), "layer1")
+            raise InputError(f"{option}= takes no module", where=where, hint=f"give its address, such as {address!r}")
+        if isinstance(item, type):
+            rule = f"lambda op: op.module_type == {item.__name__!r}"
+            raise InputError(f"{option}= takes no class", where=where, hint=f"for modules of a class give {rule}")
+        if not (isinstance(item, str) or type(item) is int or callable(item)):
+            text = " ".join(repr(item).split())
+            short = text if len(text) <= 60 else f"{text[:60]}..."
+            what = f"{option}= cannot {'be' if single else 'hold'} {short} (a {type(item).__name__})"
+            raise InputError(what, where=where, hint=f"{takes}, a function of the operation, or a list of these")
+    if not items:
+        raise InputError(f"{option}= is empty", where=where, hint=f"{takes}, a function of the operation, or nothing")
+    return tuple(item for item in items if not callable(item)), tuple(filter(callable, items))
+
+
+def is_pattern(key: str) -> bool:
+    """Whether a key has the marks of a pattern, such as ``layer*.conv1`` or ``relu_*``."""
+    return any(mark in key for mark in "*?[")
+
+
+def is_type(word: str) -> bool:
+    """Whether torch has a function of which this can be the layer type."""
+    places = (torch, torch.Tensor, torch.nn.functional, torch.linalg, torch.fft, torch.special)
+    return any(word == name.replace("_", "").lower() for place in places for name in dir(place))
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
@@ -161,7 +201,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
-def _as_function(transform: Transform) -> Callable[[torch.Tensor], torch.Tensor]:
+def _as_function(transform: Transform) -> Change:
     if isinstance(transform, torch.dtype):
         return lambda tensor: tensor.to(transform) if tensor.is_floating_point() else tensor
     if isinstance(transform, (str, torch.device)):

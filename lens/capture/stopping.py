@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import TypeAlias
 
 from attrs import define, field
+from torch import nn
 
-from lens.capture.selection import Predicate, RunningOp, Selection
+from lens.capture.keeping import Keeper
+from lens.capture.selection import Predicate, RunningOp, Selection, is_pattern, is_type, matching, split
 from lens.errors import InputError
 from lens.ir.tape import ModuleNames
 
-#: A module address, a call of a module (``"block:2"``), several of these, a function of the running operation, or
-#: ``"saved"``.
-StopAt: TypeAlias = "str | Iterable[str] | Predicate"
+#: A module address, a call of a module (``"block:2"``), a pattern of addresses, a layer type, a function of the running
+#: operation, several of these, or ``"saved"``.
+StopAt: TypeAlias = "str | Predicate | Iterable[str | Predicate]"
 _WHERE = "lens.trace(stop_at=...)"
+_TAKES = 'give a module address, a call of one ("block:2"), a pattern of addresses, a layer type, or "saved"'
 
 
 class Stopped(BaseException):
@@ -23,74 +27,88 @@ class Stopped(BaseException):
 
 @define
 class Stop:
-    """What is waited for.
+    """What is waited for: all of it. If that is nothing, the end is after the next operation.
 
     Args:
         waiting: Module addresses, or addresses with call numbers, that have not returned yet.
-        predicate: True of the operation after which to stop.
+        types: Layer types of which no operation has run yet.
+        predicates: What has not been true of an operation yet.
         reached: What ended the run; empty while it goes on.
     """
 
     waiting: set[str] = field(factory=set)
-    predicate: Callable[[RunningOp], bool] | None = None
+    types: set[str] = field(factory=set)
+    predicates: list[Predicate] = field(factory=list)
     reached: str = ""
 
     def left(self, names: ModuleNames, call: int) -> None:
-        """A module has returned. Raises Stopped if it was the last one waited for."""
+        """A module has returned. Raises Stopped if nothing else is waited for."""
         if self.waiting and not self.reached:
             for address in (names[0], *names[1]):
                 self.waiting -= {address, f"{address}:{call}"}
-            if not self.waiting:
-                self._end(names[0])
+            self._end_if_all(names[0])
 
-    def ran(self, op: RunningOp) -> None:
-        """An operation has run. Raises Stopped if it is the one."""
-        if self.predicate is not None and not self.reached and self.predicate(op):
-            self._end(f"{op.type} in {op.address}" if op.address else op.type)
+    def ran(self, op: RunningOp, value: int, keeper: Keeper) -> None:
+        """An operation has run. Raises Stopped if nothing else is waited for, or a function of the user raised."""
+        if not self.reached:
+            self.types.discard(op.type)
+            self.predicates = [p for p in self.predicates if not keeper.ask("stop_at", p, op, value)]
+            self._end_if_all(f"{op.type} in {op.address}" if op.address else op.type)
 
-    def _end(self, reached: str) -> None:
-        self.reached = reached
-        raise Stopped
+    @property
+    def missing(self) -> str:
+        """What never came."""
+        return ", ".join((*sorted(self.waiting | self.types), *["an operation for a function"] * bool(self.predicates)))
+
+    def _end_if_all(self, reached: str) -> None:
+        if not (self.waiting or self.types or self.predicates):
+            self.reached = reached
+            raise Stopped
 
 
-def make_stop(stop_at: StopAt | None, selection: Selection, module_addresses: Collection[str]) -> Stop | None:
+def make_stop(stop_at: StopAt | None, selection: Selection, modules: Mapping[str, nn.Module]) -> Stop | None:
     """What ``stop_at=`` asks for; None if nothing.
 
     Args:
         stop_at: As given to ``lens.trace``.
         selection: What is saved, for ``"saved"``.
-        module_addresses: The addresses of the model's modules.
+        modules: The model's modules by address.
 
     Raises:
         InputError: if it cannot be known while the model runs, or is no module of the model.
     """
     if stop_at is None:
         return None
-    if callable(stop_at):
-        return Stop(predicate=stop_at)
-    if stop_at == "saved" and "saved" not in module_addresses:
+    if stop_at == "saved" and "saved" not in modules:
         return Stop(_all_saved(selection))
-    keys = [stop_at] if isinstance(stop_at, str) else list(stop_at)
+    keys, predicates = split(stop_at, "stop_at", _TAKES, modules)
+    stop = Stop(predicates=list(predicates))
     for key in keys:
         address, _, number = key.rpartition(":") if isinstance(key, str) else ("", "", "")
-        if key not in module_addresses and not (address in module_addresses and number.isdigit()):
-            raise InputError(
-                f"there is no module {key!r} to stop at",
-                where=_WHERE,
-                hint='give a module address, a call of one ("block:2"), a function of the operation, or "saved"; '
-                "labels are known only after the run",
-            )
-    return Stop(set(keys))
+        if key in modules or (address in modules and number.isdigit()):
+            stop.waiting.add(str(key))
+        elif isinstance(key, str) and is_pattern(key) and matching(key, modules):
+            stop.waiting.update(matching(key, modules))
+        elif isinstance(key, str) and is_type(key):
+            stop.types.add(key)
+        else:
+            raise InputError(f"there is no module {key!r} to stop at", where=_WHERE, hint=_hint(key, modules))
+    return stop
 
 
 def _all_saved(selection: Selection) -> set[str]:
     keys = selection.keys or ()
     waiting = {key for key in keys if isinstance(key, str) and key in selection.addresses}
     calls = {key for key in keys if isinstance(key, str) and key.rpartition(":")[0] in selection.addresses}
-    if len(waiting | calls) < len(keys) or not keys:
+    if len(waiting | calls) < len(keys) or not keys or selection.predicate is not None:
         raise InputError(
             'stop_at="saved" needs to know while the model runs when all is saved',
             where=_WHERE,
             hint='name only module addresses in save=, such as save=["layer2", "layer3:1"]',
         )
     return waiting | calls
+
+
+def _hint(key: object, modules: Mapping[str, nn.Module]) -> str:
+    near = get_close_matches(str(key), filter(None, modules), n=3)
+    return f"{f'nearest: {near}; ' if near else ''}{_TAKES}; labels are known only after the run"

@@ -63,6 +63,7 @@ class TorchDispatchBackend:
             # Under a mode torch's compiler gives functions up for good, those inside ``torch.cond`` among them.
             watch_compiled(Sight(emit, None, stack))
             watch_python_data(mode, stack)
+            watch_compiled(Sight(emit, None, stack))
             disclose_threads(emit, stack)
             stack.callback(mode.end)
             stack.enter_context(mode)
@@ -264,5 +265,6 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Notice what happened after the last call."""
         with UNSEEN():
             self.settle()
+            self.tensors.meet_reserved()
             alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
             self.look_at(alive, {}, sys._getframe(0))

@@ -131,7 +131,7 @@ class UnseenWrites:
         old, value = record.value, self.new_version(record, tensor)
         self._renewed[old] = value
         self.tape.leaves.append(("external", value, (), tensor.requires_grad, self.recorder.site()))
-        if self.keeper.everything or self.keeper.leaves:
+        if self.keeper.everything or self.keeper.leaves is True:
             self.keeper.hold(record, value, tensor)
 
     def drop_pending(self, record: TensorRecord) -> tuple[int, ...]:

@@ -191,6 +191,10 @@ class EntryIndex:
                 hint=f"nearest addresses: {', '.join(map(repr, near))}; patterns such as 'layer1.*' work too",
             )
 
+    def of_type(self, kind: str) -> list[EntryRow]:
+        """The entries of a layer type, such as ``conv2d`` or ``input``; linear."""
+        return [row for row in self.rows if row.label.partition("_")[0] == kind]
+
     def __contains__(self, key: str) -> bool:
         return key in self._labels or key in self._addresses
 

@@ -26,6 +26,7 @@ from lens.render.renderer import Traced
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
 from lens.render.titles import rendered
+from lens.stages import stage
 
 if TYPE_CHECKING:
     import pydot
@@ -179,14 +180,15 @@ class Pictures:
         """
         kind = format_of(path, format)
         chosen = Options.of(options)
-        drawing = compose(self.graph, chosen, self.flop_counter)
-        for note in drawing.notes:
-            if note.startswith("Collapsed"):
-                warnings.warn(note, stacklevel=2)
-        theme = find_theme(chosen.theme)
-        if kind == "dot":
-            return write_picture(to_dot(drawing, theme, chosen.direction).encode(), path)
-        return write_picture(rendered(drawing, kind, theme, chosen.direction), path)
+        with stage("drawing"):
+            drawing = compose(self.graph, chosen, self.flop_counter)
+            for note in drawing.notes:
+                if note.startswith("Collapsed"):
+                    warnings.warn(note, stacklevel=2)
+            theme = find_theme(chosen.theme)
+            if kind == "dot":
+                return write_picture(to_dot(drawing, theme, chosen.direction).encode(), path)
+            return write_picture(rendered(drawing, kind, theme, chosen.direction), path)
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""

@@ -15,6 +15,7 @@ from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.replay.interpreter import Interpreter, makes_garbage, why_not_run
+from lens.stages import stage
 from lens.validate.comparing import difference, same
 from lens.validate.invariants import violations
 from lens.validate.nonsense import Nonsense
@@ -130,9 +131,14 @@ class _Check:
     def verdicts(self) -> list[_Found]:
         """Per op what was found, in order of execution."""
         self.unsaved = self.interpreter.of_model()
+        found: list[_Found] = []
+        with stage("validating", lambda: len(found), len(self.graph.ops)):
+            self._prove(found)
+        return found
+
+    def _prove(self, found: list[_Found]) -> None:
         labels = self.graph.get(Labels)
         last = {v: op.id for op in self.graph.ops for v in op.reads if v not in self.payloads}
-        found = []
         for op in self.graph.ops:
             names = labels.results[op.id] if labels is not None else ()
             verdict = Verdict(names[0] if names else f"op {op.id}", "proved", "", "", op.id, op.location)
@@ -147,7 +153,6 @@ class _Check:
             for value in op.reads:
                 if last.get(value) == op.id:
                     self.unsaved.pop(value, None)
-        return found
 
     def _replayed(self, op: Op) -> tuple[dict[ValueId, torch.Tensor], dict[ValueId, torch.Tensor]]:
         """Operands and saved results of an op that gives them again."""

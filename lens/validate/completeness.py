@@ -21,6 +21,7 @@ from lens.capture.selection import make_selection
 from lens.capture.sites import Locator
 from lens.ir.elements import Location
 from lens.ir.tape import SiteTable
+from lens.stages import stage
 from lens.validate.census import CensusCall, CensusMode, CensusRecorder
 
 #: Calls that are no part of the model's computation, by the Python functions that make them (beginnings of names).
@@ -105,12 +106,12 @@ def audit(
     check_call(model, positional_args, named_args)
     watched = find_backend(backend)
     locator = Locator((MODULE_CALL_FILE, __file__))
-    recorder = CensusRecorder(AddressBook(model), make_selection("none", set()), locator)
+    recorder = CensusRecorder(AddressBook(model), make_selection("none", {}), locator)
     recorder.begin_census(type(watched).__module__.rpartition(".")[0])
     for name, tensor in named_tensors(model, positional_args, named_args):
         if recorder.tensors.find(tensor) is None:
             recorder.leaf(tensor, "input", (name,))
-    with CensusMode(recorder), watched.record(recorder):
+    with stage("looking for what is missing"), CensusMode(recorder), watched.record(recorder):
         model(*positional_args, **named_args)
     recorder.end_census()
     return _judge(recorder, backend)
