@@ -20,12 +20,12 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.touch(exist_ok=False)
+    mode = (path if path.exists() else temporary).stat().st_mode & 0o777
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.chmod(mode)  # the block may have put another file there
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
