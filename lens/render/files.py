@@ -6,9 +6,10 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
-from lens.errors import RenderError
+from lens.errors import InputError, RenderError
 
 
 @contextmanager
@@ -29,6 +30,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def path_of(given: str | PathLike[str]) -> Path:
+    """A path that a user gave. Raises InputError if it cannot be one."""
+    text = os.fspath(given) if isinstance(given, (str, PathLike)) else given
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(
+            f"{text!r:.60} (a {type(given).__name__}) is no path", where="path", hint='give text such as "model.svg"'
+        )
+    return Path(text)
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
