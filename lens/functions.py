@@ -164,6 +164,10 @@ class Function:
         """The tensors among these arguments that a call writes to."""
         if not kwargs and self.writes == (0,) and args and self.statistics is None and type(args[0]) is torch.Tensor:
             return [args[0]]  # most of what is written in place
+        if not self.writes and not kwargs and self.statistics is not None:
+            flag = self.statistics[0][0]
+            if flag < len(args) and not args[flag]:
+                return []  # batch norm in eval mode
         targets: list[Any] = [] if "out" in self.writes else [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):
@@ -172,8 +176,8 @@ class Function:
             else:
                 targets.append(kwargs.get(place))
         if self.statistics is not None:
-            flag, places = self.statistics
-            if _argument(flag, args, kwargs):
+            switch, places = self.statistics
+            if _argument(switch, args, kwargs):
                 targets += [_argument(place, args, kwargs) for place in places]
         return list(tensors_in(targets))
 

@@ -192,6 +192,7 @@ class Run(AbstractContextManager["Run"]):
     def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
         keeper, ops = self.recorder.keeper, self.recorder.tape.ops
         with stage("analysing", lambda: len(ops)), collector_off():
+            self.recorder.end()
             self.recorder.memory.disclose()
             ids = number_values(self.recorder.tape)
             graph = seal(self.recorder.tape, self._meta(error, traceback), ids)

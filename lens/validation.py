@@ -9,7 +9,8 @@ from attrs import evolve
 from torch import nn
 
 from lens.capture.inputs import check_call, check_seed, named, positional
-from lens.errors import LensError
+from lens.errors import BackendError, InputError
+from lens.foreign import Raised, attempt
 from lens.history import ModelHistory
 from lens.run_state import RunState, tensors_of
 from lens.session import trace
@@ -60,14 +61,13 @@ class _Trial:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str) -> None:
         self.model, self.args, self.kwargs, self.backend = model, args, kwargs, backend
         self.start = RunState(model, (args, kwargs))
-        self.history: ModelHistory | None = None
-        self.error: Exception | None = None
-        try:
-            self.history = trace(model, args, kwargs, backend=backend)
-        except LensError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is told in the report
-            self.error, self.history = error, getattr(error, "lens_history", None)
+        found = attempt(lambda: trace(model, args, kwargs, backend=backend))
+        self.raised = found if isinstance(found, Raised) else None
+        self.history: ModelHistory | None = None if isinstance(found, Raised) else found
+        if self.raised is not None:
+            if isinstance(self.raised.error, (InputError, BackendError)):
+                raise self.raised.error
+            self.history = getattr(self.raised.error, "lens_history", None)
         self.end = RunState(model, (args, kwargs))
         if self.history is not None:
             self.start.recover(self.history, self.end)
@@ -78,11 +78,11 @@ class _Trial:
             return Report((), (self._plain(None),))
         report = check(self.history)  # first: what is held by reference does not survive another run
         outputs = None
-        if self.error is None:
+        if self.raised is None:
             outputs = [self.history.payloads.read(v).detach().clone() for v in self.history.graph.outputs.values]
         self.history = None  # its memory is needed for the other runs
         checks = [self._plain(outputs), *report.checks]
-        if completeness and self.error is None and not self.start.lazy:
+        if completeness and self.raised is None and not self.start.lazy:
             checks.append(self._audited())
         verdicts = report.verdicts
         if checks[0].status == "failed":
@@ -93,44 +93,36 @@ class _Trial:
         """How the traced run compares with a plain one."""
         if self.start.lazy:
             return Verdict("plain run", "exempt", "the first run of a lazy module cannot be repeated")
-        plain, error = self.again()
-        if outputs is None or plain is None:
-            return self._raised(error)
+        plain = self._again()
+        if outputs is None:
+            return self._both_raised(plain)
+        if isinstance(plain, Raised):
+            return Verdict("plain run", "failed", f"it raises {plain}, the traced one does not", "plain")
         found = compared(outputs, plain)
         if found.status == "failed":
-            second, _ = self.again()
-            if second is None or compared(plain, second).status == "failed":
+            second = self._again()
+            if isinstance(second, Raised) or compared(plain, second).status == "failed":
                 detail = f"two plain runs differ as well; {found.detail}"
                 return Verdict("plain run", "exempt", detail, "nondeterministic")
         return found
 
-    def again(self) -> tuple[list[torch.Tensor] | None, Exception | None]:
+    def _again(self) -> list[torch.Tensor] | Raised:
         """What the model returns, or raises, in a plain run from the same start."""
         self.start.restore()
-        try:
-            with stage("running the model as it is"):
-                return tensors_of(self.model(*self.args, **self.kwargs)), None
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is told in the report
-            return None, error
+        with stage("running the model as it is"):
+            return attempt(lambda: tensors_of(self.model(*self.args, **self.kwargs)))
 
-    def _raised(self, plain: Exception | None) -> Verdict:
-        if self.error is None:
-            return Verdict("plain run", "failed", f"it raises {_told(plain)}, the traced one does not", "plain")
-        if plain is None:
-            return Verdict("plain run", "failed", f"the traced run raises {_told(self.error)}, it does not", "lens")
-        return Verdict("plain run", "failed", f"the model raises {_told(plain)}", "model")
+    def _both_raised(self, plain: list[torch.Tensor] | Raised) -> Verdict:
+        if isinstance(plain, Raised):
+            return Verdict("plain run", "failed", f"the model raises {plain}", "model")
+        return Verdict("plain run", "failed", f"the traced run raises {self.raised}, it does not", "lens")
 
     def _audited(self) -> Verdict:
         self.start.restore()
-        try:
-            found = audit(self.model, self.args, self.kwargs, backend=self.backend)
-        except Exception as error:  # noqa: BLE001 - the model ran before, so it is not the same at every call
-            return Verdict("completeness", "exempt", f"the third run raises {_told(error)}", "nondeterministic")
+        found = attempt(lambda: audit(self.model, self.args, self.kwargs, backend=self.backend))
+        if isinstance(found, Raised):  # the model ran before, so it is not the same at every call
+            return Verdict("completeness", "exempt", f"the third run raises {found}", "nondeterministic")
         if found.ok:
             return Verdict("completeness", "proved")
         holes = "; ".join(f"{hole.name} at {hole.location} ({hole.count}x)" for hole in found.holes[:3])
         return Verdict("completeness", "failed", holes, "hole")
-
-
-def _told(error: Exception | None) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

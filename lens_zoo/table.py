@@ -26,10 +26,12 @@ def _page(ledger: list[Findings], missing: dict[str, str]) -> Iterator[str]:
         "has random weights, is in eval mode, and runs once plain and once recorded, each time from the same seed.\n"
     )
     yield (
-        "**proved**: the recorded output is the plain one bit for bit, every operation that was run again from its "
-        "saved operands gave its saved result, structure, labels and distances are sound, text form and file read "
-        "back equal, and nothing recurs where nothing may. **failed**: one of these does not hold. **limit**: stopped "
-        "by the limit of time or memory. **not run**: the model itself could not be built or run here.\n"
+        "**proved**: the recorded output is the plain one bit for bit; every operation that was run again from its "
+        "saved operands gave its saved result, and other contents of each operand gave another, or a rule says why "
+        "not; the audit finds no operation missing; structure, labels and distances are sound; text form and file "
+        "read back equal; and nothing recurs where nothing may (equal operations in a row may: the paper calls them a "
+        "loop). **failed**: one of these does not hold. **limit**: stopped by the limit of time or memory. "
+        "**not run**: the model itself could not be built or run here.\n"
     )
     yield from _totals(ledger)
     for library, reason in missing.items():

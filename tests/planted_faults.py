@@ -23,6 +23,7 @@ from torch import nn
 import lens
 from lens import registry
 from lens.capture.conformance.suite import CASES
+from lens.errors import ReplayError
 from lens.history import ModelHistory
 from lens.ir.elements import ScopeId
 from lens.ir.facets import Containment, Recurrence
@@ -35,7 +36,6 @@ from lens.passes.manager import PassManager
 from lens.passes.pipeline import parse_pipeline
 from lens.passes.protocol import PassContext
 from lens.replay import Interpreter
-from lens.replay.interpreter import TRIAL_ERRORS
 from lens.validate.comparing import same
 
 ANALYSIS = "distances,conditionals,containment,recurrence,labels"
@@ -78,7 +78,7 @@ class Victim:
         try:
             with torch.random.fork_rng():
                 made = self.interpreter.run_op(op, {v: self.read(v) for v in op.reads})
-        except TRIAL_ERRORS:
+        except ReplayError:
             return True
         return any(v not in made or not same(made[v], self.read(v)) for v in op.writes if v in self.payloads)
 

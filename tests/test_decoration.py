@@ -1,5 +1,6 @@
 """The decoration backend: equal graphs, and torch as it was afterwards."""
 
+import collections
 import ctypes
 import functools
 import importlib
@@ -27,7 +28,7 @@ from models import (
 from real_models import REAL_MODELS
 from region_models import MODELS as REGIONS
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 import lens
 from lens.capture.backend import backends
@@ -119,13 +120,63 @@ def test_functions_bound_early_are_seen_in_modules_and_on_modules():
     assert module.relu is torch.relu
 
 
-def test_a_function_out_of_sight_is_disclosed():
-    hidden = SimpleNamespace(act=torch.add)
-    history = trace(lambda x: torch.relu(hidden.act(x, 1)), torch.ones(2))
-    assert [entry.layer_type for entry in history if entry.layer_type == "add"] == []
-    assert [(gap.kind, gap.location.file) for gap in history.gaps] == [("external", __file__)]
-    # The mode sees it: here the two backends differ (docs/adr/006-decoration.md).
-    assert trace(lambda x: torch.relu(hidden.act(x, 1)), torch.ones(2), backend="torch_function").gaps == ()
+class Slotted:
+    __slots__ = ("act",)
+
+
+def out_of_reach(x):
+    """Forwards with a function bound where no replacement is put, and what it is recorded as."""
+    plain, slotted = SimpleNamespace(act=torch.add, item=x.item), Slotted()
+    slotted.act = functools.partial(torch.add, other=1)
+    queue, pairs, branch = (
+        collections.deque([torch.add]),
+        map(torch.add, [x] * 2, [1] * 2),
+        SimpleNamespace(act=torch.sin),
+    )
+    asking = SimpleNamespace(act=F.relu, composite=mine)
+    yield "an attribute", lambda x: plain.act(x, 1) * 2, "add mul"
+    yield "a slot", lambda x: slotted.act(x) * 2, "add mul"
+    yield "a queue", lambda x: queue[0](x, 1) * 2, "add mul"
+    yield "an iterator of C", lambda x: next(pairs) * 2, "add mul"
+    yield "bound to a tensor", x.add, "add"
+    yield "an operator bound to a tensor", x.__add__, "add"
+    yield "one that writes", torch.ones(1).add_, "add_"
+    yield "one that reads", lambda x: x * plain.item(), "item mul"
+    yield "a list from a tensor", lambda x, out=x.tolist: x * out()[0], "tolist mul"
+    yield "a property", lambda x, get=torch.Tensor.real.__get__: get(x) * 2, "real.__get__ mul"
+    yield "a Python-level function", lambda x: asking.act(x) * 2, "relu mul"
+    yield "a composite of the program", lambda x: asking.composite(x, plain.act), "add relu"
+    yield "in a branch", lambda x: torch.cond(x.sum() > 0, branch.act, torch.cos, (x,)), "sum gt sin"
+    yield "in a mode of the model", in_a_mode(plain.act), "add"
+    yield "below a transform", lambda x: torch.func.vmap(plain.act, in_dims=(0, None))(x, 1) * 2, "vmap mul"
+
+
+def mine(x, act):
+    if has_torch_function_unary(x):
+        return handle_torch_function(mine, (x,), x, act)
+    return torch.relu(act(x, 1))
+
+
+def in_a_mode(act):
+    def forward(x):
+        with torch.device("cpu"):
+            return act(x, 1)
+
+    return forward
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in out_of_reach(torch.ones(1))])
+def test_functions_bound_where_no_replacement_is_put_are_seen(name):
+    x = torch.ones(1)
+    ((function, expected),) = ((f, e) for n, f, e in out_of_reach(x) if n == name)
+    texts = []
+    for backend in ("decoration", "torch_function"):
+        history = trace(function, x, backend=backend)
+        reads = [read.kind for read in history.graph.reads if read.kind != "bool"]
+        assert [*reads, *(op.function.name for op in history.graph.ops)] == expected.split()
+        assert [gap.kind for gap in history.gaps if gap.kind not in ("opaque", "external")] == ["read"] * len(reads)
+        texts.append(print_graph(history.graph, times=False, meta=False))
+    assert texts[0] == texts[1]
 
 
 PART = functools.partial(torch.add, other=1)

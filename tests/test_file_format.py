@@ -304,14 +304,14 @@ class Hostile(bytes):
 def test_hostile_bytes_give_a_typed_error_in_bounded_time(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "hostile.lens"
     path.write_bytes(data)
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         looked_at(path)
         record("read")
     except LensError as error:
         assert error.what  # noqa: PT017 - either is right: an error of lens, or a graph that holds together
         record(type(error).__name__)
-    took = time.perf_counter() - begin
+    took = time.process_time() - begin
     record("slowest", took)
     assert took < 5
 

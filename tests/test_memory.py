@@ -399,3 +399,56 @@ def test_a_run_in_inference_mode_says_that_nobody_counts_writes(backend):
     assert [gap.kind for gap in history.gaps if "inference mode" in gap.what] == ["unseen"]
     history = lens.trace(Body(lambda x: x * 2), torch.ones(2), backend=backend)
     assert not [gap for gap in history.gaps if "inference mode" in gap.what]
+
+
+class UsesOfAParameter(nn.Module):
+    """What can happen to a parameter besides being read."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+        self.weight = nn.Parameter(torch.arange(1.0, 7.0).reshape(2, 3))
+        self.register_buffer("rows", self.weight.detach()[0] if what == "tied" else torch.ones(3))
+
+    def forward(self, x):
+        y = x @ self.weight.t() if self.what == "view" else x * self.weight
+        with torch.no_grad():
+            if self.what == "written":
+                self.weight.mul_(2)
+            elif self.what == "written through a view":
+                self.weight.detach()[0].add_(1)
+            elif self.what == "out of sight":
+                self.weight.data_ptr()
+                ctypes.memset(self.weight.data_ptr(), 0, 12)
+            elif self.what == "moved":
+                self.weight.data = torch.ones(4, 3)
+                return y.sum() + self.weight.sum()
+            elif self.what == "frozen":
+                self.weight.requires_grad_(False)
+            elif self.what == "tied":
+                self.rows.add_(1)
+            elif self.what == "returned":
+                return self.weight.contiguous()
+        return y.sum() + (self.weight * self.rows).sum()
+
+
+@pytest.mark.parametrize("save", ["all", "none"])
+@pytest.mark.parametrize(
+    "what",
+    ["read", "view", "written", "written through a view", "out of sight", "moved", "frozen", "tied", "returned"],
+)
+def test_a_parameter_has_the_value_and_the_type_that_it_began_with(what, save):
+    x = torch.ones(2, 3)
+    expected = UsesOfAParameter(what)(x)
+    history = lens.trace(UsesOfAParameter(what), x, save=save)
+    assert not find_problems(history.graph)
+    (leaf,) = [leaf for leaf in history.graph.leaves if "weight" in leaf.addresses]
+    assert leaf.trainable
+    assert history.graph.values[leaf.value].type.shape == (2, 3)
+    written = [op for op in history.graph.ops if op.effects or op.function.mutates]
+    assert bool(written) == (what in ("written", "written through a view", "moved", "tied"))
+    if save == "all":
+        assert torch.equal(history.payloads.read(history.graph.outputs.values[0]), expected)
+        if what != "out of sight":  # lost, and says so
+            assert torch.equal(history.payloads.read(leaf.value), torch.arange(1.0, 7.0).reshape(2, 3))
+            assert check(history).ok, what

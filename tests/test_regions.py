@@ -143,6 +143,7 @@ MADE_BEFORE = {
     "hessian": (torch.func.hessian(lambda y: (y**3).sum()), "new_zeros vmap"),
     "vmap": (torch.func.vmap(torch.sin), "vmap"),
     "grad": (torch.func.grad(lambda y: (y * y).sum()), "grad"),
+    "functionalize": (torch.func.functionalize(lambda y: y.clone().add_(1).view(-1) * 2), "functionalize"),
     "scan": (lambda x: scan(lambda c, y: (c + y, c * y), torch.zeros(4), x, dim=0)[1], "select add mul unsqueeze"),
     "map": (lambda x: higher_order_map(lambda y, z: y * 2 + z, x, torch.ones(4)), "unbind mul add mul add stack"),
     "associative_scan": (lambda x: associative_scan(torch.add, x, 0, combine_mode="generic"), "slice vmap stack"),
@@ -168,11 +169,47 @@ def test_transforms_made_before_the_trace_and_operators_that_take_functions(name
         assert has_in_order(names, expected.split()), names
 
 
+def writes_and_draws(y):
+    z = torch.nn.functional.dropout(y.clone().add_(1).view(-1)) * W
+    y.add_(5)
+    return z
+
+
+W = torch.tensor(3.0)
+FUNCTIONALIZED = torch.func.functionalize(writes_and_draws)
+
+
 @pytest.mark.parametrize("backend", ["torch_function", "decoration"])
-def test_functionalize_made_before_the_trace_is_disclosed(backend):
-    function = torch.func.functionalize(lambda y: y.clone().add_(1).view(-1) * 2)
-    history = lens.trace(Model(lambda s, x: function(x) + 1), (X,), backend=backend)
-    assert [(gap.kind, gap.location.file) for gap in history.gaps] == [("external", __file__)]
+def test_functionalize_made_before_the_trace_keeps_writes_draws_and_dependence(backend):
+    inner = []
+
+    def forward(s, x):
+        y = x * 1
+        inner.append(lens.trace(Model(lambda t, z: FUNCTIONALIZED(z)), (y.clone(),), backend=backend))
+        z = FUNCTIONALIZED(y)
+        return z + y.sum()
+
+    before = torch_marks()
+    history = lens.trace(Model(forward, w=W), (X,), backend=backend, seed=3)
+    assert torch_marks() == before
+    ops = [op for op in history.graph.ops if op.function.name == "functionalize"]
+    assert len(ops) == 2  # that of the inner trace, too
+    assert all(op.function.mutates and op.function.random and len(op.effects) == 1 for op in ops)
+    assert [leaf.addresses for leaf in history.graph.leaves if leaf.value in ops[1].operands] == [("w",)]
+    assert history["sum_1"].parent_layers == [history["functionalize_2"].layer_label]
+    assert torch.equal(history["mul_1"].tensor_contents, X)
+    assert check(history).failed == check(inner[0]).failed == ()
+    assert [gap.kind for gap in history.gaps] == ["opaque", "opaque"]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_a_functionalized_function_that_raises(backend):
+    failing = torch.func.functionalize(lambda y: y.add_(1).no_such_attribute)
+    before = torch_marks()
+    with pytest.raises(AttributeError) as caught:
+        lens.trace(Model(lambda s, x: failing(x * 2)), (X,), backend=backend)
+    assert torch_marks() == before
+    assert [op.function.name for op in caught.value.lens_history.graph.ops] == ["mul"]
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -237,8 +274,9 @@ def test_recomputation_in_backward_is_not_recorded():
 
 
 class TestCompiled:
+    @pytest.mark.parametrize("tracer", ["torch_function", "decoration", "torch_dispatch"])
     @pytest.mark.parametrize("how", ["torch.compile", "module.compile", "function", "fullgraph"])
-    def test_it_runs_eagerly_and_is_seen(self, how):
+    def test_it_runs_eagerly_and_is_seen(self, how, tracer):
         part = Model(lambda s, x: torch.relu(s.fc(x)), fc=linear())
         plain = part(X) + 1
         compiled = 0
@@ -257,14 +295,32 @@ class TestCompiled:
             )
         registered = function if how == "torch.compile" else part
         model = Model(lambda s, x: function(x) + 1, part=registered)
-        history, output = traced(model, (X,))
+        history, output = traced(model, (X,), backend=tracer)
         assert compiled == 0
         assert torch.equal(output, plain)
-        assert [op.function.name for op in history.graph.ops] == ["linear", "relu", "add"]
+        expected = ["linear", "relu", "add"] if tracer != "torch_dispatch" else ["t", "addmm", "relu", "add"]
+        assert [op.function.name.partition(".")[0] for op in history.graph.ops] == expected
         assert history.graph.scopes[1].address == "part"
         torch._dynamo.reset()
         assert torch.equal(function(X) + 1, plain)
         assert compiled >= 1
+
+    @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+    @pytest.mark.parametrize("reset", [False, True])
+    def test_a_module_outside_of_the_model_has_its_scope_or_a_gap(self, backend, reset):
+        outside = Model(lambda s, x: torch.relu(s.fc(x)), fc=linear())
+        outside.compile(backend=lambda graph, inputs: graph.forward)
+        if reset:
+            torch._dynamo.reset()  # then nothing tells whether a module is compiled
+        history = lens.trace(Model(lambda s, x: outside(x) + 1), (X,), backend=backend)
+        scopes = [scope.address for scope in history.graph.scopes]
+        gaps = [gap for gap in history.gaps if gap.kind == "unseen"]
+        if reset:
+            assert [gap.location.file for gap in gaps] == [__file__]
+            assert "no scope" in gaps[0].what
+        else:
+            assert scopes == ["", "<Model>", "<Linear>"]
+            assert not gaps
 
     def test_other_threads_compile_meanwhile(self):
         ran, inside, go = [], threading.Event(), threading.Event()
@@ -364,6 +420,8 @@ def test_work_of_two_threads_on_the_same_memory_is_disclosed(forward, backend):
     gaps = [gap for gap in history.gaps if gap.kind == "unseen"]
     assert gaps
     assert all(gap.location.file == __file__ for gap in gaps)
+    if backend != "torch_dispatch":  # which does not record in threads at all
+        assert all("values of that memory may be wrong" in gap.advice for gap in gaps)
 
 
 @pytest.mark.parametrize("backend", ["torch_function", "decoration"])

@@ -16,6 +16,7 @@ from torch import nn, relu
 import lens
 from lens.capture.conformance.suite import CASES
 from lens.cli import main
+from lens.errors import ReplayError
 from lens.ir.templates import Slot
 from lens.model_specs import import_torchvision
 from lens.replay import Interpreter
@@ -202,6 +203,49 @@ def scripted_model(function):
     return Body(lambda x: function(x) * 2)
 
 
+class OddError(Exception):
+    """Of no kind that torch raises."""
+
+
+@pytest.mark.parametrize(
+    ("bad", "check", "status", "cause"),
+    [
+        (1, 0, "failed", "lens"),
+        (2, 0, "failed", "plain"),
+        (3, -1, "exempt", "nondeterministic"),
+    ],
+)
+def test_a_model_that_raises_at_one_of_its_runs(bad, check, status, cause):
+    """Recorded, plain, audited: what they raise is told."""
+    calls = []  # outside the model, whose own state is put back before every run
+
+    def moody(x):
+        calls.append(0)
+        if len(calls) == bad:
+            raise OddError("not today")
+        return x.relu() + 1
+
+    found = report(moody, torch.randn(2, 3)).checks[check]
+    assert (found.status, found.cause) == (status, cause)
+    assert "OddError: not today" in found.detail
+
+
+def test_a_function_that_refuses_nonsense_in_its_own_way():
+    @torch.library.custom_op("lens_test::picky", mutates_args=())
+    def picky(x: torch.Tensor) -> torch.Tensor:
+        if (x < 0).any():
+            raise OddError("positive numbers only")
+        return x.sqrt()
+
+    found = report(picky, torch.ones(2, 3))
+    assert found.ok, str(found)
+    assert [verdict.status for verdict in found.verdicts] == ["proved"]
+    history = lens.trace(Body(picky), torch.ones(2, 3))
+    (value,) = history.graph.inputs.values
+    with pytest.raises(ReplayError, match="OddError: positive numbers only"):
+        Interpreter(history.graph, history.payloads).run({value: -torch.ones(2, 3)})
+
+
 def test_a_missing_operation_is_a_failure():
     def hides(x):
         with torch._C.DisableTorchFunction():
@@ -347,6 +391,23 @@ def test_a_loaded_trace_replays_with_the_model(tmp_path):
     interpreter = Interpreter(loaded.graph, loaded.payloads, model)
     made = interpreter.run(interpreter.sources(), want=loaded.graph.outputs.values)
     assert torch.equal(made[loaded.graph.outputs.values[0]], history.payloads.read(history.graph.outputs.values[0]))
+
+
+def test_a_loaded_trace_is_checked_with_the_model(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
+    history = lens.trace(model, torch.randn(4, 3))
+    expected = [verdict.status for verdict in lens.validate.check(history).verdicts]
+    loaded = lens.load(history.save(tmp_path / "t.lens"))
+    without = lens.validate.check(loaded)
+    assert {verdict.cause for verdict in without.failed} == {"unsaved"}
+    assert "give the model" in without.failed[0].advice
+    found = lens.validate.check(loaded, model=model)
+    assert [verdict.status for verdict in found.verdicts] == expected == ["proved"] * 3
+    assert found.ok
+    with torch.no_grad():
+        model[0].bias[1] += 1  # no more the model of the run
+    found = lens.validate.check(loaded, model=model)
+    assert [verdict.layer for verdict in found.failed] == ["linear_1_1"]
 
 
 def test_a_variant_of_an_operation_runs():

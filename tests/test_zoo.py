@@ -4,12 +4,15 @@ import time
 
 import pytest
 import torch
+from attrs import evolve
 from torch import nn
 
+import lens
+from lens.ir.facets import Recurrence
 from lens.model_specs import ModelCall
 from lens_zoo import __main__ as zoo
 from lens_zoo import processes
-from lens_zoo.examination import Findings, examine
+from lens_zoo.examination import Findings, examine, note_recurrence
 from lens_zoo.libraries import LIBRARIES, Library, builder, is_feedforward, recipes
 from lens_zoo.processes import Limits, examine_all
 from lens_zoo.table import write_table
@@ -66,11 +69,31 @@ def test_what_is_wrong_is_found_and_named():
     findings = examine("x", call_of(Stateful()), "torch_function")
     assert findings.status == "failed"
     assert "two plain runs differ too" in findings.reasons[0]
-    findings = examine("x", call_of(Unrolled()), "torch_function", feedforward=True)
-    assert findings.reasons == ["recurrent though feedforward: tanh_1_1 x2 (loop)"]
     findings = examine("x", call_of(nn.Linear(3, 3)), "torch_function")
     assert (findings.status, findings.ops) == ("not run", 0)
     assert findings.reasons[0].startswith("plain raises RuntimeError: mat1 and mat2")
+
+
+def test_recurrence_of_feedforward_models():
+    """Equal operations in a row are a loop; the same two with a layer between them are not."""
+    findings = examine("x", call_of(Unrolled()), "torch_function", feedforward=True)
+    assert (findings.status, findings.recurrent) == ("proved", ["tanh_1_1 x2 (loop)"])
+    graph = lens.trace(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh()), torch.ones(2, 4)).graph
+    wrong = evolve(graph[Recurrence], layer=(0, 1, 2, 1), rule=("", "loop", "", "loop"))
+    note_recurrence(findings, graph.with_facets(wrong), feedforward=True)
+    assert findings.reasons == ["recurrent though feedforward: tanh_1_2 x2 (loop)"]
+
+
+def test_the_audit_is_part_of_it():
+    class Hidden(nn.Module):
+        def forward(self, x):
+            with torch._C.DisableTorchFunction():  # nothing above autograd sees what happens here
+                y = x * 2
+            return x + y
+
+    findings = examine("x", call_of(Hidden()), "torch_function")
+    assert findings.status == "failed"
+    assert findings.reasons[-1].startswith("an operation is missing: aten.mul.Tensor at")
 
 
 def test_processes_are_limited(monkeypatch):

@@ -12,9 +12,15 @@ from torch import nn
 
 from lens.capture.patches import Entries
 from lens.capture.regions import Sight
+from lens.functions import unpatched
+
+#: What ``history.gaps`` says where a module is called by a way that the trace does not watch.
+NO_SCOPE = "a module outside of the model that module.compile() has compiled was called; its operations have no scope"
 
 #: private: the function that turns the compiler's stance into what runs; without it, ``set_stance`` for all threads
 _STANCE = "_callback_from_stance"
+#: private: empty as long as nothing was compiled, or the compiler was reset since; without it, as if something was
+_USED = "cached_backends"
 
 
 def watch_compiled(sight: Sight) -> None:
@@ -32,8 +38,9 @@ def _run_eagerly(sight: Sight) -> None:
         sight.patch(eval_frame, "set_fullgraph_compiled_frame_count", _wrap_count)
     else:
         sight.stack.enter_context(torch.compiler.set_stance("force_eager"))
-    # Costs 0.1 ms, because Python then renews the call slot of every module class; so only where it is of use.
-    if any(module._compiled_call_impl is not None for module in sight.recorder.addresses.modules()):
+    # Costs 0.1 to 0.3 ms, because Python then renews the call slot of every module class; so only where it is of use.
+    used = getattr(eval_frame, _USED, True)
+    if used or any(module._compiled_call_impl is not None for module in sight.recorder.addresses.modules()):
         sight.patch(nn.Module, "__call__", _wrap_module_call)
 
 
@@ -52,7 +59,14 @@ def _wrap_compile(original: Callable[..., Any], entries: Entries) -> Callable[..
 
 def _wrap_stance(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
     def callback_from_stance(callback: Any) -> Any:
-        return None if entries.get(get_ident()) else original(callback)
+        sights = entries.get(get_ident())
+        if not sights:
+            return original(callback)
+        frame = sys._getframe(1)
+        if getattr(frame.f_locals.get("fn"), "__func__", None) is unpatched(nn.Module._call_impl):
+            for sight in sights:
+                sight.recorder.tape.unseen.append((NO_SCOPE, sight.recorder.site(frame)))
+        return None
 
     return callback_from_stance
 

@@ -1,7 +1,8 @@
 """The ``decoration`` backend, the way of the paper: torch's functions are replaced by ones that record.
 
 The replacements are in place while a trace runs and know it in its own thread only. Inside a call they stand aside,
-except inside a Python-level function, whose interior they record by themselves.
+except inside a Python-level function, whose interior they record by themselves. Under them lies a net, a torch function
+mode that is told of the calls of functions that the program bound where no replacement could be put.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from lens.capture.addresses import AddressBook
 from lens.capture.bindings import Place
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import asks_by_attribute
-from lens.capture.patches import Entries, hidden, patched
+from lens.capture.opening import Opener, TraceMode, asks_by_attribute, wrap_guard
+from lens.capture.patches import patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.swapping import SwapTable
 from lens.capture.watching import watch_regions
-from lens.functions import Function, Kind, dense_kernel, describe, unpatched
+from lens.functions import Function, Kind, describe, unpatched
 
 #: Tensor types whose functions nobody overrides.
 _PLAIN_TYPES = frozenset({torch.Tensor, nn.Parameter})
@@ -58,8 +59,8 @@ class DecorationBackend:
             decorations = _decorations()
             sight = _DecorationSight(recording, decorations.recordings, stack)
             sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
-            if not emit.keep_fast_paths:
-                stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, None))
+            if emit.keep_fast_paths:
+                stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, recording.net))
             watch_regions(sight, self.record)
             stack.enter_context(decorations.known_to(recording, emit.addresses))
             yield
@@ -89,8 +90,10 @@ class _Decorations:
                     self._models.append(model)
                     self._places += self._table.places(model.modules())
                 self._table.put(self._places)
+            recording.spread()
             yield
         finally:
+            recording.take_in()
             with self._lock:
                 self.recordings[thread].remove(recording)
                 if not self.recordings[thread]:
@@ -123,7 +126,7 @@ class _DecorationSight(Sight):
         place = stack.index(self.recording)
         del stack[place]
         try:
-            with hidden(self.patches), observer:
+            with self.recording.without_net(), super().covered(observer):
                 yield
         finally:
             stack.insert(place, self.recording)
@@ -156,9 +159,10 @@ class Replacement:
             with _Reporter(None, None, self):
                 return original(*args, **kwargs)
         recording = stack.pop()
+        netted = recording.netted
         try:
-            if overrides._len_torch_function_stack() > recording.modes:  # type: ignore[attr-defined]
-                return recording.through_mode(self, stack, args, kwargs)
+            if recording.has_mode_above():
+                return recording.through_modes(self, stack, args, kwargs)
             if self._function is None:
                 run = partial(self, args[0])
                 return recording.record(describe(args[0]), (), run, stack, args[1:], kwargs, sys._getframe(1))
@@ -167,6 +171,8 @@ class Replacement:
                     return original(*args, **kwargs)
             return recording.record(self._function, (), self, stack, args, kwargs, sys._getframe(1))
         finally:
+            if netted and not recording.netted:
+                recording.spread()
             stack.append(recording)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -209,10 +215,55 @@ class _Recording:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self.opener = Opener()
+        self.net = _Net(self)
+        #: Whether the net is on the stack of modes.
+        self.netted = False
         #: How many modes were on before the trace; one that the model has entered sees a call before we do.
         self.modes: int = overrides._len_torch_function_stack()  # type: ignore[attr-defined]
         #: Composites that are running: if one comes back from inside itself, it runs as it is.
         self.opened: set[Function] = set()
+
+    def spread(self, above: int = 0) -> None:
+        """Put the net on the stack of modes, beneath so many."""
+        modes = [overrides._pop_mode() for _ in range(above)]  # type: ignore[no-untyped-call]
+        for mode in (self.net, *reversed(modes)):
+            overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+        self.netted = True
+
+    def take_in(self) -> int | None:
+        """Take the net off the stack, and tell how many modes lie above; None if it is not on."""
+        modes = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        self.netted = False
+        if all(mode is not self.net for mode in modes):
+            return None
+        above: list[TorchFunctionMode] = []
+        while (top := overrides._pop_mode()) is not self.net:  # type: ignore[no-untyped-call]
+            above.append(top)
+        for mode in reversed(above):
+            overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+        return len(above)
+
+    @contextmanager
+    def without_net(self) -> Iterator[None]:
+        """Have the net off the stack in the block."""
+        above = self.take_in()
+        try:
+            yield
+        finally:
+            if above is not None:
+                self.spread(above)
+
+    def has_mode_above(self) -> bool:
+        """Whether the model has entered a mode; if it has not, the net is off the stack now."""
+        if not self.netted:
+            return bool(overrides._len_torch_function_stack() > self.modes)  # type: ignore[attr-defined]
+        top = overrides._pop_mode()  # type: ignore[no-untyped-call]
+        if top is self.net:
+            self.netted = False
+            return False
+        overrides._push_mode(top)  # type: ignore[no-untyped-call]
+        return True
 
     def record(
         self,
@@ -247,30 +298,54 @@ class _Recording:
         recorder = self.recorder
         outer_site, recorder.composite_site = recorder.composite_site, site
         self.opened.add(function)
+        body = self.opener.open(function.callable)
         stack.append(self)
+        self.spread()
         try:
-            return (dense_kernel(function.callable) or function.callable)(*args, **kwargs)
+            return body(*args, **kwargs)
         finally:
+            self.take_in()
             stack.remove(self)
             self.opened.discard(function)
             recorder.composite_site = outer_site
 
-    def through_mode(
+    def through_modes(
         self, replacement: Callable[..., Any], stack: list[_Recording], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Let the modes that the model has entered have the call first; what they call then is recorded."""
         types = tuple({type(arg) for arg in args if isinstance(arg, torch.Tensor)})
-        count = overrides._len_torch_function_stack() - self.modes  # type: ignore[attr-defined]
-        first, *others = [overrides._pop_mode() for _ in range(count)]  # type: ignore[no-untyped-call]
+        with self.without_net():
+            count = overrides._len_torch_function_stack() - self.modes  # type: ignore[attr-defined]
+            first, *others = [overrides._pop_mode() for _ in range(count)]  # type: ignore[no-untyped-call]
+            try:
+                with ExitStack() as beneath:
+                    beneath.enter_context(_Reporter(self, stack, replacement))
+                    for mode in reversed(others):
+                        beneath.enter_context(_switched_on(mode))
+                    return first.__torch_function__(replacement, types, args, kwargs)
+            finally:
+                for mode in (*reversed(others), first):
+                    overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+    def missed(
+        self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType
+    ) -> Any:
+        """A call of a function that the program had bound out of reach; torch has taken the net off for it."""
+        function = describe(unpatched(func))
+        stack = _decorations().recordings.get(get_ident(), ())
+        # autograd hands the modes of a thread to helpers of its own, which the trace does not see
+        if self not in stack or (function.kind is Kind.METADATA and type(func) is not FunctionType):
+            return func(*args, **kwargs)
+        assert isinstance(stack, list)
+        stack.remove(self)
+        self.netted = False
         try:
-            with ExitStack() as beneath:
-                beneath.enter_context(_Reporter(self, stack, replacement))
-                for mode in reversed(others):
-                    beneath.enter_context(_switched_on(mode))
-                return first.__torch_function__(replacement, types, args, kwargs)
+            return self.record(
+                function, types, partial(_natively, function.callable, types), stack, args, kwargs, frame
+            )
         finally:
-            for mode in (*reversed(others), first):
-                overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+            self.netted = True
+            stack.append(self)
 
 
 @contextmanager
@@ -281,6 +356,19 @@ def _switched_on(mode: TorchFunctionMode) -> Iterator[None]:
         yield
     finally:
         overrides._pop_mode()  # type: ignore[no-untyped-call]
+
+
+class _Net(TraceMode):
+    """Lies beneath the replacements: is told of the calls for which none stood in."""
+
+    def __init__(self, recording: _Recording) -> None:
+        super().__init__()
+        self.recording = recording
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.recording.missed(func, types, args, kwargs or {}, sys._getframe(1))
 
 
 class _Reporter(TorchFunctionMode):
@@ -321,13 +409,3 @@ def _natively(function: Callable[..., Any], types: Sequence[type], *args: Any, *
             if result is not NotImplemented:
                 return result
     return function(*args, **kwargs)
-
-
-def _wrap_guard(original: Callable[..., bool], threads: Entries) -> Callable[..., bool]:
-    """``has_torch_function`` as attention asks it: a yes keeps it off its fused eval path."""
-
-    def has_torch_function(relevant_args: Sequence[Any]) -> bool:
-        asked_by_operator = sys._getframe(1).f_globals is vars(torch._ops)
-        return (get_ident() in threads and not asked_by_operator) or original(relevant_args)
-
-    return has_torch_function

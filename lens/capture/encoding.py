@@ -50,6 +50,7 @@ class ArgumentEncoder:
         #: The opaque objects met so far, by index, for replay.
         self.objects: list[Any] = []
         self._object_numbers: dict[int, int] = {}
+        self._lists: dict[tuple[int, int], Seq] = {}
         #: Whether a tensor subclass was among the arguments.
         self.has_met_subclass = False
         #: How each type is encoded; types met for the first time are added.
@@ -82,6 +83,18 @@ class ArgumentEncoder:
         if encoder is None:
             encoder = self._encoders[type(obj)] = self._encoder_for(type(obj))
         return encoder(obj, visit)
+
+    def slots_in(self, kind: type, first: int, end: int) -> RawTemplate:
+        """The template of a list or tuple of tensors only, whose slots are those from ``first`` to ``end``."""
+        if end > len(SLOTS):
+            slots = tuple([slot(i) for i in range(first, end)])
+            return Seq("list", slots) if kind is list else slots
+        if kind is tuple:
+            return SLOTS[first:end]
+        found = self._lists.get((first, end))
+        if found is None:
+            found = self._lists[first, end] = Seq("list", SLOTS[first:end])
+        return found
 
     def _encoder_for(self, kind: type) -> Callable[[Any, Visit], RawTemplate]:
         for base, encoder in (

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from threading import get_ident
 from typing import Any
 
-from lens.capture.patches import Entries
-from lens.capture.regions import Sight, note_closed_over, run_region, tensors_in
+from lens.capture.patches import Entries, patched
+from lens.capture.regions import Sight, note_closed_over, run_region, running, tensors_in
 from lens.ir.elements import FnRef
 
 #: Where a transformed function meets torch: module, attribute, name of the transform. They are looked up at each
@@ -24,15 +25,21 @@ _CALLS = (
     ("torch._functorch.eager_transforms", "_jvp_with_argnums", "jvp"),
     ("torch._functorch.eager_transforms", "_vjp_with_argnums", "vjp"),
 )
-#: Transforms made of others: seen as one operation if the transform is made during the trace, else as their parts;
-#: of ``functionalize`` made before nothing is seen, so its result is an external leaf.
-_MAKERS = ("jacrev", "jacfwd", "hessian", "functionalize")
+#: Transforms made of others: seen as one operation if the transform is made during the trace, else as their parts.
+_MAKERS = ("jacrev", "jacfwd", "hessian")
+#: Where a function that ``functionalize`` made begins and ends. Private: without them its result is an external leaf.
+_BEGIN, _END = "_func_increment_nesting", "_func_decrement_nesting"
 
 
 def watch_transforms(sight: Sight) -> None:
     """Record transforms of ``torch.func`` as opaque operations."""
     for owner, attribute, wrap in _patches():
         sight.patch(owner, attribute, wrap)
+    transforms = import_module("torch._functorch.eager_transforms")
+    if hasattr(transforms, _BEGIN) and hasattr(transforms, _END):
+        sight.patch(transforms, _BEGIN, _wrap_beginning)
+        # no patch of the sight's, which would be hidden while the function runs
+        sight.stack.enter_context(patched(transforms, _END, _wrap_end, sight))
 
 
 @functools.cache
@@ -95,3 +102,45 @@ def _maker_wrapper(name: str) -> Callable[..., Any]:
         return make
 
     return wrap
+
+
+def _wrap_beginning(original: Callable[..., int], entries: Entries) -> Callable[..., int]:
+    """The first call of a function that ``functionalize`` made: its arguments are names of the frame that calls."""
+    ref = FnRef("torch.func", "functionalize")
+
+    def begin(reapply_views: bool) -> int:
+        level = original(reapply_views)
+        frame = sys._getframe(1)
+        given = frame.f_locals
+        sights: list[Sight] = [sight for sight in entries.get(get_ident()) or () if sight.open]
+        if sights and {"args", "kwargs", "func"} <= given.keys():
+            remove = "mutations" if reapply_views else "mutations_and_views"
+            again = frame.f_globals["functionalize"](given["func"], remove=remove)
+            stack = ExitStack()
+            found = [
+                stack.enter_context(
+                    running(sight, ref, (again, *given["args"]), given["kwargs"], frame.f_back, may_write=True)
+                )
+                for sight in reversed(sights)
+            ]
+            sights[-1].begun.append((frame, stack, found))
+        return level
+
+    return begin
+
+
+def _wrap_end(original: Callable[[], int], entries: Entries) -> Callable[[], int]:
+    """The last call of such a function, also when it fails. What it returns is a name of the frame by now."""
+
+    def end() -> int:
+        level = original()
+        frame = sys._getframe(1)
+        for sight in entries.get(get_ident()) or ():
+            if sight.begun and sight.begun[-1][0] is frame:
+                _, stack, found = sight.begun.pop()
+                with stack:
+                    for results in found if "outputs" in frame.f_locals else ():
+                        results.append(frame.f_locals["outputs"])
+        return level
+
+    return end

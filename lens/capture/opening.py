@@ -7,12 +7,16 @@ code, but globals in which that question is answered with no.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
+import torch
 from torch import overrides
+from torch.overrides import TorchFunctionMode
 
+from lens.capture.patches import Entries
 from lens.functions import dense_kernel, is_openable
 
 _GUARDS = {
@@ -77,3 +81,24 @@ class Opener:
                     found[name] = _no
             self._globals[id(original)] = found
         return found
+
+
+class TraceMode(TorchFunctionMode):
+    """The mode of a trace: whether it is on is nothing that code is to act upon."""
+
+
+def wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
+    """``has_torch_function`` as code sees it that asks ``torch.overrides`` by attribute, without our mode.
+
+    ``nn.MultiheadAttention`` and ``nn.TransformerEncoder(Layer)`` leave their fused eval paths if they get a yes
+    here; so the traced result would not be the plain one.
+    """
+
+    def has_torch_function(relevant_args: Sequence[Any]) -> bool:
+        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        if not isinstance(mode, TraceMode) or sys._getframe(1).f_globals is vars(torch._ops):
+            return original(relevant_args)  # torch._ops: a higher-order operator asks whether to show itself
+        with overrides._pop_mode_temporarily():
+            return original(relevant_args)
+
+    return has_torch_function

@@ -14,20 +14,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder, shorten
-from lens.capture.keeping import Keeper, generator_states
-from lens.capture.memory import Memory
+from lens.capture.keeping import generator_states
+from lens.capture.leaves import TENSOR_TYPES, LeafRecorder
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import Locator
 from lens.capture.stopping import Stop
-from lens.capture.tensor_table import TensorRecord, TensorTable
+from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
 from lens.functions import Function
-from lens.ir.elements import LeafKind
-from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site, Tape
+from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site
 from lens.ir.templates import Slot
 
 #: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
@@ -61,10 +59,11 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
 
 #: Reads whose result shares its memory with the tensor.
 _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
-_TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
+_TENSOR_TYPE = {torch.Tensor}
+_SEQUENCES = frozenset({tuple, list})
 
 
-class Recorder:
+class Recorder(LeafRecorder):
     """Writes the tape of one run in one thread.
 
     Args:
@@ -84,34 +83,21 @@ class Recorder:
         keep_fast_paths: bool = True,
         composites: bool = True,
     ) -> None:
-        self.tape = Tape()
+        super().__init__(addresses, selection, locator)
         self.keep_fast_paths = keep_fast_paths
-        self.tensors = TensorTable()
-        self.keeper = Keeper(selection)
+        self.composites = composites
         self.encoder = ArgumentEncoder(self.value_of)
         self.scope: int | None = None
-        self.call_site: Site = None
         #: While a composite runs: its site, which its interior shares.
         self.composite_site: Site = None
-        #: What a tensor is that was never met and is not the model's.
-        self.stranger: LeafKind = "external"
         #: What the run is to end at, if at anything.
         self.stop: Stop | None = None
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
-        #: Set by a backend that can tell the value of a tensor which comes as an object never met.
-        self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
         #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
         self.collect: Callable[[], bool] = lambda: False
-        self.addresses = addresses
-        self._locator = locator
-        self.memory = Memory(self)
-        # Looked up once: these are read for every operation.
-        self._by_id = self.tensors.by_id
-        self._values, self._ops = self.tape.values, self.tape.ops
-        self.composites = composites
+        self._ops = self.tape.ops
         self._hold_all, self._selective = self.keeper.holds_all, self.keeper.selective
-        self._hold_leaves = self.keeper.everything or self.keeper.leaves
         #: By id: names, calls so far, the module (kept, so that ids stay unique).
         self.modules: dict[int, list[Any]] = {}
 
@@ -134,19 +120,22 @@ class Recorder:
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
         operands: list[int] = []
-        by_id = self._by_id
+        by_id, reserved = self._by_id, self.tensors.reserved
         encoded: list[RawTemplate] = []
         for arg in (*args, *kwargs.values()) if kwargs else args:
             # The usual kinds of argument without a call: 1 us per operation.
             kind = type(arg)
             if kind in ATOMS:
                 encoded.append(arg)
-            elif kind in _TENSOR_TYPES:
+            elif kind in TENSOR_TYPES:
                 encoded.append(SLOTS[len(operands)])
                 record = by_id.get(id(arg))
-                if (
-                    record is not None
-                    and record() is arg
+                if record is None:
+                    leaf = reserved.get(id(arg))
+                    is_as_before = leaf is not None and leaf[1] == arg._version
+                    operands.append(leaf[0] if leaf is not None and is_as_before else self.value_of(arg))
+                elif (
+                    record() is arg
                     and not record.pending
                     and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
                 ):
@@ -155,18 +144,23 @@ class Recorder:
                     operands.append(self.value_of(arg))
             elif kind is tuple and ATOMS.issuperset(map(type, arg)):
                 encoded.append(arg)
+            elif kind in _SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
+                first = len(operands)
+                operands += self._values_of(arg)
+                encoded.append(self.encoder.slots_in(kind, first, len(operands)))
             else:
                 encoded.append(self.encoder.encode(arg, operands))
-        named: dict[str, RawTemplate] | None = None
+        by_name: dict[str, RawTemplate] | None = None
         if kwargs:
-            named = dict(zip(kwargs, encoded[len(args) :], strict=True))
+            by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
             del encoded[len(args) :]
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = function.written(args, kwargs or {})
-            self.protect(written, operands, function, bool(kwargs and "out" in kwargs))
+            if written:
+                self.protect(written, operands, function, bool(kwargs and "out" in kwargs))
         generators = generator_states(args, kwargs) if function.random else None
-        return function, len(self._ops), operands, encoded, named, site, written, generators
+        return function, len(self._ops), operands, encoded, by_name, site, written, generators
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
         """Note what a call returned, how long it took (seconds), and what it wrote to.
@@ -187,6 +181,8 @@ class Recorder:
         form: RawTemplate
         if type(result) is torch.Tensor:
             form = self._result(result, call, results, yields)
+        elif type(result) is tuple and set(map(type, result)) == _TENSOR_TYPE:
+            form = tuple([self._result(tensor, call, results, yields) for tensor in result])
         else:
             form = self.encoder.encode_with(result, lambda t: self._result(t, call, results, yields))
         if not results and not written:
@@ -205,8 +201,7 @@ class Recorder:
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
         if type(result) is torch.Tensor:
-            record = self._by_id.get(id(result))
-            return record is not None and record() is result
+            return self.tensors.find(result) is not None
         unmet: list[torch.Tensor] = []
 
         def visit(tensor: torch.Tensor) -> Slot:
@@ -243,6 +238,8 @@ class Recorder:
         values = self._values
         value = len(values)
         record = self._by_id.get(id(tensor))
+        if record is None and id(tensor) in self.tensors.reserved:
+            record = self.tensors.find(tensor)
         alias: int | None = None
         if record is not None and record() is tensor:
             alias = record.value
@@ -304,60 +301,37 @@ class Recorder:
         names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
         return RunningOp.of(function.ref, names, self._values[value])
 
-    # Tensors that come from elsewhere
+    # Values of many tensors
 
-    def value_of(self, tensor: torch.Tensor) -> int:
-        """The value that a tensor stands for; a tensor never met becomes a leaf."""
-        record = self._by_id.get(id(tensor))
-        if record is None or record() is not tensor:
-            named = self.addresses.tensor(tensor)
-            if named is not None:
-                return self.leaf(tensor, named[1], named[2])
-            known = self.recognise(tensor)
-            if known is not None:
-                return known
-            # A tensor without data cannot hide where its values come from.
-            kind: LeafKind = "constant" if tensor.is_meta else self.stranger
-            names = (f"tensor_{len(self.tape.leaves) + 1}",) if kind == "input" else ()
-            return self.leaf(tensor, kind, names, self._locator.find(sys._getframe(1), self.call_site))
-        if record.version is not None and record.version != tensor._version:
-            self.memory.look(record, tensor)
-        if record.pending:
-            self.memory.settle(record, tensor)
-        return record.value
+    def _values_in(self, items: Sequence[Any], values: list[int]) -> None:
+        """Append the values of the tensors among the arguments or results of a module, in their order.
 
-    def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
-        """Make a tensor a leaf of the graph and give its value."""
-        values = self._values
-        value = len(values)
-        record = self.tensors.add(tensor, value)
-        alias = self.tensors.alias(record, ()) if record.shared else None
-        self.memory.leaf_storages.add(record.storage)
-        if self.memory.exposed:
-            self.memory.snap(record, tensor)
-        try:
-            values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))
-        except (RuntimeError, ValueError):  # nested tensors and parameters of lazy modules have no shape
-            values.append((*odd_type(tensor), alias, None))
-        self.tape.leaves.append((kind, value, addresses, tensor.requires_grad, site))
-        wanted = self._hold_leaves
-        if wanted and (wanted is True or not wanted.isdisjoint(addresses)) and not is_lazy(tensor):
-            self.keeper.hold(record, value, tensor, raw=kind in ("parameter", "buffer"))
-        return value
-
-    def prepare(self) -> None:
-        """Make leaves of the parameters and buffers of the model, in one go; sealing leaves out what nothing uses.
-
-        Met one by one between operations, which drive this code and its tables out of the caches, each cost three
-        times as much (measured on resnet50 at 64 px: 4.1 against 1.2 us).
+        An unseen write to one is left for an op to find: asking for a version here would come to the mode.
         """
-        begin = len(self._values)
-        by_id, leaf = self._by_id, self.leaf
-        for tensor, kind, addresses in self.addresses.registered():
-            # Others are met when they are used: subclasses, and what a lazy module has yet to shape.
-            if type(tensor) in _TENSOR_TYPES and id(tensor) not in by_id:
-                leaf(tensor, kind, addresses)
-        self.tape.prepared = range(begin, len(self._values))
+        by_id = self._by_id
+        for item in items:
+            kind = type(item)
+            if kind in TENSOR_TYPES:
+                record = by_id.get(id(item))
+                is_settled = record is not None and record() is item and not record.pending
+                values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
+            elif kind in _SEQUENCES:
+                self._values_in(item, values)
+            elif kind not in ATOMS:
+                self.encoder.encode(item, values)
+
+    def _values_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
+        """The values of the tensors in a list, without a call for each."""
+        by_id = self._by_id
+        return [
+            record.value
+            if (record := by_id.get(id(tensor))) is not None
+            and record() is tensor
+            and not record.pending
+            and (record.version is None or record.version == tensor._version)
+            else self.value_of(tensor)
+            for tensor in tensors
+        ]
 
     def close(self) -> None:
         """The trace is over: let go of everything at once, instead of leaving circles to the garbage collector."""
@@ -393,15 +367,7 @@ class Recorder:
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
-        by_id = self._by_id
-        for arg in (*args, *kwargs.values()) if kwargs else args:
-            if type(arg) is torch.Tensor:
-                record = by_id.get(id(arg))
-                # An unseen write to it is left for an op to find.
-                is_settled = record is not None and record() is arg and not record.pending
-                inputs.append(record.value if is_settled else self.value_of(arg))  # type: ignore[union-attr]
-            else:
-                self.encoder.encode(arg, inputs)
+        self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
         known = self.modules.get(id(module))
         if known is None:
             known = self.modules[id(module)] = [self._names_of(module), 0, module]
@@ -418,12 +384,8 @@ class Recorder:
         """Note that a module call has ended; ``output`` is None if it raised."""
         number, self.scope, self.call_site = entered
         outputs: list[int] = []
-        if type(output) is torch.Tensor:
-            record = self._by_id.get(id(output))
-            is_settled = record is not None and record() is output and not record.pending
-            outputs.append(record.value if is_settled else self.value_of(output))  # type: ignore[union-attr]
-        elif output is not None:
-            self.encoder.encode(output, outputs)
+        if output is not None:
+            self._values_in((output,), outputs)
         self.tape.exits.append((number, len(self._ops), outputs))
         if self._selective and self.keeper.wants_module(self.tape.scopes[number][0]):
             self.encoder.encode_with(output, self._hold_now)

@@ -65,6 +65,8 @@ class Sight:
         self.jobs: Any = None
         #: Where on the tape autocast changed, and to what.
         self.autocast_changes: list[tuple[int, str]] = []
+        #: Regions of which one call begins and another ends: the frame that makes both, and what to do at the end.
+        self.begun: list[tuple[FrameType, ExitStack, list[list[Any]]]] = []
 
     def patch(self, owner: Any, name: str, wrap: Wrap, entry: Any = None) -> None:
         """Patch an attribute, if this torch has it, for this trace. The entry is the sight, if it is not given."""
@@ -177,18 +179,36 @@ def run_region(
     def run(level: int) -> Any:
         if level < 0:
             return target(*args, **kwargs)
-        region = _Region(sights[level].recorder, ref, closed_over, may_write)
-        with UNSEEN():
-            call = region.start((target, *args), kwargs, frame)
-        begin = perf_counter()
-        with sights[level].covered(region.observer):
-            result = region.observed(lambda: run(level - 1))
-        duration = perf_counter() - begin
-        with UNSEEN():
-            region.finish(call, result, duration)
-        return result
+        with running(sights[level], ref, (target, *args), kwargs, frame, closed_over, may_write) as results:
+            results.append(run(level - 1))
+        return results[0]
 
     return run(len(sights) - 1)
+
+
+@contextmanager
+def running(
+    sight: Sight,
+    ref: FnRef,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    frame: FrameType | None,
+    closed_over: Sequence[torch.Tensor] = (),
+    may_write: bool = False,
+) -> Iterator[list[Any]]:
+    """Take what runs in the block out of one trace's sight: one operation, if it appends its result to the list."""
+    region = _Region(sight.recorder, ref, closed_over, may_write)
+    with UNSEEN():
+        call = region.start(args, kwargs, frame)
+    results: list[Any] = []
+    begin = perf_counter()
+    with sight.covered(region.observer):
+        before = torch.default_generator.get_state()
+        yield results
+    duration = perf_counter() - begin
+    if results:
+        with UNSEEN():
+            region.finish(call, results[0], duration, before)
 
 
 class _Region:
@@ -203,7 +223,6 @@ class _Region:
         self.versions: list[tuple[torch.Tensor, int | None]] = []
         #: Copies of the buffers: batch norm does not count up the version of its statistics.
         self.buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.states: dict[str, torch.Tensor] | None = None
 
     def start(self, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None) -> Call:
         call = self.recorder.start(Function(call_opaque, self.ref, Kind.OP), args, kwargs, frame)
@@ -219,16 +238,8 @@ class _Region:
             self.buffers = [(tensor, tensor.detach().clone()) for tensor in buffers]
         return call
 
-    def observed(self, body: Callable[[], Any]) -> Any:
-        """Run the body; keep the generator's state from before if it drew numbers."""
-        before = torch.default_generator.get_state()
-        result = body()
-        with UNSEEN():
-            drew = not torch.equal(before, torch.default_generator.get_state())
-        self.states = {"cpu": before} if drew else None
-        return result
-
-    def finish(self, call: Call, result: Any, duration: float) -> None:
+    def finish(self, call: Call, result: Any, duration: float, state: torch.Tensor) -> None:
+        """Record the call; ``state`` is the generator's from before, which is kept if numbers were drawn."""
         _, begin, operands, args, kwargs, site, _, _ = call
         assert operands is not None
         closed_over = [value for value in self.observer.values.values() if value not in operands]
@@ -238,6 +249,8 @@ class _Region:
             operands += closed_over
         written = [tensor for tensor, version in self.versions if version_of(tensor) != version]
         written += [t for t, copy in self.buffers if not torch.equal(t, copy) and all(t is not w for w in written)]
-        ref = evolve(self.ref, random=self.states is not None, mutates=bool(written))
+        drew = not torch.equal(state, torch.default_generator.get_state())
+        ref = evolve(self.ref, random=drew, mutates=bool(written))
         function = Function(call_opaque, ref, Kind.OP)
-        self.recorder.finish((function, begin, operands, args, kwargs, site, written, self.states), result, duration)
+        states = {"cpu": state} if drew else None
+        self.recorder.finish((function, begin, operands, args, kwargs, site, written, states), result, duration)

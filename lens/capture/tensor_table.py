@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
+
+from lens.capture.addresses import Named
 
 #: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
 _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
@@ -55,22 +60,77 @@ class TensorRecord(weakref.ref[torch.Tensor]):
         return bool(self.pending) and self.pending[0] == EXPOSED
 
 
+#: A tensor of the model before anything but a use has happened to it: its value, torch's count of writes to it, its
+#: storage, whether it is trained, and its names, with the tensor itself.
+Reserved: TypeAlias = tuple[int, int, int, bool, Named]
+
+
 class TensorTable:
     """Records of all tensors that the trace has met and that are still alive.
 
     Tensors are known by ``id`` together with a weak reference: no attribute is left on any tensor, and an id that
     Python uses again is recognised.
+
+    Most parameters are used and nothing else happens to them: no write, no other tensor in their memory. They are
+    reserved together before the run, which keeps them alive, and get a record when something else happens.
     """
 
     def __init__(self) -> None:
         self.by_id: dict[int, TensorRecord] = {}
-        #: One record stands for itself: most tensors share their memory with no other.
-        self._by_storage: dict[int | None, TensorRecord | list[TensorRecord]] = {}
+        #: One record stands for itself: most tensors share their memory with no other. A number is the id of a
+        #: reserved tensor.
+        self._by_storage: dict[int | None, TensorRecord | list[TensorRecord] | int] = {}
+        self.reserved: dict[int, Reserved] = {}
+        #: Told of a reserved tensor that gets its record.
+        self.met: Callable[[TensorRecord, Reserved], None] = lambda record, reserved: None
 
     def find(self, tensor: torch.Tensor) -> TensorRecord | None:
         """The record of a tensor, if it was met before."""
         record = self.by_id.get(id(tensor))
-        return record if record is not None and record() is tensor else None
+        if record is None:
+            return self._meet(id(tensor)) if id(tensor) in self.reserved else None
+        return record if record() is tensor else None
+
+    def reserve(self, named: list[Named], value: int) -> list[Named]:
+        """Reserve tensors of the model, with values from ``value`` on; the rest, which need records, are given back.
+
+        In one go: met one by one between operations, which drive this code and its tables out of the caches, each
+        cost three times as much (measured on resnet50 at 64 px).
+        """
+        try:
+            storages = [tensor.untyped_storage()._cdata for tensor, _, _ in named]
+            versions = [tensor._version for tensor, _, _ in named]
+        except _NO_STORAGE:
+            return named
+        rest: list[Named] = []
+        if len(set(storages)) < len(storages) or not self._by_storage.keys().isdisjoint(storages):
+            taken = Counter(storages) + Counter(self._by_storage.keys())
+            rest = [one for one, storage in zip(named, storages, strict=True) if taken[storage] > 1]
+            alone = [place for place, storage in enumerate(storages) if taken[storage] == 1]
+            named, storages = [named[i] for i in alone], [storages[i] for i in alone]
+            versions = [versions[i] for i in alone]
+        ids = [id(tensor) for tensor, _, _ in named]
+        trained = [tensor.requires_grad for tensor, _, _ in named]
+        self.reserved = dict(
+            zip(ids, zip(itertools.count(value), versions, storages, trained, named, strict=False), strict=True)
+        )
+        self._by_storage.update(zip(storages, ids, strict=True))
+        return rest
+
+    def _meet(self, number: int) -> TensorRecord:
+        """Give a reserved tensor its record."""
+        reserved = value, version, storage, _, named = self.reserved.pop(number)
+        self.by_id[number] = self._by_storage[storage] = record = TensorRecord(named[0])
+        record.value, record.version, record.storage = value, version, storage
+        record.pending = record.held = ()
+        record.shared = False
+        self.met(record, reserved)
+        return record
+
+    def meet_reserved(self, ids: Sequence[int] | None = None) -> None:
+        """Give reserved tensors their records: all, or those of these ids."""
+        for number in list(self.reserved) if ids is None else ids:
+            self._meet(number)
 
     def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
         """A new record; ``shared`` says whether its memory was met before."""
@@ -88,7 +148,7 @@ class TensorTable:
             record.storage = None
             return record
         known = self._by_storage.get(storage)
-        if known is None:
+        if known is None or (type(known) is TensorRecord and known() is None):  # memory used again
             self._by_storage[storage] = record
         else:
             others = self.records_on(storage)
@@ -129,6 +189,8 @@ class TensorTable:
     def records_on(self, storage: int | None) -> list[TensorRecord]:
         """The records of live tensors on a memory, oldest first."""
         known = self._by_storage.get(storage, ()) if storage is not None else ()
+        if isinstance(known, int):
+            known = self._meet(known)
         members = known if isinstance(known, (list, tuple)) else (known,)
         return [m for m in members if m.storage == storage and m() is not None]
 

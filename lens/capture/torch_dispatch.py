@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lens.capture.compiled import watch_compiled
 from lens.capture.keeping import UNSEEN
 from lens.capture.memory_places import MemoryPlaces
 from lens.capture.module_calls import watch_modules
 from lens.capture.python_data import is_subscript, watch_python_data
 from lens.capture.recorder import Recorder, written_by
+from lens.capture.regions import Sight
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.threads import disclose_threads
 from lens.functions import Function, Kind, describe, tensors_in
@@ -59,6 +61,7 @@ class TorchDispatchBackend:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
             watch_python_data(mode, stack)
+            watch_compiled(Sight(emit, None, stack))
             disclose_threads(emit, stack)
             stack.callback(mode.end)
             stack.enter_context(mode)
@@ -260,5 +263,6 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Notice what happened after the last call."""
         with UNSEEN():
             self.settle()
+            self.tensors.meet_reserved()
             alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
             self.look_at(alive, {}, sys._getframe(0))

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import nn, overrides
-from torch.overrides import TorchFunctionMode
 
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener
+from lens.capture.opening import Opener, TraceMode, wrap_guard
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
@@ -54,7 +53,7 @@ class TorchFunctionBackend:
                 for name, wrap in _GUARDS:
                     sight.patch(nn.functional, name, wrap, mode)
             if emit.keep_fast_paths:  # asked by operators in a region, too
-                stack.enter_context(patched(overrides, "has_torch_function", _wrap_guard, mode))
+                stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, mode))
             stack.enter_context(mode)
             yield
 
@@ -63,7 +62,7 @@ class TorchFunctionBackend:
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
-class _RecordingMode(TorchFunctionMode):
+class _RecordingMode(TraceMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
@@ -121,13 +120,17 @@ class _RecordingMode(TorchFunctionMode):
 _UNTOLD_WRITERS = ("set_", "real", "imag")
 
 
+def _innermost_mode() -> Any:
+    return overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+
+
 def _tell(original: Any, modes: Entries) -> Any:
     """A method, or the setter of a property, that tells the mode of its thread."""
     if isgetsetdescriptor(original) or isinstance(original, property):
         return Property(original.__get__, _tell(original.__set__, modes), original.__delete__)
 
     def told(*args: Any, **kwargs: Any) -> Any:
-        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
+        mode = _innermost_mode()
         if mode is None or mode not in modes.get(get_ident(), ()):
             return original(*args, **kwargs)
         with overrides._pop_mode_temporarily():
@@ -145,13 +148,8 @@ def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[
 
     def has_torch_function(relevant_args: Any) -> bool:
         stack = modes.get(get_ident())
-        if (
-            stack
-            and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args))
-            and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
-        ):
-            return False
-        return original(relevant_args)
+        is_ours = stack and _PLAIN_ARGUMENTS.issuperset(map(type, relevant_args)) and _innermost_mode() is stack[-1]
+        return not is_ours and original(relevant_args)
 
     return has_torch_function
 
@@ -159,20 +157,17 @@ def _wrap_opening(original: Callable[[Any], bool], modes: Entries) -> Callable[[
 def _wrap_opening_unary(original: Callable[[Any], bool], modes: Entries) -> Callable[[Any], bool]:
     def has_torch_function_unary(arg: Any) -> bool:
         stack = modes.get(get_ident())
-        if (
-            stack and type(arg) in _PLAIN_ARGUMENTS and overrides._get_current_function_mode() is stack[-1]  # type: ignore[no-untyped-call]
-        ):
-            return False
-        return original(arg)
+        is_ours = stack and type(arg) in _PLAIN_ARGUMENTS and _innermost_mode() is stack[-1]
+        return not is_ours and original(arg)
 
     return has_torch_function_unary
 
 
 def _wrap_opening_variadic(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
-    asks = _wrap_opening(lambda relevant_args: original(*relevant_args), modes)
-
     def has_torch_function_variadic(*args: Any) -> bool:
-        return asks(args)
+        stack = modes.get(get_ident())
+        is_ours = stack and _PLAIN_ARGUMENTS.issuperset(map(type, args)) and _innermost_mode() is stack[-1]
+        return not is_ours and original(*args)
 
     return has_torch_function_variadic
 
@@ -184,20 +179,3 @@ _GUARDS = (
     ("has_torch_function_unary", _wrap_opening_unary),
     ("has_torch_function_variadic", _wrap_opening_variadic),
 )
-
-
-def _wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:
-    """``has_torch_function`` as code sees it that asks ``torch.overrides`` by attribute, without our mode.
-
-    ``nn.MultiheadAttention`` and ``nn.TransformerEncoder(Layer)`` leave their fused eval paths if they get a yes
-    here; so the traced result would not be the plain one.
-    """
-
-    def has_torch_function(relevant_args: Sequence[Any]) -> bool:
-        mode = overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
-        if not isinstance(mode, _RecordingMode) or sys._getframe(1).f_globals is vars(torch._ops):
-            return original(relevant_args)  # torch._ops: a higher-order operator asks whether to show itself
-        with overrides._pop_mode_temporarily():
-            return original(relevant_args)
-
-    return has_torch_function

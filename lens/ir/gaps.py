@@ -32,7 +32,9 @@ _OPAQUE = {
 _UNSEEN = {
     "inference mode": "a write by code out of sight would not be noticed; trace under torch.no_grad() to find such",
     "does not see it": "its results are leaves of unknown origin; torch_function and decoration record in threads",
-    "same memory": "the order in the graph need not be the real one; have one thread wait for the other",
+    "same memory": "the order in the graph need not be the real one, and values of that memory may be wrong; have one "
+    "thread wait for the other",
+    "have no scope": "make it a part of the model, or call torch.compile(module) instead",
     "": "wait for it in the forward to see it",
 }
 

@@ -15,16 +15,13 @@ from attrs import field, frozen
 from torch import nn
 
 from lens.errors import ReplayError
+from lens.foreign import Raised, attempt
 from lens.ir.elements import Leaf, Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Opaque
 from lens.replay.operation import run_operation, written_operands
 
-#: What an operation raises when its arguments do not fit.
-OPERATION_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
-#: The same, or that what comes back is of another form than in the run.
-TRIAL_ERRORS = (*OPERATION_ERRORS, ReplayError)
 _FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
 _UNINITIALISED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
 Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
@@ -56,9 +53,14 @@ class Interpreter:
             values: At least everything that the op reads. None of them is changed.
 
         Raises:
-            ReplayError: if the function or an argument is not there. What the function itself raises comes through.
+            ReplayError: the function or an argument is not there, or the function raises.
         """
-        return run_operation(self.graph, self.payloads, op, values)
+        made = attempt(lambda: run_operation(self.graph, self.payloads, op, values))
+        if isinstance(made, Raised):
+            if isinstance(made.error, ReplayError):
+                raise made.error
+            raise ReplayError(f"run again it raises {made}", hint="do the values given fit the graph?") from made.error
+        return made
 
     def written(self, op: Op, values: Tensors) -> set[ValueId]:
         """The operands that an op writes to."""
@@ -112,8 +114,9 @@ class Interpreter:
             return {new: there[old] for new, old in zip(op.results, op.yields, strict=True) if old is not None}
         try:
             return self.run_op(op, there)
-        except OPERATION_ERRORS as error:
-            raise ReplayError(told(error), where=where, hint="do the values given fit the graph?") from error
+        except ReplayError as error:
+            error.where = error.where or where
+            raise
 
     def sources(self) -> dict[ValueId, torch.Tensor]:
         """The values that a run of the whole graph starts from.
@@ -125,21 +128,24 @@ class Interpreter:
         Raises:
             ReplayError: a leaf is neither saved nor in the model.
         """
-        tensors = (
-            {} if self.model is None else {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
-        )
-        found = {leaf.value: self._leaf(leaf, tensors) for leaf in self.graph.leaves}
+        found = self.of_model()
+        found.update({leaf.value: self._leaf(leaf) for leaf in self.graph.leaves if leaf.value not in found})
         for op in self.graph.ops:
             if makes_garbage(op) or why_not_run(op, self.payloads):
                 found.update({v: self.payloads.read(v) for v in op.results if v in self.payloads})
         return found
 
-    def _leaf(self, leaf: Leaf, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def of_model(self) -> dict[ValueId, torch.Tensor]:
+        """The parameters and buffers that the payloads lack, found in the model by address, as they are now."""
+        if self.model is None:
+            return {}
+        tensors = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
+        lacking = [leaf for leaf in self.graph.leaves if leaf.value not in self.payloads]
+        return {leaf.value: tensors[name] for leaf in lacking for name in leaf.addresses if name in tensors}
+
+    def _leaf(self, leaf: Leaf) -> torch.Tensor:
         if leaf.value in self.payloads:
             return self.payloads.read(leaf.value)  # type: ignore[no-any-return]
-        for address in leaf.addresses:
-            if address in tensors:
-                return tensors[address]
         name = leaf.addresses[0] if leaf.addresses else f"%{leaf.value}"
         raise ReplayError(
             f"the {leaf.kind} {name} is not saved in this trace",
@@ -168,12 +174,6 @@ def _needed(ops: Sequence[Op], given: Tensors, wanted: set[ValueId]) -> list[Op]
             needed.append(op)
             missing.update(v for v in _sources_of(op) if v not in given)
     return needed[::-1]
-
-
-def told(error: BaseException) -> str:
-    """One line about what an operation raised."""
-    text = str(error).splitlines()[0][:200] if str(error) else "no message"
-    return f"run again it raises {type(error).__name__}: {text}"
 
 
 def why_not_run(op: Op, payloads: PayloadStore | None = None) -> str:

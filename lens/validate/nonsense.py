@@ -17,7 +17,7 @@ from attrs import define, field
 from lens.ir.layouts import Layout
 
 #: Elements in the pool; larger tensors are changed in place.
-_POOL = 1 << 20
+_POOL = 1 << 18
 #: How many elements of a large tensor are changed.
 _CHANGED = 1 << 16
 #: Dtypes that torch hardly computes with.

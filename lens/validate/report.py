@@ -18,7 +18,7 @@ ADVICE = {
     "raises": "the recorded arguments do not fit the function: trace again, and compare with another backend",
     "deaf": "is this the tensor that the operation read? look at history[...].parent_layers and the line named",
     "random": "draws numbers whose generator state was not recorded: trace again, or give it a torch.Generator",
-    "unsaved": 'trace with save="all" to validate',
+    "unsaved": 'trace with save="all" to validate; of a loaded trace give the model to `check` as well',
     "plain": "the traced run is not the plain run: is the model the same at every call (state, time, sources of "
     "randomness other than torch's)? seed those, or trace with another backend",
     "model": "the model itself fails on this input, without lens too: mend the model or the input",

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 import torch
 from attrs import evolve, frozen
 
+from lens.errors import ReplayError
 from lens.functions import describe, resolve
 from lens.ir.elements import Op, ValueId
 from lens.ir.templates import Template
-from lens.replay.interpreter import TRIAL_ERRORS, Interpreter
+from lens.replay.interpreter import Interpreter
 from lens.validate.comparing import same
 from lens.validate.nonsense import Nonsense
 
@@ -52,13 +53,13 @@ class Deaf:
         """Whether an op gives different results for nonsense and for what is there."""
         try:
             before = self.interpreter.run_op(op, others)
-        except TRIAL_ERRORS:
+        except ReplayError:
             return False  # it says nothing of this operand
         for substitute in self.nonsense.substitutes(others[value], shared=True):
             with substitute as tensor:
                 try:
                     after = self.interpreter.run_op(op, {**others, value: tensor})
-                except TRIAL_ERRORS:
+                except ReplayError:
                     return True
             if any(not same(after[v], t) for v, t in before.items() if v in after):
                 return True
