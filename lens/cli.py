@@ -53,7 +53,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give the exit code: 0, 1 if a check failed, 2 on an error of the user."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(given or ["--help"])
     try:
         with nullcontext() if wants_silence(arguments) else lens.progress():
             return int(arguments.run(arguments) or 0)
