@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from operator import attrgetter
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from lens.ir.facets import Labels
 from lens.ir.types import TensorType
 from lens.programs.building import make_program
 from lens.programs.fx_module import Program
+from lens.render.files import path_of
 from lens.render.renderer import Traced
 
 #: What torch's exporters raise, besides their own errors, for a program that they cannot take.
@@ -56,7 +56,7 @@ def convert_history(history: Traced, model: nn.Module | None, noise: str, optimi
 def save(converted: Any, path: str | PathLike[str]) -> str:
     """Write an ``ONNXProgram``, the weights beside it if they are more than 1 GiB, and give the path."""
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path_of(path).parent.mkdir(parents=True, exist_ok=True)
         converted.save(path, external_data=_nbytes(converted) > _LARGEST)
     except OSError as error:
         raise RenderError(
