@@ -63,7 +63,6 @@ class TorchDispatchBackend:
             # Under a mode torch's compiler gives functions up for good, those inside ``torch.cond`` among them.
             watch_compiled(Sight(emit, None, stack))
             watch_python_data(mode, stack)
-            watch_compiled(Sight(emit, None, stack))
             disclose_threads(emit, stack)
             stack.push(mode.end)
             stack.enter_context(mode)
@@ -84,6 +83,11 @@ def calling_frame(frame: FrameType) -> FrameType:
 class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     #: Operators that take functions (``torch.cond``) come here too, instead of refusing to run.
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Private: torch need not load its compiler to keep it away from here; nothing is compiled during a trace."""
+        return False
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
