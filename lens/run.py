@@ -19,6 +19,7 @@ from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend
 from lens.capture.encoding import slot
 from lens.capture.inputs import named_tensors
+from lens.capture.interrupts import interrupts_wait
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off
 from lens.capture.recorder import Recorder
@@ -147,7 +148,12 @@ class Run(AbstractContextManager["Run"]):
         begin = time.perf_counter()
         try:
             ops = self.recorder.tape.ops
-            with stage("running the model", lambda: len(ops)), self.settings.backend.record(self.recorder):
+            with (
+                stage("running the model", lambda: len(ops)),
+                interrupts_wait() as let_through,
+                self.settings.backend.record(self.recorder),
+                let_through(),
+            ):
                 yield
         finally:
             self.forward_seconds = time.perf_counter() - begin

@@ -41,6 +41,7 @@ CAPABILITIES = frozenset(
         "composites",  # Python-level functions, with the operations inside
         "aten",  # operations as the aten operators that PyTorch dispatches
         "reads",  # bool(t), t.item(), ...
+        "python_data",  # of the reads, those that are no operators: t.tolist(), t.numpy(), DLPack, t.data_ptr()
         "scopes",  # module calls
         "sites",  # file and line of each operation
         "scripted",  # operations inside TorchScript
