@@ -153,7 +153,7 @@ def test_a_module_that_is_shared_is_saved_by_either_address():
 
 
 def test_a_pattern_that_fits_nothing_names_what_there_is():
-    with pytest.raises(lens.LensError, match=r"fits 'layre\*'(.|\n)*nearest"):
+    with pytest.raises(lens.LensError, match=r"fits 'layre\*'(.|\n)*among others: 'input_1'"):
         lens.trace(Net(), X, save="layre*")
 
 

@@ -66,6 +66,10 @@ class BackendInfo:
     capabilities: frozenset[str] = frozenset()
     reason: str | None = None
 
+    def __str__(self) -> str:
+        name = self.name if self.reason is None else f"{self.name} (unavailable: {self.reason})"
+        return f"{name}\n    sees {', '.join(sorted(self.capabilities))}" if self.capabilities else name
+
 
 def backends() -> tuple[BackendInfo, ...]:
     """Every backend of lens and of the installed plugins, those that cannot be used here included."""

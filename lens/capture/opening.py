@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import overrides
 from torch.overrides import TorchFunctionMode
+from torch.utils import _python_dispatch
 
 from lens.capture.patches import Entries
 from lens.functions import dense_kernel, is_openable
@@ -37,6 +38,17 @@ def asks_by_attribute(function: Any) -> bool:
     return bool(guards) and not any(name in function.__globals__ for name in guards)
 
 
+def unquestioning_kernel(function: Any) -> Callable[..., Any] | None:
+    """The kernel of a higher-order operator, that does not refuse to run under a dispatch mode: that of an audit, or
+    one of the user's. None for everything else."""
+    kernel = dense_kernel(function)
+    asks = getattr(_python_dispatch, "_get_current_dispatch_mode", None)  # private: without it kernels run as they are
+    if not isinstance(kernel, FunctionType) or asks not in kernel.__globals__.values():
+        return kernel
+    known = {name: (lambda: None) if value is asks else value for name, value in kernel.__globals__.items()}
+    return FunctionType(kernel.__code__, known, kernel.__name__, kernel.__defaults__, kernel.__closure__)
+
+
 class Opener:
     """Makes opened copies of functions. One per trace: the copies see the globals as they are at their making."""
 
@@ -50,7 +62,7 @@ class Opener:
         if opened is None:
             self._opened[function] = function  # what a function finds of itself in its own closure
             if is_openable(function):
-                self._opened[function] = dense_kernel(function) or self._copy(function)
+                self._opened[function] = unquestioning_kernel(function) or self._copy(function)
             opened = self._opened[function]
         return opened
 

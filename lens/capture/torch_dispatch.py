@@ -60,6 +60,8 @@ class TorchDispatchBackend:
             if not emit.keep_fast_paths:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
+            # Under a mode torch's compiler gives functions up for good, those inside ``torch.cond`` among them.
+            watch_compiled(Sight(emit, None, stack))
             watch_python_data(mode, stack)
             watch_compiled(Sight(emit, None, stack))
             disclose_threads(emit, stack)
