@@ -63,7 +63,6 @@ class TorchDispatchBackend:
             # Under a mode torch's compiler gives functions up for good, those inside ``torch.cond`` among them.
             watch_compiled(Sight(emit, None, stack))
             watch_python_data(mode, stack)
-            watch_compiled(Sight(emit, None, stack))
             disclose_threads(emit, stack)
             stack.push(mode.end)
             stack.enter_context(mode)
