@@ -211,6 +211,14 @@ class TestStopAt:
             lens.trace(model, X, stop_at=["head", lambda op: 1 / 0])
         assert model.ran_to_the_end == 0
 
+    def test_what_is_to_be_saved_and_comes_after_the_end_is_said(self):
+        with pytest.warns(UserWarning, match="'head', which did not run before the end at stem") as noted:
+            history = lens.trace(Net(), X, save=["stem", "head"], stop_at="stem")
+        with pytest.warns(UserWarning, match=r"'linear_\*', which did not run"):
+            lens.trace(Net(), X, save=["stem", "linear_*"], stop_at="stem")
+        assert noted[0].filename == __file__
+        assert saved(history) == ["maxpool2d_1_3:1"]
+
     def test_a_model_that_catches_exceptions_is_stopped(self):
         class Stubborn(nn.Module):
             def __init__(self):
