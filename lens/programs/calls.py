@@ -21,32 +21,8 @@ from lens.replay.operation import AUTOCAST
 
 #: Methods that are operators of Python; ``__radd__`` and its like are these with their arguments exchanged.
 _OPERATORS = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-        "neg",
-        "pos",
-        "invert",
-        "lt",
-        "le",
-        "eq",
-        "ne",
-        "gt",
-        "ge",
-        "getitem",
-        "setitem",
-    ]
+    {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"}
+    | {"neg", "pos", "invert", "lt", "le", "eq", "ne", "gt", "ge", "getitem", "setitem"}
 )
 #: Python names whose functions stand in ``operator`` with an underscore.
 _KEYWORDS = frozenset({"and", "or"})
@@ -95,11 +71,12 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
 
 def _plain(template: Template) -> Template:
     """A template whose ``torch.Size`` is a tuple: nodes have no constants of that class."""
-    return map_nodes(template, lambda node: _as_tuple(node) if isinstance(node, Seq) and node.kind == "size" else None)
 
 
-def _as_tuple(node: Seq) -> Seq:
-    return Seq("tuple", node.items)
+    def plain(node: Node) -> Template | None:
+        return Seq("tuple", node.items) if isinstance(node, Seq) and node.kind == "size" else None
+
+    return map_nodes(template, plain)
 
 
 def parts(graph: fx.Graph, form: Template, whole: fx.Node) -> Iterator[tuple[int, fx.Node]]:

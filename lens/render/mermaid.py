@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.facets import Facet, Labels
 from lens.render.drawing import Drawing, Edge
 from lens.render.graphviz_text import DIRECTIONS, Lowering, without_control
 from lens.render.picture import Options, compose
-from lens.render.renderer import Traced
+from lens.render.renderer import Renderer, Traced
 from lens.render.themes import Theme, contrast, find_theme
 
 #: What Mermaid takes unless its page raises maxEdges and maxTextSize.
@@ -23,17 +21,15 @@ _WAY_OUT = 'draw less: depth=1, collapse=["blocks.*"], view="rolled" or max_node
 
 
 @frozen
-class MermaidRenderer(Options):
+class MermaidRenderer(Options, Renderer):
     """A Mermaid flowchart, with the options of a picture.
 
     Args:
         limits: Whether to refuse what Mermaid would not draw: more than 500 edges or 50,000 characters.
     """
 
-    name: ClassVar[str] = "mermaid"
-    suffix: ClassVar[str] = ".mmd"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
+    name = "mermaid"
+    suffix = ".mmd"
     limits: bool = True
 
     def render(self, history: Traced) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from attrs import fields_dict, frozen
 
 from lens.errors import RenderError
 from lens.ir.elements import OpId
-from lens.ir.facets import Facet, Labels
 from lens.ir.graph import Graph
 from lens.render.collapsing import collapse_depth, collapse_modules, fit
 from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
@@ -22,7 +21,7 @@ from lens.render.drawing import Drawing
 from lens.render.graphviz_text import to_dot
 from lens.render.images import format_of, write_picture
 from lens.render.pydot_objects import to_pydot
-from lens.render.renderer import Traced
+from lens.render.renderer import Renderer, Traced
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
 from lens.render.titles import rendered
@@ -132,13 +131,11 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
 
 
 @frozen
-class DotRenderer(Options):
+class DotRenderer(Options, Renderer):
     """DOT text for graphviz, with the options of a picture."""
 
-    name: ClassVar[str] = "dot"
-    suffix: ClassVar[str] = ".dot"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
+    name = "dot"
+    suffix = ".dot"
 
     def render(self, history: Traced) -> str:
         """The text before it is laid out. Linear."""

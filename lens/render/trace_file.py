@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgpack
 from attrs import evolve, frozen
@@ -26,7 +26,7 @@ from lens.ir.layouts import Layout
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.verifier import verify
 from lens.render.files import write_whole
-from lens.render.renderer import Traced
+from lens.render.renderer import Renderer, Traced
 from lens.render.values import (
     Beside,
     BesideTensor,
@@ -290,13 +290,12 @@ def _number(number: Any, count: int) -> int:
 
 
 @frozen
-class JsonRenderer:
+class JsonRenderer(Renderer):
     """The graph and its facets as JSON: what a trace file holds, without the saved values."""
 
-    name: ClassVar[str] = "json"
-    suffix: ClassVar[str] = ".json"
-    requires: ClassVar[tuple[type[Facet], ...]] = ()
-    needs_model: ClassVar[bool] = False
+    name = "json"
+    suffix = ".json"
+    requires = ()
 
     def render(self, history: Traced) -> str:
         """The text."""
