@@ -8,7 +8,7 @@ from attrs import frozen
 
 from lens.errors import RenderError
 from lens.render.drawing import Drawing, Edge
-from lens.render.graphviz_text import DIRECTIONS, Lowering, without_control
+from lens.render.graphviz_text import rank_direction, without_control
 from lens.render.picture import Options, compose
 from lens.render.renderer import Renderer, Traced
 from lens.render.themes import Theme, contrast, find_theme
@@ -36,10 +36,7 @@ class MermaidRenderer(Options, Renderer):
         """The text of the flowchart. Raises RenderError if it is above Mermaid's limits."""
         drawing = compose(history.graph, self, history.flop_counter)
         text = to_mermaid(drawing, find_theme(self.theme), self.direction)
-        for count, most, what in (
-            (len(drawing.edges), MOST_EDGES, "edges"),
-            (len(text), MOST_TEXT, "characters"),
-        ):
+        for count, most, what in ((len(drawing.edges), MOST_EDGES, "edges"), (len(text), MOST_TEXT, "characters")):
             if self.limits and count > most:
                 raise RenderError(
                     f"the flowchart has {count:,} {what}, Mermaid takes {most:,}",
@@ -51,14 +48,14 @@ class MermaidRenderer(Options, Renderer):
 
 def to_mermaid(drawing: Drawing, theme: Theme, direction: str = "up") -> str:
     """The text of a drawing as a flowchart. Linear. Raises RenderError if the direction is unknown."""
-    lowering = Lowering(drawing, theme, direction)
-    lines = [f"flowchart {DIRECTIONS[direction]}"]
+    lines = [f"flowchart {rank_direction(direction)}"]
 
     def inside(parent: str | None, indent: str) -> Iterator[str]:
-        for node in lowering.nodes[parent]:
+        nodes, clusters = drawing.inside[parent]
+        for node in nodes:
             shape = _SHAPES[node.shape].format(_text(filter(None, (node.head, *node.lines))))
             yield f"{indent}{node.id}{shape}{'' if node.fill else f':::{node.role}'}"
-        for cluster in lowering.clusters[parent]:
+        for cluster in clusters:
             yield f'{indent}subgraph {cluster.id}["{_text(cluster.lines)}"]'
             yield from inside(cluster.id, f"{indent}  ")
             yield f"{indent}end"

@@ -10,7 +10,7 @@ from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
 from lens.render.graphviz_text import without_control
 from lens.render.renderer import Renderer, Traced, optional
-from lens.render.tables import argument_names
+from lens.render.tables import argument_names, parameters_of
 
 if TYPE_CHECKING:
     import networkx
@@ -50,13 +50,11 @@ def _node(history: Traced, row: EntryRow) -> dict[str, Any]:
         addresses = [] if leaf is None else list(leaf.addresses)
         return facts | {"type": "output" if leaf is None else leaf.kind, "addresses": addresses}
     op = graph.ops[row.op]
-    leaves = [graph.values[v].leaf for v in op.operands]
-    parameters = [graph.leaves[n] for n in dict.fromkeys(leaves) if n is not None]
     facts |= {
         "type": layer_type(op.function),
         "function": str(op.function),
         "seconds": op.duration,
-        "parameters": [leaf.addresses[0] for leaf in parameters if leaf.kind == "parameter" and leaf.addresses],
+        "parameters": [leaf.addresses[0] for leaf in parameters_of(graph, op) if leaf.addresses],
     }
     scopes = graph.scope_chain(op.scope)[1:]
     optional = {

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.elements import Location, Op, Scope
+from lens.ir.elements import Leaf, Location, Op, Scope
 from lens.ir.facets import Ancestry, Conditionals, Distances, Recurrence
+from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.printer import print_template
 from lens.ir.templates import Slot, slots
@@ -132,6 +133,13 @@ def argument_names(op: Op) -> list[str]:
         for slot in [template.index] if isinstance(template, Slot) else slots(template):
             names[slot] = name
     return names
+
+
+def parameters_of(graph: Graph, op: Op) -> list[Leaf]:
+    """The parameters that an op reads, each once, in the order of its arguments. Linear in its operands."""
+    leaves = (graph.values[v].leaf for v in dict.fromkeys(op.operands))
+    found = (graph.leaves[leaf] for leaf in leaves if leaf is not None)
+    return [leaf for leaf in found if leaf.kind == "parameter"]
 
 
 def print_arguments(op: Op, texts: Sequence[str]) -> str:
