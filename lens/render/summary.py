@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 By: TypeAlias = Literal["layer", "module", "type", "time", "memory", "parameters", "flops"]
 KINDS: tuple[By, ...] = ("layer", "module", "type", "time", "memory", "parameters", "flops")
-_LIMIT = 60
 
 
-def summarize(history: ModelHistory, by: By = "layer", depth: int | None = None, limit: int | None = _LIMIT) -> Table:
+def summarize(history: ModelHistory, by: By, depth: int | None, limit: int | None) -> Table:
     """The summary of a history as a table; see ``ModelHistory.summary``. Linear."""
     if by not in KINDS:
         near = get_close_matches(str(by), KINDS, n=1) or KINDS
