@@ -26,7 +26,7 @@ from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.verifier import verify
-from lens.render.files import write_whole
+from lens.render.files import write_whole, writing
 from lens.render.renderer import Renderer, Traced
 from lens.render.values import (
     Beside,
@@ -83,17 +83,12 @@ def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, be
     mark = secrets.token_hex(8) if payloads and beside else ""
     names = _names(history) if payloads else {}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if mark:
-            read = history.payloads.read
-            write_beside(beside_path(target), ((name, read(v)) for v, name in names.items()), mark)
-        write_whole(target, _sealed(_chunks(history, names, payloads, mark)))
-    except OSError as error:
-        raise FileFormatError(
-            f"the trace cannot be written: {error.strerror}",
-            where=str(target),
-            hint="choose a path in a folder that you may write to",
-        ) from error
+        with writing("the trace", target, FileFormatError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if mark:
+                read = history.payloads.read
+                write_beside(beside_path(target), ((name, read(v)) for v, name in names.items()), mark)
+            write_whole(target, _sealed(_chunks(history, names, payloads, mark)))
     except FileFormatError:
         raise
     except ValueError as error:
