@@ -1,5 +1,6 @@
-"""Draws the pictures of the pages when the site is built, so that they show what the code draws today."""
+"""Draws the pictures of the pages and writes the page of the command line when the site is built, from today's code."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 import lens
+from lens.cli import help_of_all
 
 
 class Figure3A(nn.Module):
@@ -47,3 +49,12 @@ def on_pre_build(config: Any) -> None:
     recurrent.draw(folder / "unrolled.svg", direction="right")
     recurrent.draw(folder / "rolled.svg", view="rolled", direction="right")
     lens.trace(Conditional(), torch.rand(2, 4), save="none").draw(folder / "conditional.svg")
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Called by mkdocs for each page: the help of every command where the page of the command line wants it."""
+    if page.file.src_uri != "reference/command-line.md":
+        return markdown
+    os.environ["COLUMNS"] = "100"
+    texts = (f"## {name}\n\n```\n{text}```" for name, text in help_of_all().items())
+    return "\n\n".join((markdown, *texts))

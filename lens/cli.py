@@ -44,7 +44,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and give the exit code: 0, 1 if a check failed, 2 on an error of the user."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(given or ["--help"])
     try:
         with nullcontext() if wants_silence(arguments) else lens.progress():
             return int(arguments.run(arguments) or 0)
@@ -56,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         sys.stderr.close()
     return 0
+
+
+def help_of_all() -> dict[str, str]:
+    """The help of the program and of each command, by name."""
+    parser = _parser()
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    return {"lens": parser.format_help(), **{f"lens {name}": one.format_help() for name, one in commands.items()}}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,12 +187,12 @@ def _trace(arguments: argparse.Namespace) -> None:
             stop_at=arguments.stop_at,
             backend=arguments.backend,
         )
-    if arguments.json:
+    written = {"picture": arguments.output and _draw(history, arguments)}
+    written["trace"] = arguments.save_to and history.save(arguments.save_to)
+    if arguments.json:  # after the files: who reads this may close the pipe, as `head` does
         print_json(facts_of(history))
     elif not arguments.quiet and (arguments.summary or not (arguments.output or arguments.save_to)):
         print(history)
-    written = {"picture": arguments.output and _draw(history, arguments)}
-    written["trace"] = arguments.save_to and history.save(arguments.save_to)
     for what, path in written.items():
         if path and not (arguments.quiet or arguments.json):
             print(f"{what + ':':8} {path}")
@@ -262,10 +270,7 @@ def _backends(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json([{"name": i.name, "unavailable": i.reason, "capabilities": sorted(i.capabilities)} for i in found])
         return
-    for info in found:
-        print(info.name if info.reason is None else f"{info.name} (unavailable: {info.reason})")
-        if info.capabilities:
-            print(f"    sees {', '.join(sorted(info.capabilities))}")
+    print(*found, sep="\n")
 
 
 def _conform(arguments: argparse.Namespace) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lens.entry_facts import CallFacts, Names, ParameterFacts, TensorFacts
 from lens.entry_place import ModuleFacts
-from lens.errors import AmbiguousKeyError, UnknownAttributeError
+from lens.errors import AmbiguousKeyError, unknown_attribute
 from lens.render.details import describe, describe_passes
 
 #: Attributes that hold tensors, which are not compared: each pass has its own.
@@ -17,6 +16,11 @@ _OF_ONE_PASS = frozenset({"tensor_contents", "creation_args", "creation_kwargs",
 
 class OpEntry(Names, TensorFacts, CallFacts, ParameterFacts, ModuleFacts):
     """One pass of one layer."""
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            raise unknown_attribute(self, name)
 
     @property
     def passes(self) -> tuple[OpEntry, ...]:
@@ -50,15 +54,10 @@ class LayerEntry:
         self.passes = tuple(passes)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "passes":  # asked for by copy and pickle, before there is anything
+        if name == "passes":  # asked for by copy and pickle, before there is anything
             raise AttributeError(name)
-        if not hasattr(OpEntry, name):
-            near = get_close_matches(name, dir(self), n=3)
-            raise UnknownAttributeError(
-                f"a layer has no attribute {name!r}",
-                where=repr(self),
-                hint=f"did you mean {', '.join(near)}?" if near else "dir(entry) lists the attributes",
-            )
+        if name.startswith("_") or not hasattr(OpEntry, name):
+            raise unknown_attribute(self, name)
         if name in _OF_ONE_PASS:
             raise self._differs(name)
         first, *others = (getattr(entry, name) for entry in self.passes)

@@ -38,7 +38,7 @@ class GraphFacts(EntryView):
 
     @property
     def _ancestors(self) -> list[int]:
-        return self._history.reach(self._row.number, self._history.index.parents)
+        return self._history._reach(self._row.number, self._history.index.parents)
 
     @property
     def orig_ancestors(self) -> list[str]:
@@ -62,7 +62,7 @@ class GraphFacts(EntryView):
     def output_descendents(self) -> list[str]:
         """Outputs that descend from it."""
         index = self._history.index
-        reached = self._history.reach(self._row.number, index.children)
+        reached = self._history._reach(self._row.number, index.children)
         return self._names([n for n in reached if index.rows[n].output is not None])
 
     @property
@@ -171,7 +171,7 @@ class ModuleFacts(GraphFacts):
 
     def _scopes_with(self, end: str) -> list[str]:
         values = set(self._history.index.values_of[self._row.number])
-        scopes = self._history.scopes_by(end)
+        scopes = self._history._scopes_by(end)
         found = {s for v in values for s in scopes.get(v, ())}
         index, graph = self._history.index, self._history.graph
         return [index.scope_label(graph.scopes[s]) for s in sorted(found)]

@@ -5,6 +5,8 @@ Every error says what went wrong, where (an operation, a file and line, a key), 
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 
 class LensError(Exception):
     """Root of all errors that lens raises on purpose.
@@ -60,6 +62,18 @@ class UnknownKeyError(LensError, KeyError):
 
 class UnknownAttributeError(LensError, AttributeError):
     """Entries have no attribute of this name."""
+
+
+def unknown_attribute(owner: object, name: str) -> AttributeError:
+    """What to raise for an attribute that an object has not: with the nearest names, unless the name is private."""
+    if name.startswith("_"):  # asked for by copy, pickle and notebooks
+        return AttributeError(name)
+    near = get_close_matches(name, [known for known in dir(owner) if known[0] != "_"], n=3)
+    return UnknownAttributeError(
+        f"a {type(owner).__name__} has no attribute {name!r}",
+        where=repr(owner),
+        hint=f"did you mean {', '.join(near)}?" if near else "dir() of it lists the attributes",
+    )
 
 
 class AmbiguousKeyError(LensError, KeyError):

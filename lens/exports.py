@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import fields_dict, has
@@ -16,7 +15,7 @@ from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassManager
-from lens.render.files import write_out
+from lens.render.files import path_of, write_out
 from lens.render.networks import network
 from lens.render.renderer import Rendered, Renderer, Traced
 from lens.render.tables import data_frame
@@ -67,7 +66,7 @@ class Exports:
         Raises:
             RenderError: no such renderer or option, an unwritable path, or a history that has no such form.
         """
-        name = to or renderer_of(path)
+        name = renderer_of(path) if to is None else to
         return write_rendered(render(self, make_renderer(name, options)), path)
 
     def to_pandas(self: Traced, table: str = "layers") -> pandas.DataFrame:
@@ -131,6 +130,7 @@ class Exports:
         Raises:
             RenderError: an operation has no form in ONNX (the message names it), and all that ``to_fx`` raises.
         """
+        path_of(path)  # before the work
         renderer: Any = make_renderer("onnx", {"model": model, "noise": noise, "optimize": optimize})
         written: str = renderer.write(self.with_facets(*renderer.requires), path)
         return written
@@ -170,7 +170,7 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
 
 def renderer_of(path: str | PathLike[str]) -> str:
     """The name of the renderer for a path, by its ending. Raises RenderError if none or several have that ending."""
-    suffix = Path(path).suffix
+    suffix = path_of(path).suffix
     fitting = [name for name, cls in renderer_classes().items() if suffix and cls.suffix == suffix]
     if len(fitting) != 1:
         raise RenderError(
@@ -194,7 +194,7 @@ def render(history: Any, renderer: Renderer) -> Rendered:
 
 def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
     """Write what a renderer made, each file whole or not at all, and give the path. Raises RenderError."""
-    target = Path(path)
+    target = path_of(path)
     files: Mapping[str, str | bytes] = rendered if isinstance(rendered, Mapping) else {"": rendered}
     for name, content in files.items():
         write_out(target / name, content)

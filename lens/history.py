@@ -15,6 +15,7 @@ from lens.render.columns import Table
 from lens.render.picture import Pictures
 from lens.render.summary import By, head_of, summarize
 from lens.render.trace_file import read_trace, write_trace
+from lens.stages import stage
 
 
 class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
@@ -82,7 +83,8 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
         Raises:
             FileFormatError: if the path cannot be written.
         """
-        return write_trace(self, path, payloads, beside)
+        with stage("writing the trace"):
+            return write_trace(self, path, payloads, beside)
 
 
 def load(path: str | PathLike[str]) -> ModelHistory:

@@ -6,10 +6,10 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from lens.entry import LayerEntry, OpEntry
-from lens.errors import AmbiguousKeyError, UnknownKeyError
+from lens.errors import AmbiguousKeyError, UnknownKeyError, unknown_attribute
 from lens.ir.elements import OpId, ScopeId, ValueId
 from lens.ir.entry_index import EntryIndex, EntryRow
 from lens.ir.graph import Graph
@@ -31,6 +31,11 @@ class HistoryEntries:
         self.payloads = payloads
         self.pass_records = tuple(pass_records)
         self.logging_seconds = logging_seconds
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            raise unknown_attribute(self, name)
 
     @cached_property
     def index(self) -> EntryIndex:
@@ -61,7 +66,14 @@ class HistoryEntries:
 
     def entry(self, number: int) -> OpEntry:
         """The entry at a position among all entries, saved or not."""
-        return OpEntry(self, self.index.rows[number])
+        try:
+            return OpEntry(self, self.index.rows[number])
+        except (IndexError, TypeError) as error:
+            raise UnknownKeyError(
+                f"there is no entry at {number!r:.40}",
+                where=f"{len(self)} entries",
+                hint=f"positions go from 0 to {len(self) - 1}; history[key] takes labels and addresses",
+            ) from error
 
     def __getitem__(self, key: str | SupportsIndex) -> OpEntry | LayerEntry:
         """The entry of a key: an ``OpEntry``, or a ``LayerEntry`` if the key names several passes.
@@ -74,13 +86,17 @@ class HistoryEntries:
             rows = self.index.find(key)
             entries = [OpEntry(self, row) for row in rows]
             return entries[0] if len(entries) == 1 else LayerEntry(key, entries)
-        if not isinstance(key, SupportsIndex) or isinstance(key, bool):
+        try:
+            number = operator.index(key)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or isinstance(key, bool):
             raise UnknownKeyError(
                 f"a layer cannot be looked up by a {type(key).__name__}",
                 where=f"history[{key!r}]",
                 hint="use a label, a module address, or an ordinal; list(history)[2:5] gives several",
             )
-        number, count = operator.index(key), len(self.numbered)
+        count = len(self.numbered)
         if not -count <= number < count:
             raise UnknownKeyError(
                 f"there is no layer number {number}",
@@ -120,7 +136,7 @@ class HistoryEntries:
         saved = [row for row in rows if row.value in self.payloads]
         return saved or rows
 
-    def reach(self, start: int, edges: Sequence[tuple[int, ...]]) -> list[int]:
+    def _reach(self, start: int, edges: Sequence[tuple[int, ...]]) -> list[int]:
         """Entries that can be reached over edges, in order of execution, the start left out. Linear."""
         seen = {start}
         stack = [start]
@@ -141,6 +157,6 @@ class HistoryEntries:
                         found.setdefault(value, []).append(scope.id)
         return ends
 
-    def scopes_by(self, end: str) -> dict[ValueId, list[ScopeId]]:
+    def _scopes_by(self, end: str) -> dict[ValueId, list[ScopeId]]:
         """Per value, the module calls that have it among their ``inputs`` or ``outputs``."""
         return self._by_scope_end[end]

@@ -66,8 +66,8 @@ class HistoryQueries(HistoryEntries):
             AmbiguousKeyError: if a key names several passes.
         """
         first, last = self.one(start)._row.number, self.one(end)._row.number
-        ahead = set(self.reach(first, self.index.children))
-        inside = [self.entry(n) for n in self.reach(last, self.index.parents) if n in ahead]
+        ahead = set(self._reach(first, self.index.children))
+        inside = [self.entry(n) for n in self._reach(last, self.index.parents) if n in ahead]
         return [entry for entry in inside if type is None or _has_type(entry, type)]
 
     def count_between(self, start: Key, end: Key, type: Patterns | None = None) -> int:  # noqa: A002
@@ -80,7 +80,7 @@ class HistoryQueries(HistoryEntries):
         There may be exponentially many: take what you need with ``itertools.islice``. Errors as in ``between``.
         """
         first, last = self.one(start)._row.number, self.one(end)._row.number
-        useful = {last, *self.reach(last, self.index.parents)}
+        useful = {last, *self._reach(last, self.index.parents)}
         path, branches = [first], [iter(self.index.children[first])]
         if first == last:
             yield [self.index.rows[first].name]
@@ -110,6 +110,8 @@ class HistoryQueries(HistoryEntries):
             UnknownKeyError: if the model has no such module.
         """
         wanted = self._modules(module)
+        if depth is not None and type(depth) is not int:
+            raise InputError(f"depth cannot be a {type(depth).__name__}", where="depth=", hint="give 1, 2, ... or None")
         found: set[int] = set()
         for scope in self.graph.scopes:
             if (

@@ -101,9 +101,9 @@ def find(section: str, name: str) -> Any:
         PluginError: if nothing is, with the names there are.
     """
     known = names(section)
-    if name not in known:
+    if not (isinstance(name, str) and name in known):
         raise PluginError(
-            f"lens knows no {section.removesuffix('s')} {name!r}",
+            f"lens knows no {section.removesuffix('s')} {str(name)[:40]!r}",
             where=f"{section}: {', '.join(sorted(known))}",
             hint="check the spelling, or install the package that provides it",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend
 from lens.capture.encoding import slot
 from lens.capture.inputs import named_tensors
+from lens.capture.interrupts import interrupts_wait
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off
 from lens.capture.recorder import Recorder
@@ -25,9 +26,10 @@ from lens.capture.selection import Save, Transform, is_pattern, make_selection
 from lens.capture.sites import Locator
 from lens.capture.stopping import Stop, StopAt, Stopped, make_stop
 from lens.capture.user_functions import place_of
-from lens.errors import InputError, LensError
+from lens.errors import InputError, LensError, UnknownKeyError
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
+from lens.ir.entry_index import EntryRow
 from lens.ir.facets import Labels
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.tape import SiteTable, number_values, seal
@@ -145,7 +147,12 @@ class Run(AbstractContextManager["Run"]):
         begin = time.perf_counter()
         try:
             ops = self.recorder.tape.ops
-            with stage("running the model", lambda: len(ops)), self.settings.backend.record(self.recorder):
+            with (
+                stage("running the model", lambda: len(ops)),
+                interrupts_wait() as let_through,
+                self.settings.backend.record(self.recorder),
+                let_through(),
+            ):
                 yield
         finally:
             self.forward_seconds = time.perf_counter() - begin
@@ -206,19 +213,15 @@ class Run(AbstractContextManager["Run"]):
         """Only the values that ``save=`` named, if it named some by keys that are known after the run."""
         if self.selection.keys is None:
             return history.payloads
-        index = history.index
         picked = set(map(id, self._picked))
         wanted = {value for value, payload in history.payloads.values.items() if id(payload) in picked}
-        called = {address for scope in history.graph.scopes for address in (scope.address, *scope.aliases)}
         for key in self.selection.keys:
-            if isinstance(key, int):
-                wanted.add(index.rows[_ordinal(key, history)].value)
-            elif is_pattern(key) and key not in called:
-                wanted.update(row.value for row in index.find_all(key))
-            elif rows := (key not in index and index.of_type(key)):
-                wanted.update(row.value for row in rows)
-            elif not self.stopped or key in index:
-                wanted.update(row.value for row in index.find(key))
+            try:
+                wanted.update(row.value for row in _named(key, history))
+            except UnknownKeyError:
+                if not self.stopped:
+                    raise
+                warnings.warn(f"save= names {key!r}, which did not run before the end at {self.stopped}", stacklevel=4)
         return history.payloads.keep(wanted)
 
     def _meta(self, error: BaseException | None) -> Meta:
@@ -251,12 +254,17 @@ class Run(AbstractContextManager["Run"]):
         return Fault(type(error).__name__, str(error), running, SiteTable().locate(site))
 
 
-def _ordinal(key: int, history: ModelHistory) -> int:
-    count = len(history.index.rows)
-    if not -count <= key < count:
-        raise InputError(
-            f"there is no layer number {key}",
-            where="lens.trace(save=...)",
-            hint=f"ordinals go from {-count} to {count - 1}",
-        )
-    return key
+def _named(key: str | int, history: ModelHistory) -> Sequence[EntryRow]:
+    index = history.index
+    if isinstance(key, int):
+        count = len(index.rows)
+        if not -count <= key < count:
+            raise InputError(
+                f"there is no layer number {key}",
+                where="lens.trace(save=...)",
+                hint=f"ordinals go from {-count} to {count - 1}",
+            )
+        return (index.rows[key],)
+    if is_pattern(key) and key not in index:
+        return index.find_all(key)
+    return (key not in index and index.of_type(key)) or index.find(key)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lens import registry
 from lens.capture.backend import CaptureBackend, find_backend
-from lens.capture.inputs import check_call, positional
+from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.capture.quiet_gc import old_objects_set_aside
 from lens.capture.selection import Save, Transform
 from lens.capture.stopping import StopAt
@@ -61,8 +61,7 @@ def trace(
         backend: The capture backend: its name (``lens.capture.backends()`` tells what there is), or one of your own.
         passes: The analysis: a pipeline as text, or passes.
         seed: Set before the run with ``torch.manual_seed``; by default the generators are left as they are.
-        fast_paths: ``"keep"`` leaves torch's fused attention in eval mode on, so the result is the plain one bit for
-            bit; ``"open"`` runs the composed path to see inside it.
+        fast_paths: ``"keep"``: torch's fused attention in eval mode, as in a plain run; ``"open"``: what it is made of.
 
     Raises:
         InputError: the model, its arguments, ``save``, ``transform`` or ``stop_at`` cannot be used; or a function among
@@ -70,9 +69,10 @@ def trace(
         BackendError, PassError: the backend is unknown or unavailable here; a pass is unknown or fails.
         Exception: the model's own, unchanged, with the history up to there as its attribute ``lens_history``.
     """
-    positional_args, named_args = positional(args), dict(kwargs or {})
+    positional_args, named_args = positional(args), named(kwargs)
     check_call(model, positional_args, named_args, functions=True)
-    run = Run(root_of(model), _settings(backend, passes, fast_paths, save, transform, detach, stop_at, seed))
+    settings = _settings(backend, passes, fast_paths, save, transform, detach, stop_at, seed)
+    run = Run(root_of(model), settings)
     with old_objects_set_aside(), run:
         run.call(model, positional_args, named_args)
     assert run.history is not None
@@ -106,7 +106,7 @@ def tracing(
 
     An exception of the block comes through unchanged, with the history up to there as its attribute ``lens_history``.
     """
-    root = model if isinstance(model, nn.Module) else gathered("Block", model or {})
+    root = model if isinstance(model, nn.Module) else gathered("Block", {} if model is None else model)
     run = Run(root, _settings(backend, passes, fast_paths, save, transform, detach, None, seed))
     history = _Unfinished.__new__(_Unfinished)
     with old_objects_set_aside(), run, run.block():
@@ -130,6 +130,18 @@ class _Unfinished(ModelHistory):
         return "<ModelHistory of a block that has not ended>"
 
 
+def _listed(passes: object) -> tuple[Pass, ...]:
+    items = tuple(passes) if isinstance(passes, (list, tuple)) else (passes,)
+    for item in items:
+        if isinstance(item, type) or not isinstance(item, Pass):
+            raise InputError(
+                f"passes cannot be or hold a {item.__name__ if isinstance(item, type) else type(item).__name__}",
+                where="passes=",
+                hint='give a pipeline as text such as "orphans,recurrence,labels", or a list of instances of passes',
+            )
+    return items
+
+
 def _settings(
     backend: str | CaptureBackend,
     passes: Passes,
@@ -142,6 +154,10 @@ def _settings(
 ) -> Settings:
     if fast_paths not in ("keep", "open"):
         raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
-    pipeline = parse_pipeline(passes, registry.pass_classes()) if isinstance(passes, str) else tuple(passes)
+    check_seed(seed)
     chosen = find_backend(backend) if isinstance(backend, str) else backend
+    if isinstance(chosen, type) or not isinstance(chosen, CaptureBackend):
+        hint = 'give a name such as "decoration", or an instance; docs/writing-backends.md says what it needs'
+        raise InputError(f"backend cannot be a {type(chosen).__name__}", where="backend=", hint=hint)
+    pipeline = parse_pipeline(passes, registry.pass_classes()) if isinstance(passes, str) else _listed(passes)
     return Settings(chosen, pipeline, save, transform, detach, stop_at, seed, fast_paths)

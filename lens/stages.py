@@ -17,6 +17,8 @@ from typing import TextIO
 
 from attrs import define, field, frozen
 
+from lens.errors import InputError
+
 #: To the beginning of the line, and all behind that wiped.
 _WIPE = "\r\x1b[K"
 
@@ -98,6 +100,8 @@ def progress(stream: TextIO | None = None, *, after: float = 2.0) -> Iterator[No
         after: For how many seconds a stage goes on before it is shown.
     """
     target = sys.stderr if stream is None else stream
+    if not hasattr(target, "isatty"):
+        raise InputError(f"a {type(stream).__name__} is no stream", where="lens.progress", hint="give sys.stderr")
     if not target.isatty():
         yield
         return

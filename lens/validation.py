@@ -8,7 +8,7 @@ import torch
 from attrs import evolve
 from torch import nn
 
-from lens.capture.inputs import check_call, positional
+from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.errors import BackendError, InputError
 from lens.foreign import Raised, attempt
 from lens.history import ModelHistory
@@ -45,8 +45,9 @@ def validation_report(
 
     What the model itself raises, and that it does not do the same twice, stands in the report.
     """
-    positional_args, named_args = positional(inputs), dict(kwargs or {})
+    positional_args, named_args = positional(inputs), named(kwargs)
     check_call(model, positional_args, named_args)
+    check_seed(seed)
     if seed is not None:
         torch.manual_seed(seed)
     trial = _Trial(model, positional_args, named_args, backend)

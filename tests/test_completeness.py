@@ -21,7 +21,7 @@ SMALL = {
     "containers": (models.Containers, {"image": torch.randn(2, 2)}),
     "loop": (models.LSTMLoop, torch.randn(3, 2, 4)),
 }
-BACKENDS = ["torch_function", "torch_dispatch"]
+BACKENDS = ["torch_function", "decoration", "torch_dispatch"]
 
 
 def found(function, x=None, **options):
@@ -32,13 +32,14 @@ def names(result):
     return {hole.name: hole.count for hole in result.holes}
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
 @pytest.mark.parametrize("train", [True, False], ids=["train_grad", "eval_no_grad"])
 @pytest.mark.parametrize("name", REAL_MODELS)
-def test_nothing_is_missing_in_real_models(name, train):
+def test_nothing_is_missing_in_real_models(name, train, backend):
     torch.manual_seed(0)
     model, args, kwargs = REAL_MODELS[name]()
     with torch.set_grad_enabled(train):
-        result = audit(model.train(train), args, kwargs)
+        result = audit(model.train(train), args, kwargs, backend=backend)
     assert result.ok, str(result)
     assert result.owned > 5
 

@@ -7,6 +7,7 @@ from torch.overrides import TorchFunctionMode
 from lens.capture import backends, conformance
 from lens.capture.backend import CAPABILITIES
 from lens.capture.conformance import expected_texts
+from lens.capture.torch_dispatch import TorchDispatchBackend
 from lens.capture.torch_function import TorchFunctionBackend
 from lens.cli import main
 from lens.registry import BUILT_IN, Plugin, find, plugins
@@ -98,6 +99,19 @@ def test_a_case_is_skipped_only_for_a_capability_that_is_not_claimed():
     assert skipped["while_loop", "api"] == "the backend does not claim: reads"
     assert ("chain", "api") not in skipped
     assert report.passed
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_reads_that_are_no_operators_count_if_the_backend_claims_to_see_them(claims, monkeypatch):
+    class Below(TorchDispatchBackend):
+        capabilities = TorchDispatchBackend.capabilities - (set() if claims else {"python_data"})
+
+    trial = next(t for t in conformance.cases() if str(t) == "numbers-aten")
+    assert trial.run(Below()).status == "passed"
+    monkeypatch.setattr("lens.capture.torch_dispatch.watch_python_data", lambda *_: None)
+    outcome = trial.run(Below())
+    assert outcome.status == ("failed" if claims else "passed")
+    assert ("-    read tolist" in outcome.detail) is claims
 
 
 def test_the_command_line(capsys):

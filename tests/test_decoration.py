@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 import lens
 from lens.capture.backend import backends
 from lens.ir.printer import print_graph
+from lens.validate.check import check
 
 SMALL_MODELS = {
     "two_branches": lambda: (TwoBranches(), (torch.ones(2, 4),), {}),
@@ -278,6 +279,22 @@ def test_a_module_loaded_while_another_trace_runs_is_seen_and_keeps_no_replaceme
     assert [op.function.name for op in history.graph.ops] == ["add", "tanh", "relu", "gelu", "sigmoid"]
     found = (late.relu, late.gelu, late.TABLE["tanh"], late.PART.func, *late.forward.__defaults__)
     assert not [f for f in found if hasattr(f, "lens_original")]
+
+
+def test_what_the_forward_makes_of_a_function_is_not_taken_for_it():
+    made = []
+
+    def forward(x):
+        @functools.wraps(torch.sin)
+        def twice(x):
+            return torch.sin(torch.sin(x))
+
+        made.append(twice)
+        return torch.func.vmap(twice)(x)
+
+    history = trace(forward, torch.ones(2))
+    assert not hasattr(made[0], "lens_original")
+    assert check(history).failed == ()
 
 
 def test_what_the_forward_binds_holds_no_replacement_afterwards():

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 import torch
 from models import TwoBranches
 from nbclient import NotebookClient
+from torch import nn
 
 import lens
+from lens.cli import _parser, help_of_all
+from lens.model_specs import import_torchvision
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +32,72 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     namespace = {"__name__": page.stem}
     for block in blocks:
         exec(compile(block, str(page), "exec"), namespace)
+
+
+class Documented(nn.Module):
+    """Has what the tables of the README and of the migration page name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        for number in (1, 2, 3, 4):
+            layer = nn.Sequential(nn.Sequential(), nn.ReLU())
+            layer[0].add_module("conv2", nn.Conv2d(4, 4, 1))
+            setattr(self, f"layer{number}", layer)
+        self.block = nn.Linear(4, 4)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x))))).mean((2, 3))
+        for _ in range(2):
+            x = torch.sin(self.block(x))
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/migrating.md"])
+def test_the_cells_of_tables_run(name, tmp_path, monkeypatch):
+    """Each cell of a last column that is an expression of lens."""
+    monkeypatch.chdir(tmp_path)
+    sequence = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)).eval()
+    model = Documented() if name == "README.md" else sequence
+    x = image = torch.randn(1, 3, 8, 8)
+    history = lens.trace(model, x)
+    resnet = import_torchvision().models.resnet18().eval()
+    traced = lens.trace(resnet, torch.randn(1, 3, 64, 64), save="none")
+    names = {"model": model, "x": x, "image": image, "history": history, "lens": lens, "f": torch.nn.Identity()}
+    names |= {"a": lens.trace(model, x), "b": lens.trace(model, torch.randn(2, 3, 8, 8))}
+    cells = [
+        row.rpartition("| ")[2] for row in (ROOT / name).read_text(encoding="utf-8").splitlines() if row[:1] == "|"
+    ]
+    ran = [
+        code for cell in cells for code in re.findall(r"`([^`]+)`", cell) if re.search(r"\b(lens\.\w|history\b)", code)
+    ]
+    for code in ran:
+        if code.startswith("with "):
+            continue
+        chosen = {"model": resnet, "history": traced} if "layer4" in code and name != "README.md" else {}
+        eval(code, names | chosen)  # a cell that raises fails the test
+    assert len(ran) > 20
+
+
+def test_the_command_lines_of_the_pages_are_understood():
+    """And every command of the program stands in the README."""
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    blocks = [block for page in pages for block in re.findall(r"```(\w*)\n(.*?)```", page, re.S)]
+    texts = [text for language, text in blocks if language in ("", "sh", "console")]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("lens ")]
+    lines += [line.strip() for text in help_of_all().values() for line in re.findall(r"^  lens [a-z].*$", text, re.M)]
+    for line in lines:
+        _parser().parse_args(shlex.split(line.partition("  #")[0])[1:])
+    assert len(lines) > 40
+    for name in help_of_all():
+        assert re.search(rf"^{name}\b", pages[0], re.M)
+
+
+def test_every_page_is_in_the_navigation():
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in listed + "\n", page
 
 
 def test_a_third_party_package_is_found(tmp_path):
@@ -87,6 +157,9 @@ def test_the_site_builds(tmp_path):
     reference = (tmp_path / "site" / "reference" / "history" / "index.html").read_text(encoding="utf-8")
     assert "tensor_contents" in reference
     assert (tmp_path / "site" / "img" / "rolled.svg").exists()
+    command_line = (tmp_path / "site" / "reference" / "command-line" / "index.html").read_text(encoding="utf-8")
+    assert "--stop-at" in command_line
+    assert "lens validate" in command_line
 
 
 def test_the_notebook_runs(tmp_path):

@@ -1,5 +1,7 @@
 """Recurrence: the paper's figures, models that are and are not recurrent, and the slow reference."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from attrs import evolve
@@ -15,6 +17,7 @@ from lens.model_specs import import_torchvision
 from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.recurrence import RecurrencePass
+from lens.validate.grouping import grouping_violations
 
 
 class Fig3A(nn.Module):
@@ -270,7 +273,7 @@ def graph_of(program):
     first = len(used) + 1
     lines = ["graph {", '  leaf %0: f32[2] = input "x"']
     lines += [f'  leaf %{places[p]}: f32[2] = parameter "p{p}"' for p in used]
-    lines.append("  inputs (%0,)" if False else "  inputs (@x,)")
+    lines.append("  inputs (@x,)")
     for number, (function, operands, parameter) in enumerate(program):
         values = ["@x" if o == 0 else f"%{first + o - 1}" for o in operands]
         values += [f"@p{parameter}"] if parameter is not None else []
@@ -339,6 +342,30 @@ def programs(draw):
 def test_the_pass_agrees_with_the_reference(program):
     graph = graph_of(program)
     assert folded(graph) == reference_layers(graph)
+
+
+def complaints(graph, facet):
+    """What the validator says of a recurrence."""
+    graph = graph.with_facets(facet)
+    return list(grouping_violations(SimpleNamespace(graph=graph.with_facets(*LabelsPass().run(graph, None).facets))))
+
+
+@given(programs())
+@settings(max_examples=100, deadline=None)
+def test_the_validator_knows_right_folding_from_wrong(program):
+    """It has no complaint; and none of the passes that rules one and two made can be taken out of its layer unseen."""
+    graph = graph_of(program)
+    facet = RecurrencePass().run(graph, None).facets[0]
+    assert complaints(graph, facet) == []
+    for ops in facet.passes():
+        if len(ops) > 1 and facet.rule[ops[0]] != "loop":
+            apart, rule = list(facet.layer), list(facet.rule)
+            apart[ops[-1]], rule[ops[-1]] = len(apart), ""
+            if len(ops) == 2:
+                rule[ops[0]] = ""
+            order = {}
+            layer = tuple(order.setdefault(number, len(order)) for number in apart)
+            assert complaints(graph, evolve(facet, layer=layer, rule=tuple(rule)))
 
 
 @pytest.mark.parametrize(

@@ -642,15 +642,18 @@ def faulty_models():
     ]
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("where", ["start", "finish", "enter", "exit"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_fault_anywhere_leaves_nothing_behind(which, where, monkeypatch):
+def test_a_fault_anywhere_leaves_nothing_behind(which, where, backend, monkeypatch):
     from lens.capture.recorder import Recorder
 
     model, given = faulty_models()[which]
     x = given.clone().requires_grad_()  # other tests use the one given
-    lens.trace(model, x, passes="")  # the first time torch loads parts of itself, which calls functions, too
+    lens.trace(
+        model, x, passes="", backend=backend
+    )  # the first time torch loads parts of itself, which calls functions, too
     original = getattr(Recorder, where)
     count = 0
 
@@ -666,13 +669,13 @@ def test_a_fault_anywhere_leaves_nothing_behind(which, where, monkeypatch):
     hooks = {name: len(m._forward_hooks) for name, m in model.named_modules()}
     monkeypatch.setattr(Recorder, where, failing)
     fail_at = 0
-    lens.trace(model, x, passes="")
+    lens.trace(model, x, passes="", backend=backend)
     calls = count
     assert calls
     for fail_at in range(1, calls + 1):  # noqa: B007  # read by ``failing``
         count = 0
         with pytest.raises((Injected, IndexError)):
-            lens.trace(model, x, passes="")
+            lens.trace(model, x, passes="", backend=backend)
         assert torch_marks() == marks
         assert {name: set(vars(m)) for name, m in model.named_modules()} == attributes
         assert {name: len(m._forward_hooks) for name, m in model.named_modules()} == hooks

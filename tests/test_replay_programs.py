@@ -224,7 +224,7 @@ class Program(nn.Module):
     def look(self, tensors):
         """Copies of the tensors alive and, in a traced run, the values that they stand for."""
         modes = torch.overrides._get_current_function_mode_stack()
-        recorder = modes[-1].recorder if modes else None
+        recorder = getattr(modes[-1], "recording", modes[-1]).recorder if modes else None
         self.tape = recorder.tape if recorder else self.tape
         with torch._C.DisableTorchFunction():
             for t in tensors:
@@ -274,7 +274,7 @@ def compare(made, expected, history, what):
         assert same(made[value], tensor), (what, value, made[value], tensor, str(history.graph.ops))
 
 
-def check(steps, mode):
+def check(steps, mode, backend="torch_function"):
     hidden = any(name in HIDDEN for name, *_ in steps)
     with MODES[mode]():
         torch.manual_seed(0)
@@ -283,7 +283,7 @@ def check(steps, mode):
         state = torch.get_rng_state()
         torch.manual_seed(0)
         model = Program(steps)
-        history = lens.trace(model, arguments(), passes="")
+        history = lens.trace(model, arguments(), passes="", backend=backend)
     ids = number_values(model.tape)
     live = [(None if value is None or ids[value] == UNUSED else ids[value], t) for value, t in model.snapshots]
     assert torch.equal(torch.get_rng_state(), state)
@@ -313,12 +313,13 @@ def steps_from(names):
     return st.lists(st.tuples(st.sampled_from(sorted(names)), number, number, st.integers(0, 5)), max_size=14)
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
 @pytest.mark.parametrize("mode", MODES)
-def test_replay_gives_every_value_of_the_run(mode):
-    @settings(max_examples=PROGRAMS // 3, deadline=None)
+def test_replay_gives_every_value_of_the_run(mode, backend):
+    @settings(max_examples=PROGRAMS // (3 if backend == "torch_function" else 9), deadline=None)
     @given(steps_from([*STEPS, "state", "row"]))
     def run(steps):
-        check(steps, mode)
+        check(steps, mode, backend)
 
     run()
 

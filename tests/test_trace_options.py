@@ -153,7 +153,7 @@ def test_a_module_that_is_shared_is_saved_by_either_address():
 
 
 def test_a_pattern_that_fits_nothing_names_what_there_is():
-    with pytest.raises(lens.LensError, match=r"fits 'layre\*'(.|\n)*nearest"):
+    with pytest.raises(lens.LensError, match=r"fits 'layre\*'(.|\n)*among others: 'input_1'"):
         lens.trace(Net(), X, save="layre*")
 
 
@@ -210,6 +210,14 @@ class TestStopAt:
         with pytest.raises(lens.LensError, match=r"stop_at= raised ZeroDivisionError(.|\n)*conv2d_1"):
             lens.trace(model, X, stop_at=["head", lambda op: 1 / 0])
         assert model.ran_to_the_end == 0
+
+    def test_what_is_to_be_saved_and_comes_after_the_end_is_said(self):
+        with pytest.warns(UserWarning, match="'head', which did not run before the end at stem") as noted:
+            history = lens.trace(Net(), X, save=["stem", "head"], stop_at="stem")
+        with pytest.warns(UserWarning, match=r"'linear_\*', which did not run"):
+            lens.trace(Net(), X, save=["stem", "linear_*"], stop_at="stem")
+        assert noted[0].filename == __file__
+        assert saved(history) == ["maxpool2d_1_3:1"]
 
     def test_a_model_that_catches_exceptions_is_stopped(self):
         class Stubborn(nn.Module):

@@ -41,6 +41,7 @@ CAPABILITIES = frozenset(
         "composites",  # Python-level functions, with the operations inside
         "aten",  # operations as the aten operators that PyTorch dispatches
         "reads",  # bool(t), t.item(), ...
+        "python_data",  # of the reads, those that are no operators: t.tolist(), t.numpy(), DLPack, t.data_ptr()
         "scopes",  # module calls
         "sites",  # file and line of each operation
         "scripted",  # operations inside TorchScript
@@ -64,6 +65,10 @@ class BackendInfo:
     name: str
     capabilities: frozenset[str] = frozenset()
     reason: str | None = None
+
+    def __str__(self) -> str:
+        name = self.name if self.reason is None else f"{self.name} (unavailable: {self.reason})"
+        return f"{name}\n    sees {', '.join(sorted(self.capabilities))}" if self.capabilities else name
 
 
 def backends() -> tuple[BackendInfo, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lens.capture.module_calls import MODULE_CALL
 from lens.capture.patches import Entries
 from lens.capture.regions import Sight
 from lens.functions import unpatched
@@ -63,12 +64,17 @@ def _wrap_stance(original: Callable[..., Any], entries: Entries) -> Callable[...
         if not sights:
             return original(callback)
         frame = sys._getframe(1)
-        if getattr(frame.f_locals.get("fn"), "__func__", None) is unpatched(nn.Module._call_impl):
+        if getattr(frame.f_locals.get("fn"), "__func__", None) is _module_call():
             for sight in sights:
                 sight.recorder.tape.unseen.append((NO_SCOPE, sight.recorder.site(frame)))
         return None
 
     return callback_from_stance
+
+
+def _module_call() -> Any:
+    """What ``module.compile()`` compiles."""
+    return unpatched(getattr(nn.Module, MODULE_CALL))
 
 
 def _wrap_count(original: Callable[[int], int], entries: Entries) -> Callable[[int], int]:

@@ -24,8 +24,8 @@ from lens.capture.addresses import AddressBook
 from lens.capture.bindings import Place
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener, TraceMode, asks_by_attribute, wrap_guard
-from lens.capture.patches import patched
+from lens.capture.opening import Opener, TraceMode, asks_by_attribute, pushed, wrap_guard
+from lens.capture.patches import LOCK, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.swapping import SwapTable
@@ -71,7 +71,6 @@ class _Decorations:
 
     def __init__(self) -> None:
         self.recordings: dict[int, list[_Recording]] = {}
-        self._lock = RLock()
         self._table = SwapTable(self.wrap)
         self._places: list[Place] = []
         self._models: list[AddressBook] = []
@@ -84,19 +83,20 @@ class _Decorations:
         """
         thread = get_ident()
         try:
-            with self._lock:
+            with LOCK:
                 self.recordings.setdefault(thread, []).append(recording)
                 if model not in self._models:  # else this is a job of its trace
                     self._models.append(model)
                     self._places += self._table.places(model.modules())
                 self._table.put(self._places)
-            recording.spread()
-            yield
+            with pushed(recording.net):
+                recording.netted = True
+                yield
         finally:
-            recording.take_in()
-            with self._lock:
-                self.recordings[thread].remove(recording)
-                if not self.recordings[thread]:
+            with LOCK:
+                stack = self.recordings[thread]
+                stack[:] = [other for other in stack if other is not recording]  # an interrupt may have taken it off
+                if not stack:
                     del self.recordings[thread]
                 if not self.recordings:
                     places, models, self._places, self._models = self._places, self._models, [], []
@@ -139,6 +139,9 @@ class _DecorationSight(Sight):
 
 class Replacement:
     """Stands in for a function of torch, and equals it: dispatch tables of the program know both as one."""
+
+    # Slots, because ``functools.wraps`` gives what it makes of this the contents of ``__dict__``.
+    __slots__ = ("__dict__", "__weakref__", "_asks", "_binds", "_function", "_recordings", "lens_original")
 
     def __init__(
         self, original: Callable[..., Any], function: Function | None, recordings: dict[int, list[_Recording]]
@@ -371,7 +374,7 @@ class _Net(TraceMode):
         return self.recording.missed(func, types, args, kwargs or {}, sys._getframe(1))
 
 
-class _Reporter(TorchFunctionMode):
+class _Reporter(TraceMode):
     """On for one call: is told what torch reports of it.
 
     So a Python-level function is recorded with the name and the arguments by which torch knows it; and what torch

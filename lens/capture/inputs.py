@@ -18,6 +18,20 @@ def positional(args: Any) -> tuple[Any, ...]:
     return args if isinstance(args, tuple) else (args,)
 
 
+def named(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The keyword arguments. Raises InputError if they are none."""
+    if kwargs is None or isinstance(kwargs, Mapping):
+        return dict(kwargs or {})
+    raise InputError(f"kwargs cannot be a {type(kwargs).__name__}", where="kwargs=", hint='give kwargs={"mask": mask}')
+
+
+def check_seed(seed: object) -> None:
+    """Raises InputError if this is neither None nor a number that ``torch.manual_seed`` takes."""
+    if seed is not None and not (isinstance(seed, int) and type(seed) is not bool and -(2**63) <= seed < 2**64):
+        short = f"{seed!r:.40}" if isinstance(seed, (str, int, float)) else type(seed).__name__
+        raise InputError(f"seed cannot be {short}", where="seed=", hint="give a whole number, such as seed=0, or None")
+
+
 def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, functions: bool = False) -> None:
     """Refuse what cannot be traced, or is a function where only modules will do. Raises InputError."""
     if isinstance(model, type) or not (callable(model) if functions else isinstance(model, nn.Module)):

@@ -12,6 +12,7 @@ from attrs import evolve
 from lens.capture.selection import Change, Predicate, RunningOp, Selection
 from lens.capture.tensor_table import TensorRecord, storage_of, version_of
 from lens.capture.user_functions import Failure
+from lens.foreign import Raised, attempt
 from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
@@ -73,12 +74,13 @@ class Keeper:
 
     def ask(self, option: str, predicate: Predicate, op: RunningOp, value: int) -> bool:
         """What a function of the user says of an operation; no, once one has raised."""
-        if self.failure is None:
-            try:
-                return bool(predicate(op))
-            except Exception as error:  # noqa: BLE001 - whatever it raises is told when the run has ended
-                self.fail(Failure(option, error, value, f"a tensor of shape {op.shape} of {op.dtype}"))
-        return False
+        if self.failure is not None:
+            return False
+        answer = attempt(lambda: bool(predicate(op)))
+        if isinstance(answer, Raised):
+            self.fail(Failure(option, answer.error, value, f"a tensor of shape {op.shape} of {op.dtype}"))
+            return False
+        return answer
 
     def fail(self, failure: Failure) -> None:
         """Note that a function of the user raised. The first is told."""
@@ -111,12 +113,12 @@ class Keeper:
     def _hold_transformed(self, transform: Change, value: int, tensor: torch.Tensor) -> None:
         if self.failure is not None:
             return
+        given = tensor.detach() if self.selection.detach else tensor
         with UNSEEN(), _MODES_OFF():
-            try:
-                kept = transform(tensor.detach() if self.selection.detach else tensor)
-                if not isinstance(kept, torch.Tensor):
-                    raise TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
-            except Exception as error:  # noqa: BLE001 - whatever it raises is told when the run has ended
+            kept: object = attempt(lambda: transform(given))
+            if not isinstance(kept, torch.Tensor):
+                wrong = TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
+                error = kept.error if isinstance(kept, Raised) else wrong
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 self.fail(Failure("transform", error, value, f"{_described(tensor)} of {dtype}"))
                 return

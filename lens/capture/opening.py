@@ -8,13 +8,15 @@ code, but globals in which that question is answered with no.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import overrides
 from torch.overrides import TorchFunctionMode
+from torch.utils import _python_dispatch
 
 from lens.capture.patches import Entries
 from lens.functions import dense_kernel, is_openable
@@ -36,6 +38,17 @@ def asks_by_attribute(function: Any) -> bool:
     return bool(guards) and not any(name in function.__globals__ for name in guards)
 
 
+def unquestioning_kernel(function: Any) -> Callable[..., Any] | None:
+    """The kernel of a higher-order operator, that does not refuse to run under a dispatch mode: that of an audit, or
+    one of the user's. None for everything else."""
+    kernel = dense_kernel(function)
+    asks = getattr(_python_dispatch, "_get_current_dispatch_mode", None)  # private: without it kernels run as they are
+    if not isinstance(kernel, FunctionType) or asks not in kernel.__globals__.values():
+        return kernel
+    known = {name: (lambda: None) if value is asks else value for name, value in kernel.__globals__.items()}
+    return FunctionType(kernel.__code__, known, kernel.__name__, kernel.__defaults__, kernel.__closure__)
+
+
 class Opener:
     """Makes opened copies of functions. One per trace: the copies see the globals as they are at their making."""
 
@@ -49,7 +62,7 @@ class Opener:
         if opened is None:
             self._opened[function] = function  # what a function finds of itself in its own closure
             if is_openable(function):
-                self._opened[function] = dense_kernel(function) or self._copy(function)
+                self._opened[function] = unquestioning_kernel(function) or self._copy(function)
             opened = self._opened[function]
         return opened
 
@@ -84,7 +97,27 @@ class Opener:
 
 
 class TraceMode(TorchFunctionMode):
-    """The mode of a trace: whether it is on is nothing that code is to act upon."""
+    """A mode of a trace: whether it is on is nothing that code is to act upon."""
+
+
+@contextmanager
+def pushed(mode: TraceMode) -> Iterator[None]:
+    """Have a mode on until the block ends. Then no mode of a trace is on that was not before, and all that were are.
+
+    An exception may come at any moment, also where a trace has just taken modes off or put others on.
+    """
+    before = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        now = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        kept = [m for m in now if not isinstance(m, TraceMode) or any(m is other for other in before)]
+        lost = [m for m in before if all(m is not other for other in kept)]
+        for _ in now:
+            overrides._pop_mode()  # type: ignore[no-untyped-call]
+        for one in (*lost, *kept):
+            overrides._push_mode(one)  # type: ignore[no-untyped-call]
 
 
 def wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:

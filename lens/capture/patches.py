@@ -16,13 +16,15 @@ Entries: TypeAlias = dict[int, list[Any]]
 #: the replacement is made once in a process.
 Wrap: TypeAlias = Callable[[Any, Entries], Any]
 
-_LOCK = threading.Lock()
+#: Held by whoever replaces attributes of torch, so that no one takes what another is taking away for the original.
+LOCK = threading.RLock()
 
 
 class Property(property):
     """A property that stands in for one of C; a plain one takes no attributes, and here the original is kept in one."""
 
     lens_original: Any
+    lens_patch: Any
 
 
 class Patch:
@@ -40,7 +42,7 @@ class Patch:
 
     def add(self, entry: Any) -> Entries:
         """Have the replacement know an entry in this thread. Gives the entries, for ``hidden``."""
-        with _LOCK:
+        with LOCK:
             if not self.entries:
                 self._put()
             self.entries.setdefault(get_ident(), []).append(entry)
@@ -49,23 +51,32 @@ class Patch:
     def drop(self, thread: int) -> None:
         """Forget the newest entry of a thread; after the last one the original is back."""
         entries = self.entries
-        with _LOCK:
-            entries[thread].pop()
-            if not entries[thread]:
-                del entries[thread]
+        with LOCK:
+            stack = entries.get(thread)
+            if stack:  # not so if an interrupt came while it was hidden
+                stack.pop()
+            if not stack:
+                entries.pop(thread, None)
             # Somebody else's replacement of ours is left alone.
             if not entries and getattr(self.owner, self.name) is self._wrapper:
-                if self._wrapper.lens_inherited:
-                    delattr(self.owner, self.name)
-                else:
-                    setattr(self.owner, self.name, self._original)
+                self._take_away()
+
+    def _take_away(self) -> None:
+        """Put back what was there, without the replacements below that nobody needs any more."""
+        lowest = self._wrapper
+        while (below := getattr(lowest.lens_original, "lens_patch", None)) is not None and not below.entries:
+            lowest = lowest.lens_original
+        if lowest.lens_inherited:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, lowest.lens_original)
 
     def _put(self) -> None:
         current = getattr(self.owner, self.name)
         if current is not self._original:
             self.entries = {}  # an old replacement that somebody still calls stays asleep
             self._original, self._wrapper = current, self._wrap(current, self.entries)
-            self._wrapper.lens_original = current
+            self._wrapper.lens_original, self._wrapper.lens_patch = current, self
             compile_as(current, self._wrapper)
             self._wrapper.lens_inherited = self.name not in vars(self.owner)
         setattr(self.owner, self.name, self._wrapper)
@@ -103,13 +114,13 @@ def hidden(patches: Sequence[Entries]) -> Iterator[None]:
     """Give this thread the original behaviour of these patches, until the block ends."""
     thread = get_ident()
     shown = [entries.get(thread) for entries in patches]
-    for entries in patches:
-        entries[thread] = []  # kept, so that another thread's trace does not take the patch away
     try:
+        for entries in patches:
+            entries[thread] = []  # kept, so that another thread's trace does not take the patch away
         yield
     finally:
         for entries, stack in zip(patches, shown, strict=True):
             if stack is None:
-                del entries[thread]
+                entries.pop(thread, None)
             else:
                 entries[thread] = stack

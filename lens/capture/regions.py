@@ -20,6 +20,7 @@ from torch import overrides
 from torch.overrides import TorchFunctionMode
 
 from lens.capture.keeping import UNSEEN
+from lens.capture.opening import TraceMode
 from lens.capture.patches import Entries, Patch, Wrap, hidden, patch
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
@@ -108,7 +109,7 @@ def _exchange(old: TorchFunctionMode, new: TorchFunctionMode) -> None:
         overrides._push_mode(mode)  # type: ignore[no-untyped-call]
 
 
-class Observer(TorchFunctionMode):
+class Observer(TraceMode):
     """Sees the functions called in a region, and notes which tensors from outside they are given."""
 
     def __init__(self, recorder: Recorder) -> None:

@@ -30,8 +30,11 @@ def root_of(target: Callable[..., Any]) -> nn.Module:
     return gathered(name, dict(_modules_of(target)))
 
 
-def gathered(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """A module of a class of this name that does nothing and holds these modules. Raises InputError."""
+def gathered(name: str, modules: object) -> nn.Module:
+    """A module of a class of this name that does nothing and holds these modules by name. Raises InputError."""
+    if not isinstance(modules, Mapping):
+        hint = 'give a module, or several by name: {"encoder": encoder, "decoder": decoder}'
+        raise InputError(f"model cannot be a {type(modules).__name__}", where="lens.tracing(model)", hint=hint)
     root: nn.Module = type(name, (nn.Module,), {})()
     for address, module in modules.items():
         if not isinstance(module, nn.Module):

@@ -43,7 +43,7 @@ class TorchDispatchBackend:
     """Records the operators of ATen and of libraries, through a ``TorchDispatchMode``."""
 
     name = "torch_dispatch"
-    capabilities = frozenset({"aten", "scopes", "sites", "scripted", "fast_paths", "untold_writes"})
+    capabilities = frozenset({"aten", "python_data", "scopes", "sites", "scripted", "fast_paths", "untold_writes"})
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here; None if it can."""
@@ -60,10 +60,11 @@ class TorchDispatchBackend:
             if not emit.keep_fast_paths:
                 stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
                 torch.backends.mha.set_fastpath_enabled(False)
-            watch_python_data(mode, stack)
+            # Under a mode torch's compiler gives functions up for good, those inside ``torch.cond`` among them.
             watch_compiled(Sight(emit, None, stack))
+            watch_python_data(mode, stack)
             disclose_threads(emit, stack)
-            stack.callback(mode.end)
+            stack.push(mode.end)
             stack.enter_context(mode)
             yield
 
@@ -140,6 +141,8 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def record(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run and record an operation."""
         recorder, find = self.recorder, self.tensors.find
+        if function.may_write and function.ref.namespace != "torch.ops.aten":
+            self.expect_counts(function, args, kwargs)
         call = recorder.start(function, args, kwargs, frame)
         begin = perf_counter()
         result = function.callable(*args, **kwargs)
@@ -157,6 +160,22 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 latest.append(record)
                 self.bumped += self.tensors.records_on(record.storage)
         return result
+
+    def expect_counts(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Custom operators count their writes before this mode is told of the call, and those of ATen afterwards."""
+        for tensor in function.written(args, kwargs):
+            record = self.tensors.find(tensor)
+            if record is not None and record.version is not None and tensor._version == record.version + 1:
+                for one in self.tensors.records_on(record.storage):
+                    self.see(one)
+
+    def see(self, record: TensorRecord) -> None:
+        """Take a tensor's count of writes for right."""
+        tensor = record()
+        if tensor is not None:
+            record.seen(tensor)
+            if record.held:
+                self.recorder.keeper.refresh(record)
 
     def ask(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run a call that makes no tensor; note it if it is a read."""
@@ -246,11 +265,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         seen = bool(self.latest or self.bumped)
         values = self.recorder.tape.values
         for record in (*self.latest, *self.bumped) if self.bumped else self.latest:
-            tensor = record()
-            if tensor is not None:
-                record.seen(tensor)
-                if record.held:
-                    self.recorder.keeper.refresh(record)
+            self.see(record)
         self.bumped = []
         for record in self.latest:
             tensor = record()
@@ -259,8 +274,10 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 values[record.value] = (*row, type(tensor.grad_fn).__name__)  # type: ignore[assignment]
         return seen
 
-    def end(self) -> None:
-        """Notice what happened after the last call."""
+    def end(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Notice what happened after the last call, unless an interrupt came in the middle of something."""
+        if kind is not None and not issubclass(kind, Exception):
+            return
         with UNSEEN():
             self.settle()
             self.tensors.meet_reserved()

@@ -19,7 +19,7 @@ import torch
 from torch import nn, overrides
 
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener, TraceMode, wrap_guard
+from lens.capture.opening import Opener, TraceMode, pushed, wrap_guard
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
@@ -28,7 +28,7 @@ from lens.functions import Function, Kind, describe, unpatched
 
 
 class TorchFunctionBackend:
-    """Records through a ``TorchFunctionMode``; opens composites; replaces ``_UNTOLD_WRITERS`` and no other function."""
+    """Records through a ``TorchFunctionMode``; opens composites; replaces what is in ``_UNTOLD``."""
 
     name = "torch_function"
     capabilities = frozenset(
@@ -47,14 +47,14 @@ class TorchFunctionBackend:
             sight = Sight(emit, mode, stack)
             sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
             watch_regions(sight, self.record)
-            for name in _UNTOLD_WRITERS:
-                sight.patch(torch.Tensor, name, _tell, mode)
+            for owner, name in _UNTOLD:
+                sight.patch(owner, name, _tell, mode)
             if not emit.composites:
                 for name, wrap in _GUARDS:
                     sight.patch(nn.functional, name, wrap, mode)
             if emit.keep_fast_paths:  # asked by operators in a region, too
                 stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, mode))
-            stack.enter_context(mode)
+            stack.enter_context(pushed(mode))
             yield
 
 
@@ -116,8 +116,11 @@ class _RecordingMode(TraceMode):
             recorder.composite_site = outer_site
 
 
-#: What writes to its tensor and tells no mode of it (torch 2.13; found through the other backends).
-_UNTOLD_WRITERS = ("set_", "real", "imag")
+#: What writes to its tensor, or copies tensors, and tells no mode of it (torch 2.13; found through the other backends).
+_UNTOLD = (
+    *((torch.Tensor, name) for name in ("set_", "real", "imag")),
+    (getattr(torch._C, "_nested", None), "nested_tensor"),
+)
 
 
 def _innermost_mode() -> Any:

@@ -239,9 +239,9 @@ class EntryIndex:
             return f"for the layer at that position write history[{key}], without quotes"
         known = [k for k in (*self._labels, *self._addresses) if ":" not in k or ":" in key]
         near = get_close_matches(key, known, n=4, cutoff=0.5)
-        if not near:
-            near = [k for k in known if k.startswith(key[:4])][:4] or known[:4]
-        return f"nearest keys: {', '.join(repr(k) for k in near)}"
+        if not near and key:
+            near = [k for k in known if k.startswith(key[:4])][:4]
+        return f"{'nearest keys' if near else 'there are, among others'}: {', '.join(map(repr, near or known[:4]))}"
 
 
 def _make_rows(graph: Graph) -> list[EntryRow]:

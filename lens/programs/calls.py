@@ -13,8 +13,9 @@ import torch
 from torch import fx
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
+from lens.errors import RenderError
 from lens.functions import describe, resolve
-from lens.ir.elements import Op
+from lens.ir.elements import FnRef, Op
 from lens.ir.templates import Map, Node, Seq, Slot, Template, map_nodes
 from lens.replay.arguments import build, find_class
 from lens.replay.operation import AUTOCAST
@@ -39,16 +40,23 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         name: The name of the node.
 
     Raises:
+        RenderError: what an opaque operation calls is not there.
         ReplayError: its function or an argument is not there.
     """
     args = [build(_plain(arg), operands, objects) for arg in op.args]
     kwargs = {key: build(_plain(arg), operands, objects) for key, arg in op.kwargs if key != AUTOCAST}
     function = op.function
     if function.opaque:
+        if not isinstance(args[0], fx.Node):
+            raise RenderError(
+                f"{function} cannot be part of a program: what it calls is not in the trace",
+                where=str(op.location or f"op {op.id}"),
+                hint="to_onnx_structure and the other exports of the graph need no program",
+            )
         kwargs.pop("closed_over", None)
         return graph.create_node("call_module", args[0].target, tuple(args[1:]), kwargs, name)
     if function.namespace != "torch.Tensor":
-        return graph.create_node("call_function", resolve(function), tuple(args), kwargs, name)
+        return graph.create_node("call_function", _target(function), tuple(args), kwargs, name)
     if function.name.endswith(".__get__"):
         return graph.create_node("call_function", getattr, (args[0], function.name.removesuffix(".__get__")), {}, name)
     if function.name.endswith(".__set__"):
@@ -62,9 +70,22 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
             return graph.create_node("call_function", target, tuple(reversed(args) if reflected else args), {}, name)
     resolve(function)  # a method that is not there is an error now, not when the program runs
     if args:
+        if isinstance(vars(torch._C.TensorBase).get(function.name), staticmethod):  # of a class, its first argument too
+            args.insert(0, args[0])
         return graph.create_node("call_method", function.name, tuple(args), kwargs, name)
     rest = dict(kwargs)
     return graph.create_node("call_method", function.name, (rest.pop(next(iter(kwargs))),), rest, name)
+
+
+def _target(ref: FnRef) -> Callable[..., Any]:
+    """The callable of a name, one that ``torch.fx`` writes out as itself.
+
+    It writes what is in C as ``torch.stft``, though that may be a function in Python with other arguments: the operator
+    is named instead.
+    """
+    found = resolve(ref)
+    shadowed = ref.namespace == "torch._C._VariableFunctions" and getattr(torch, ref.name, found) is not found
+    return getattr(torch.ops.aten, ref.name, found) if shadowed else found
 
 
 def _plain(template: Template) -> Template:

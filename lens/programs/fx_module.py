@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import frozen
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from lens.errors import RenderError
 from lens.functions import describe, resolve
 from lens.ir.elements import FnRef
 
@@ -18,13 +23,43 @@ class Program(fx.GraphModule):
 
     ``GraphModule`` itself pickles as source code that is traced once more, which loses the metadata of the nodes and
     makes a constant of ``torch.rand(3)``. A program pickles as its nodes.
+
+    Pickling and ``to_folder`` raise RenderError if an operation needs an object that cannot be pickled.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._check_objects()
         number = {node: i for i, node in enumerate(self.graph.nodes)}
         rows = [_Row.of(node, number) for node in self.graph.nodes]
         state = {name: item for name, item in vars(self).items() if name not in ("_graph", "_code", "_lineno_map")}
         return _unpickled, (type(self).__name__, rows, state)
+
+    def to_folder(self, folder: str | PathLike[str], module_name: str = "FxModule") -> None:
+        """Write it out as source code and weights, as torch does."""
+        self._check_objects()
+        super().to_folder(folder, module_name)
+        begin, lines = "        super().__init__()\n", ""
+        for name, item in vars(self).items():  # torch writes modules and tensors alone
+            if name.startswith("lens_opaque_"):
+                torch.save(item, Path(folder) / f"{name}.pt")
+                lines += f"        self.{name} = torch.load(r'{folder}/{name}.pt', weights_only=False)\n"
+        code = Path(folder) / "module.py"
+        code.write_text(code.read_text().replace(begin, begin + lines, 1))
+
+    def _check_objects(self) -> None:
+        for node in self.graph.nodes:
+            if str(node.target).startswith("lens_opaque_"):
+                try:
+                    pickle.dumps(getattr(self, str(node.target)))
+                except (pickle.PickleError, TypeError, AttributeError, RuntimeError) as error:
+                    reader = node if node.op == "call_module" else next(iter(node.users), node)
+                    custom = reader.meta.get("custom", {})
+                    raise RenderError(
+                        f"{custom.get('lens_label', node.name)} ({custom.get('lens_function', node.target)}) needs an "
+                        f"object that cannot be pickled: {error}",
+                        where=custom.get("lens_location", ""),
+                        hint="the program runs in this process; functions of a module's top level can be pickled",
+                    ) from error
 
 
 @frozen
@@ -71,7 +106,7 @@ def _unpickled(name: str, rows: list[_Row], state: dict[str, Any]) -> Program:
     for row in rows:
         nodes.append(row.put(graph, nodes))
     root = nn.Module()
-    vars(root).update({table: state[table] for table in ("_parameters", "_buffers", "_modules", "training")})
+    vars(root).update(state)
     program = Program(root, graph, name)
     vars(program).update(state)
     return program

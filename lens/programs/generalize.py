@@ -121,6 +121,10 @@ def generalize(history_a: Traced, history_b: Traced) -> Generalized:
     Raises:
         InputError: the traces differ in structure, or an integer does not follow from the sizes of the inputs.
     """
+    for given in (history_a, history_b):
+        if not isinstance(getattr(given, "graph", None), Graph):
+            hint = "give lens.generalize(lens.trace(model, x), lens.trace(model, larger_x))"
+            raise InputError(f"this is no history but a {type(given).__name__}", where="lens.generalize", hint=hint)
     first, second = history_a.graph, history_b.graph
     _compare_leaves(first, second)
     sizes = find_sizes(*([kind.shape for kind in input_types(graph)] for graph in (first, second)))

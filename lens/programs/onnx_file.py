@@ -10,8 +10,8 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from lens.ir.graph import Graph
 from lens.ir.types import TensorType
 from lens.programs.building import make_program
 from lens.programs.fx_module import Program
+from lens.render.files import path_of
 from lens.render.renderer import Traced
 
 #: What torch's exporters raise, besides their own errors, for a program that they cannot take.
@@ -35,7 +36,7 @@ _BATCH_NORMS = (
     torch.ops.aten._native_batch_norm_legit,
     torch.ops.aten._batch_norm_with_update_functional,
 )
-_NODE = re.compile(r"translating node %(\w+)")
+_NODE = re.compile(r"(?:translating node|While executing) %(\w+)")
 _WITHOUT = "to_onnx_structure writes the graph alone, for which no operation needs a counterpart in ONNX"
 #: Bytes beyond which the weights stand in a file beside the model: protobuf takes no more than 2 GiB.
 _LARGEST = 1 << 30
@@ -44,6 +45,9 @@ _LARGEST = 1 << 30
 def convert_history(history: Traced, model: nn.Module | None, noise: str, optimize: bool) -> Any:
     """torch's ``ONNXProgram`` of a trace. Raises RenderError: it has no such form, or onnx is not installed."""
     program = make_program(history, model, guards=False, noise=noise, flat=True)
+    for name, tensor in (*program.named_parameters(), *program.named_buffers()):
+        if tensor.is_meta:
+            raise RenderError(f"{name} is on the meta device: it has no numbers", where=name, hint=_WITHOUT)
     exported = export_program(program, tuple(map(example, input_types(history.graph))))
     return convert(exported, history.graph[Labels].outputs, optimize)
 
@@ -56,7 +60,7 @@ def input_types(graph: Graph) -> list[TensorType]:
 def save(converted: Any, path: str | PathLike[str]) -> str:
     """Write an ``ONNXProgram``, the weights beside it if they are more than 1 GiB, and give the path."""
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path_of(path).parent.mkdir(parents=True, exist_ok=True)
         converted.save(path, external_data=_nbytes(converted) > _LARGEST)
     except OSError as error:
         raise RenderError(
@@ -149,16 +153,29 @@ def _untranslated_node(error: BaseException, exported: Any) -> fx.Node | None:
     if found is None:
         return None
     nodes = [*exported.graph.nodes]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        nodes += exported.run_decompositions().graph.nodes
+    if all(node.name != found for node in nodes):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nodes += exported.run_decompositions().graph.nodes
     exact = [node for node in nodes if node.name == found]
     alike = [node for node in nodes if found.strip("_0123456789") in node.name]
     return next(iter(exact + alike), None)
 
 
 def _running_node(error: BaseException, program: Program) -> fx.Node | None:
-    """The node of a program that ran when an error was raised: its source line names it."""
+    """The node of a program that ran when an error was raised: the message or the source line names it.
+
+    If none ran, the first that reads what exporters do not take: an object, or a tensor without strides.
+    """
     nodes = {node.name: node for node in program.graph.nodes}
-    names = (str(frame.line).partition(" = ")[0].strip() for frame in traceback.extract_tb(error.__traceback__))
-    return next((nodes[name] for name in names if name in nodes), None)
+    names = _NODE.findall(str(error))
+    names += [str(frame.line).partition(" = ")[0].strip() for frame in traceback.extract_tb(error.__traceback__)]
+    odd = (user for node in nodes.values() if _is_odd(node, program) for user in node.users)
+    return next((nodes[name] for name in names if name in nodes), None) or next(odd, None)
+
+
+def _is_odd(node: fx.Node, program: Program) -> bool:
+    if node.op != "get_attr":
+        return False
+    item = attrgetter(str(node.target))(program)
+    return not isinstance(item, torch.Tensor) or item.layout != torch.strided or item.is_nested or item.is_quantized

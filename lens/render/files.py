@@ -6,9 +6,10 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
-from lens.errors import LensError, RenderError
+from lens.errors import InputError, LensError, RenderError
 
 
 @contextmanager
@@ -20,15 +21,25 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.touch(exist_ok=False)
+    mode = (path if path.exists() else temporary).stat().st_mode & 0o777
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.chmod(mode)  # the block may have put another file there
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def path_of(given: str | PathLike[str]) -> Path:
+    """A path that a user gave. Raises InputError if it cannot be one."""
+    text = os.fspath(given) if isinstance(given, (str, PathLike)) else given
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(
+            f"{text!r:.60} (a {type(given).__name__}) is no path", where="path", hint='give text such as "model.svg"'
+        )
+    return Path(text)
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:

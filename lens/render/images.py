@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from lens.errors import RenderError
+from lens.render.files import path_of
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
@@ -20,10 +21,11 @@ _FONTS, _SAME_WIDTH = b'font-family="Arial"', b'font-family="Arial,Helvetica,Lib
 
 def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
     """The format of a picture: the one asked for, else what the path ends in. Raises RenderError if it is unknown."""
-    kind = kind or Path(path).suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
+    suffix = path_of(path).suffix.removeprefix(".").lower()
+    kind = suffix if kind is None else kind
+    if not isinstance(kind, str) or kind not in FORMATS:
         raise RenderError(
-            f"lens cannot draw {kind or 'a file without an ending'!r}",
+            f"lens cannot draw {str(kind)[:40] or 'a file without an ending'!r}",
             where=str(path),
             hint=f"let the path end in one of .{', .'.join(FORMATS)}",
         )

@@ -81,7 +81,7 @@ class _Writer:
 
     def model(self) -> Any:
         """The file's content; None if it has more functions than ONNX allows."""
-        for block in reversed(self.blocks):
+        for block in self.blocks:
             self._add_function(block)
         if len(self.functions) > _MOST_FUNCTIONS:
             return None
@@ -206,7 +206,7 @@ def _made(block: _Block) -> Iterable[ValueId]:
 
 
 def _blocks(graph: Graph, depth: int) -> tuple[_Block, list[_Block]]:
-    """The block of the model itself, and those of its module calls down to a depth, outer ones first."""
+    """The block of the model itself, and those of its module calls down to a depth, in the order of their ends."""
     scopes = graph[Containment].ops
     root = _Block(None, None, 0)
     blocks: list[_Block] = []
@@ -216,14 +216,14 @@ def _blocks(graph: Graph, depth: int) -> tuple[_Block, list[_Block]]:
         common = 0
         while common < min(len(chain), len(stack) - 1) and stack[common + 1].scope is chain[common]:
             common += 1
+        blocks += reversed(stack[common + 1 :])
         del stack[common + 1 :]
         for scope in chain[common:]:
             block = _Block(scope, stack[-1], len(stack))
             stack[-1].items.append(block)
             stack.append(block)
-            blocks.append(block)
         stack[-1].items.append(op)
-    return root, blocks
+    return root, [*blocks, *reversed(stack[1:])]
 
 
 def _connect(graph: Graph, root: _Block, blocks: list[_Block]) -> None:
@@ -239,7 +239,7 @@ def _connect(graph: Graph, root: _Block, blocks: list[_Block]) -> None:
     for value in graph.outputs.values:
         if value in home:
             _route(value, home[value], root)
-    for block in reversed(blocks):
+    for block in blocks:
         if not block.outputs and not block.inputs:  # a node must have an end
             made = next(iter(_made(block)), None)
             block.outputs.update({} if made is None else {made: None})

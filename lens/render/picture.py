@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from attrs import fields_dict, frozen
@@ -19,7 +18,7 @@ from lens.render.collapsing import collapse_depth, collapse_modules, fit
 from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing
-from lens.render.files import write_out
+from lens.render.files import path_of, write_out
 from lens.render.graphviz_text import to_dot
 from lens.render.images import format_of
 from lens.render.pydot_objects import to_pydot
@@ -182,7 +181,7 @@ class Pictures:
                 if note.startswith("Collapsed"):
                     warnings.warn(note, stacklevel=2)
             look = find_theme(chosen.theme), chosen.direction
-            write_out(Path(path), to_dot(drawing, *look) if kind == "dot" else rendered(drawing, kind, *look))
+            write_out(path_of(path), to_dot(drawing, *look) if kind == "dot" else rendered(drawing, kind, *look))
         return str(path)
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:

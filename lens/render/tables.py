@@ -209,8 +209,8 @@ def data_frame(history: Traced, table: str = "layers") -> pandas.DataFrame:
     Raises:
         RenderError: there is no such table, or pandas is not installed.
     """
-    if table not in TABLES:
-        raise RenderError(f"there is no table {table!r}", where="table=", hint=f"give {', '.join(TABLES)}")
+    if not isinstance(table, str) or table not in TABLES:
+        raise RenderError(f"there is no table {table!r:.40}", where="table=", hint=f"give {', '.join(TABLES)}")
     pd = optional("pandas", table, "pip install 'lens-trace[pandas]'")
     columns = TABLES[table].columns
     cells = list(zip(*TABLES[table].rows(history), strict=True)) or [()] * len(columns)

@@ -26,7 +26,7 @@ from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.verifier import verify
-from lens.render.files import write_whole, writing
+from lens.render.files import path_of, write_whole, writing
 from lens.render.renderer import Renderer, Traced
 from lens.render.values import (
     Beside,
@@ -79,7 +79,7 @@ def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, be
     Raises:
         FileFormatError: if the path cannot be written, or a value does not fit into the file.
     """
-    target = Path(path)
+    target = path_of(path)
     mark = secrets.token_hex(8) if payloads and beside else ""
     names = _names(history) if payloads else {}
     try:
@@ -170,7 +170,7 @@ def read_trace(path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()) 
         FileFormatError: if it is not a lens trace, damaged, or of a newer version.
     """
     try:
-        data = Path(path).read_bytes()
+        data = path_of(path).read_bytes()
     except OSError as error:
         raise FileFormatError(
             f"the file cannot be read: {error.strerror}", where=str(path), hint="check the path"
@@ -180,7 +180,7 @@ def read_trace(path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()) 
         graph = structure(document["graph"], Graph, f"{path}, graph")
         graph = graph.with_facets(*(load_facet(name, body, facets) for name, body in document["facets"]))
         _check(graph)
-        return graph, _store(document, graph, Path(path)), float(document["logging_seconds"])
+        return graph, _store(document, graph, path_of(path)), float(document["logging_seconds"])
 
 
 def _unpack(data: bytes, where: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lens.capture.addresses import AddressBook
 from lens.capture.backend import find_backend
-from lens.capture.inputs import check_call, named_tensors, positional
+from lens.capture.inputs import check_call, named, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.selection import make_selection
 from lens.capture.sites import Locator
@@ -102,7 +102,7 @@ def audit(
 
     An exception of the model itself comes through unchanged. Only this thread is looked at.
     """
-    positional_args, named_args = positional(args), dict(kwargs or {})
+    positional_args, named_args = positional(args), named(kwargs)
     check_call(model, positional_args, named_args)
     watched = find_backend(backend)
     locator = Locator((MODULE_CALL_FILE, __file__))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -62,28 +62,11 @@ class _Grouping:
                 yield f"op {op} has rule {rule!r} and {len(ops)} passes"
             elif rule == "parameters" and not self.owns[op]:
                 yield f"op {op} is folded for its parameters and has none"
-        if self.facet.rule[ops[0]] == "adjacent" and not any(map(self.is_beside_another, ops)):
-            yield f"ops {ops[:4]} are folded as adjacent and stand beside no other repeated layer"
         if len(ops) > 1 and self.facet.rule[ops[0]] == "loop":
             steps = {b - a for a, b in pairwise(ops)}
             inside = range(ops[0], ops[-1])
             if len(steps) > 1 or any(self.facet.rule[op] != "loop" for op in inside):
                 yield f"ops {ops[:4]} are folded as a loop and do not repeat back to back"
-
-    def is_beside_another(self, op: OpId) -> bool:
-        """Whether it stands beside a pass of another repeated layer that is no loop."""
-        layer = self.facet.layer
-        near = [other for other in self.beside(self.graph.ops[op]) if layer[other] != layer[op]]
-        return any(self.facet.rule[other] in ("parameters", "adjacent") for other in near)
-
-    def beside(self, op: Op) -> Iterator[OpId]:
-        """The ops that make its operands or use its results."""
-        for value in op.reads:
-            producer = self.graph.values[value].producer
-            if producer is not None and producer != op.id:
-                yield producer
-        for value in op.writes:
-            yield from self.graph.users(value)
 
     def parameters_apart(self) -> Iterator[str]:
         """Ops with equal parameters and arguments are never two layers."""
@@ -95,27 +78,39 @@ class _Grouping:
                     yield f"op {op.id} has the parameters of layer {first[self.key(op.id)]} and is another layer"
 
     def left_out(self) -> Iterator[str]:
-        """No op is alone that stands beside a pass as a like one stands beside another pass, or goes on a loop."""
+        """Rule two has nothing left to do and did nothing else: of ops without parameters that stand in one place
+        beside passes of a layer, and are alike, none is alone; and only such ops are folded as adjacent."""
+        founded: set[OpId] = set()
         for ops in self.layers:
             if len(ops) > 1 and self.facet.rule[ops[0]] == "loop":  # nothing joins loops
                 yield from self.broken_off(ops)
             elif len(ops) > 1:
-                found: dict[Hashable, list[OpId]] = defaultdict(list)
+                found: dict[Hashable, set[OpId]] = defaultdict(set)
                 for op in ops:
-                    for place, user in self.only_users(self.graph.ops[op]):
-                        found[place, self.key(user)].append(user)
-                for near in found.values():
-                    alone = [op for op in near if self.size[op] == 1]
-                    if alone and len(set(near)) > 1:
-                        yield f"op {alone[0]} stands beside a pass as op {near[0]} does, and is no pass of its layer"
+                    for place, near in self.beside(self.graph.ops[op]):
+                        if not self.owns[near]:
+                            found[place, self.key(near)].add(near)
+                founded.update(*(near for near in found.values() if len(near) > 1))
+        for op in sorted(founded):
+            if self.size[op] == 1:
+                yield f"op {op} stands beside a pass of a layer as a like one does, and is no pass with it"
+        for number, rule in enumerate(self.facet.rule):
+            if rule == "adjacent" and number not in founded:
+                yield f"op {number} is folded as adjacent and stands beside no other repeated layer as a like one does"
 
-    def only_users(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
-        """Users without parameters, where no other user of a result is like them."""
+    def beside(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
+        """The ops that use its results or make its operands, and where they stand: of those that use one result in
+        one way the first, the second, and so on."""
         for index, value in enumerate(op.writes):
-            keys = [self.key(user) for user in self.graph.users(value)]
-            for user, key in zip(self.graph.users(value), keys, strict=True):
-                if keys.count(key) == 1 and not self.owns[user]:
-                    yield (index, self.graph.ops[user].reads.index(value)), user
+            count: Counter[Hashable] = Counter()
+            for user in self.graph.users(value):
+                way = self.graph.ops[user].reads.index(value), self.key(user)
+                count[way] += 1
+                yield ("user", index, way[0], count[way]), user
+        for place, value in enumerate(op.reads):
+            record = self.graph.values[value]
+            if record.producer is not None:
+                yield ("maker", place, record.index), record.producer
 
     def broken_off(self, ops: list[OpId]) -> Iterator[str]:
         """The op where the next pass of a loop would be is not just like it."""

@@ -83,9 +83,21 @@ def _is_overwritten(deaf: Deaf) -> bool:
     return deaf.value in deaf.interpreter.written(deaf.op, deaf.operands) | effects
 
 
+#: Give the positions of what a sparse tensor holds, and the sizes of what a nested one does.
+_POSITIONS = (
+    *("indices", "_indices", "crow_indices", "col_indices", "ccol_indices", "row_indices"),
+    *("_nested_tensor_size", "_nested_tensor_strides", "_nested_tensor_storage_offsets"),
+)
+
+
 def _is_model(deaf: Deaf) -> bool:
-    names = (deaf.name.endswith(("_like", "_as", "_as_", "_backward")), deaf.name.startswith("new_"))
-    return any(names) or (deaf.name in ("to", "type") and deaf.op.operands.index(deaf.value) == 1)
+    names = (deaf.name.endswith(("_like", "_as", "_as_", "_backward")), deaf.name.startswith(("new_", "_new_zeros")))
+    return (
+        any(names)
+        or deaf.name in _POSITIONS
+        or (deaf.name == "bernoulli" and len(deaf.op.args) > 1)  # with a probability of its own
+        or (deaf.name in ("to", "type") and deaf.op.operands.index(deaf.value) == 1)
+    )
 
 
 #: Give positions, counts or margins, which other contents need not change: of one element the largest is the first.

@@ -43,15 +43,20 @@ def write(granularity: str, texts: Mapping[str, str]) -> Path:
 _NO_OPERATORS = re.compile(r"^ *read (?:tolist|numpy|dlpack|data_ptr) .*\n", re.MULTILINE)
 
 
+def without_python_data(text: str) -> str:
+    """A text without the reads that are no operators."""
+    return _NO_OPERATORS.sub("", text)
+
+
 def normal_text(graph: Graph) -> str:
     """The text of a graph without times, locations and facts about the run; with the fault that ended it, if any.
 
     The names of autograd nodes are left out too: they say nothing about the backend, and change with the version. So
-    are, at the level of ATen, reads that are no operators there: a backend may see them or not.
+    are, at the level of ATen, reads that are no operators there, if the backend does not claim to see them.
     """
     text = print_graph(graph, locations=False, times=False, meta=False, facets=False)
     text = _GRAD_FN.sub("", text)
-    if "aten" in graph.meta.capabilities:
-        text = _NO_OPERATORS.sub("", text)
+    if "aten" in graph.meta.capabilities and "python_data" not in graph.meta.capabilities:
+        text = without_python_data(text)
     fault = graph.meta.fault
     return text if fault is None else f"{text}fault {fault.type} in {fault.function or 'no operation'}\n"
