@@ -16,12 +16,18 @@ class Case(NamedTuple):
     args: tuple[Any, ...]
 
 
-class Chain(nn.Module):
-    """Builtin functions only, no modules inside: nothing but overhead."""
+class Steps(nn.Module):
+    """Does the same in every step, with the same parts."""
 
-    def __init__(self, steps):
+    def __init__(self, steps, **parts):
         super().__init__()
         self.steps = steps
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+class Chain(Steps):
+    """Builtin functions only, no modules inside: nothing but overhead."""
 
     def forward(self, x):
         for _ in range(self.steps):
@@ -29,13 +35,11 @@ class Chain(nn.Module):
         return x
 
 
-class LinearLoop(nn.Module):
+class LinearLoop(Steps):
     """``x = relu(fc(x))``, many times."""
 
     def __init__(self, steps):
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-        self.steps = steps
+        super().__init__(steps, fc=nn.Linear(8, 8))
 
     def forward(self, x):
         for _ in range(self.steps):
@@ -43,14 +47,12 @@ class LinearLoop(nn.Module):
         return x
 
 
-class RNN(nn.Module):
+class RNN(Steps):
     """A hand-written recurrent network: ``h = tanh(inward(x) + across(h))``."""
 
     def __init__(self, steps, width=32):
-        super().__init__()
-        self.inward = nn.Linear(width, width)
-        self.across = nn.Linear(width, width)
-        self.steps, self.width = steps, width
+        super().__init__(steps, inward=nn.Linear(width, width), across=nn.Linear(width, width))
+        self.width = width
 
     def forward(self, x):
         h = torch.zeros(x.shape[0], self.width)
@@ -59,13 +61,11 @@ class RNN(nn.Module):
         return h
 
 
-class CellLoop(nn.Module):
+class CellLoop(Steps):
     """An ``nn.LSTMCell``, called many times."""
 
     def __init__(self, steps):
-        super().__init__()
-        self.cell = nn.LSTMCell(8, 8)
-        self.steps = steps
+        super().__init__(steps, cell=nn.LSTMCell(8, 8))
 
     def forward(self, x):
         h = c = torch.zeros(1, 8)
@@ -74,17 +74,15 @@ class CellLoop(nn.Module):
         return h
 
 
-class WhileLoop(nn.Module):
+class WhileLoop(Steps):
     """Rounds of a ``while`` whose condition is a tensor."""
 
-    def __init__(self, rounds):
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-        self.rounds = rounds
+    def __init__(self, steps):
+        super().__init__(steps, fc=nn.Linear(8, 8))
 
     def forward(self, x):
         count = torch.zeros(())
-        while count < self.rounds:
+        while count < self.steps:
             x = torch.relu(self.fc(x))
             count = count + 1
         return x
@@ -94,22 +92,19 @@ def vision(name: str, size: int, batch: int = 1) -> Case:
     return Case(getattr(import_torchvision().models, name)(), (torch.randn(batch, 3, size, size),))
 
 
-def _gpt2() -> Case:
+def _language(name: str, **options: Any) -> Case:
     import_torchvision()  # which transformers imports, if it is there
-    from transformers import GPT2Config, GPT2Model
+    import transformers
 
-    config = GPT2Config(n_layer=12, n_embd=192, n_head=6, vocab_size=1000, use_cache=False)
-    return Case(GPT2Model(config), (torch.randint(0, 1000, (1, 16)),))
-
-
-def _bert() -> Case:
-    import_torchvision()
-    from transformers import BertConfig, BertModel
-
-    return Case(BertModel(BertConfig()), (torch.randint(0, 1000, (1, 16)),))
+    config = getattr(transformers, f"{name}Config")(**options)
+    return Case(getattr(transformers, f"{name}Model")(config), (torch.randint(0, 1000, (1, 16)),))
 
 
-TINY = (1, 8)
+def _loop(cls: type[Steps], steps: int) -> Case:
+    return Case(cls(steps), (torch.randn(1, 8),))
+
+
+SMALL_GPT2 = {"n_layer": 12, "n_embd": 192, "n_head": 6, "vocab_size": 1000, "use_cache": False}
 CASES: dict[str, Callable[[], Case]] = {
     "resnet50@64": lambda: vision("resnet50", 64),
     "resnet18@224": lambda: vision("resnet18", 224),
@@ -117,12 +112,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "vit_b_16@224": lambda: vision("vit_b_16", 224),
     "swin_t@224": lambda: vision("swin_t", 224),
     "rnn300": lambda: Case(RNN(300), (torch.randn(1, 32),)),
-    "gpt2-12x192": _gpt2,
-    "bert": _bert,
-    "lstmcell2000": lambda: Case(CellLoop(2000), (torch.randn(*TINY),)),
-    "while1000": lambda: Case(WhileLoop(1000), (torch.randn(*TINY),)),
-    "chain2000": lambda: Case(Chain(2000), (torch.randn(*TINY),)),
-    "linear500": lambda: Case(LinearLoop(500), (torch.randn(*TINY),)),
+    "gpt2-12x192": lambda: _language("GPT2", **SMALL_GPT2),
+    "bert": lambda: _language("Bert"),
+    "lstmcell2000": lambda: _loop(CellLoop, 2000),
+    "while1000": lambda: _loop(WhileLoop, 1000),
+    "chain2000": lambda: _loop(Chain, 2000),
+    "linear500": lambda: _loop(LinearLoop, 500),
 }
 
 

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lens
 from lens.cli_diff import add_diff
 from lens.cli_export import add_export
-from lens.cli_output import (
-    ModelErrors,
-    add_json,
-    add_quiet,
-    facts_of,
-    make_model,
-    print_json,
-    wants_silence,
-    with_examples,
-)
+from lens.cli_output import ModelErrors, add_command, add_shared, facts_of, make_model, print_json, wants_silence
 from lens.cli_validate import add_validate
 from lens.errors import LensError
 
@@ -90,82 +81,61 @@ def _parser() -> argparse.ArgumentParser:
     add_validate(commands)
     add_export(commands)
     add_diff(commands)
-    passes = commands.add_parser(
-        "passes", help="list the analysis passes, what each needs and gives", **with_examples("lens passes --json")
-    )
-    add_json(passes)
-    passes.set_defaults(run=_passes)
-    known = commands.add_parser(
-        "backends", help="list the capture backends and what each sees", **with_examples("lens backends --json")
-    )
-    add_json(known)
-    known.set_defaults(run=_backends)
-    conform = commands.add_parser(
+    passes = "list the analysis passes, what each needs and gives"
+    add_shared(add_command(commands, "passes", _passes, "lens passes --json", help=passes), "--json")
+    backends = "list the capture backends and what each sees"
+    add_shared(add_command(commands, "backends", _backends, "lens backends --json", help=backends), "--json")
+    conform = add_command(
+        commands,
         "conform",
+        _conform,
+        "lens conform torch_function",
+        "lens conform my_backend --json",
         help="run a capture backend through the conformance suite; exit code 1 if it fails",
-        **with_examples("lens conform torch_function", "lens conform my_backend --json"),
     )
-    add_json(conform)
-    add_quiet(conform)
+    add_shared(conform, "--json", "--quiet")
     conform.add_argument("backend", metavar="NAME", help="a backend that `lens backends` lists")
     conform.add_argument("--update", action="store_true", help="first rewrite the expected texts from this backend")
-    conform.set_defaults(run=_conform)
     return parser
 
 
 def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    trace = commands.add_parser(
+    trace = add_command(
+        commands,
         "trace",
+        _trace,
+        "lens trace torchvision:resnet18 --input 1x3x64x64 -o resnet18.svg",
+        "lens trace torchvision:resnet18 --save 'layer*' --stop-at layer2 --save-to resnet18.lens",
+        "lens trace my_model.py:make_model --input 1x10 --json",
         help="run a model once and record it",
-        **with_examples(
-            "lens trace torchvision:resnet18 --input 1x3x64x64 -o resnet18.svg",
-            "lens trace torchvision:resnet18 --save 'layer*' --stop-at layer2 --save-to resnet18.lens",
-            "lens trace my_model.py:make_model --input 1x10 --json",
-        ),
     )
-    trace.add_argument(
-        "spec",
-        metavar="SPEC",
-        help="file.py:function, torchvision:NAME, timm:NAME or transformers:CONFIG (random weights)",
-    )
-    trace.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="SHAPE",
-        help="1x3x224x224, or 1x16:int64; once per argument; by default what the model's library expects",
-    )
-    trace.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
+    spec = "file.py:function, torchvision:NAME, timm:NAME or transformers:CONFIG (random weights)"
+    shape = "1x3x224x224, or 1x16:int64; once per argument; by default what the model's library expects"
+    save = "what --save-to keeps: label, address, pattern, type; default all"
+    stop_at = "end when this module has returned or type has run"
+    trace.add_argument("spec", metavar="SPEC", help=spec)
+    trace.add_argument("--input", action="append", default=[], metavar="SHAPE", help=shape)
+    add_shared(trace, "--backend")
     trace.add_argument("--save-to", metavar="FILE", help="write the trace, which `lens show` reads")
-    trace.add_argument(
-        "--save",
-        action="append",
-        metavar="KEY",
-        help="what --save-to keeps: label, address, pattern, type; default all",
-    )
-    trace.add_argument(
-        "--stop-at", action="append", metavar="KEY", help="end when this module has returned or type has run"
-    )
+    trace.add_argument("--save", action="append", metavar="KEY", help=save)
+    trace.add_argument("--stop-at", action="append", metavar="KEY", help=stop_at)
     trace.add_argument("--summary", action="store_true", help="print the table of layers")
-    add_quiet(trace)
-    add_json(trace)
-    trace.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
+    add_shared(trace, "--quiet", "--json", "--seed")
     _add_picture(trace)
-    trace.set_defaults(run=_trace)
 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    show = commands.add_parser(
+    show = add_command(
+        commands,
         "show",
+        _show,
+        "lens show resnet18.lens --layer layer1.0.conv2",
+        "lens show resnet18.lens -o resnet18.png --view rolled --depth 2",
+        'lens show resnet18.lens --pipeline "orphans,recurrence,labels" --time',
+        "lens show resnet18.lens --json",
         help="print a saved trace",
-        **with_examples(
-            "lens show resnet18.lens --layer layer1.0.conv2",
-            "lens show resnet18.lens -o resnet18.png --view rolled --depth 2",
-            'lens show resnet18.lens --pipeline "orphans,recurrence,labels" --time',
-            "lens show resnet18.lens --json",
-        ),
     )
-    add_json(show)
+    add_shared(show, "--json")
     show.add_argument("file", metavar="FILE", help="what `lens trace --save-to` or history.save wrote")
     show.add_argument("--graph", action="store_true", help="print the graph as text instead of the table")
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
@@ -174,7 +144,6 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show.add_argument("--time", action="store_true", help="print what every pass took")
     show.add_argument("--verify", choices=["off", "cheap", "full"], default="cheap", help="checks between passes")
     _add_picture(show)
-    show.set_defaults(run=_show)
 
 
 def _add_picture(command: argparse.ArgumentParser) -> None:
@@ -183,9 +152,8 @@ def _add_picture(command: argparse.ArgumentParser) -> None:
     group.add_argument("-o", "--output", metavar="PICTURE", help="draw into this .svg, .png, .pdf or .dot")
     group.add_argument("--view", choices=["unrolled", "rolled"], help="every pass of a layer as a node, or all as one")
     group.add_argument("--depth", type=int, metavar="N", help="modules at this depth as one node each")
-    group.add_argument(
-        "--collapse", action="append", metavar="ADDRESS", help="this module as one node; blocks.* for all"
-    )
+    module = "this module as one node; blocks.* for all"
+    group.add_argument("--collapse", action="append", metavar="ADDRESS", help=module)
     group.add_argument("--max-nodes", type=int, metavar="N", help="collapse more beyond this; 0 never (default 1000)")
     group.add_argument("--theme", choices=["light", "dark", "print"])
     group.add_argument("--direction", choices=["up", "down", "right", "left"], help="where the output stands")
@@ -298,12 +266,11 @@ def _passes(arguments: argparse.Namespace) -> None:
 def _backends(arguments: argparse.Namespace) -> None:
     from lens.capture.backend import backends
 
+    found = backends()
     if arguments.json:
-        print_json(
-            [{"name": i.name, "unavailable": i.reason, "capabilities": sorted(i.capabilities)} for i in backends()]
-        )
+        print_json([{"name": i.name, "unavailable": i.reason, "capabilities": sorted(i.capabilities)} for i in found])
         return
-    print(*backends(), sep="\n")
+    print(*found, sep="\n")
 
 
 def _conform(arguments: argparse.Namespace) -> int:

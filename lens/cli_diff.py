@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 import lens
-from lens.cli_output import add_quiet
+from lens.cli_output import add_command, add_shared, print_json
 
 
 def add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
-    diff = commands.add_parser(
+    diff = add_command(
+        commands,
         "diff",
+        _diff,
+        "lens diff before.lens after.lens",
+        "lens diff before.lens after.lens --atol 1e-5 --json",
         help="compare two saved traces: layers added, removed, changed in shape, arguments, inputs, values, time",
         description="Compare two saved traces. Exit code 0 if they differ in nothing but time, else 1.",
-        epilog="examples:\n  lens diff before.lens after.lens\n  lens diff before.lens after.lens --atol 1e-5 --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     diff.add_argument("before", metavar="BEFORE", help="what `lens trace --save-to` or history.save wrote")
     diff.add_argument("after", metavar="AFTER", help="the trace to compare with it")
     diff.add_argument("--rtol", type=float, default=0.0, metavar="X", help="relative difference of values to accept")
     diff.add_argument("--atol", type=float, default=0.0, metavar="X", help="absolute difference of values to accept")
-    diff.add_argument(
-        "--slower",
-        type=float,
-        default=2.0,
-        metavar="X",
-        help="list layers that take X times longer or less (default 2)",
-    )
+    slower = "list layers that take X times longer or less (default 2)"
+    diff.add_argument("--slower", type=float, default=2.0, metavar="X", help=slower)
     diff.add_argument("--json", action="store_true", help="print it all as JSON")
-    add_quiet(diff)
-    diff.set_defaults(run=_diff)
+    add_shared(diff, "--quiet")
 
 
 def _diff(arguments: argparse.Namespace) -> int:
     before, after = lens.load(arguments.before), lens.load(arguments.after)
     found = before.diff(after, rtol=arguments.rtol, atol=arguments.atol, slower=arguments.slower)
-    if not arguments.quiet:
-        print(json.dumps(found.to_dict(), indent=2) if arguments.json else found)
+    if arguments.json and not arguments.quiet:
+        print_json(found.to_dict())
+    elif not arguments.quiet:
+        print(found)
     return 0 if found.same else 1

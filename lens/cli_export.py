@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import fields_dict, has
 
 import lens
-from lens.cli_output import ModelErrors, add_quiet, make_model, with_examples
+from lens.cli_output import ModelErrors, add_command, add_shared, make_model
 from lens.errors import InputError, RenderError
 from lens.exports import make_renderer, render, renderer_classes, renderer_of, write_rendered
 from lens.passes.pipeline import read_option
@@ -22,31 +22,24 @@ if TYPE_CHECKING:
 
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The command and its options."""
-    export = commands.add_parser(
+    export = add_command(
+        commands,
         "export",
+        _export,
+        "lens export --list",
+        "lens export resnet18.lens --to model-explorer -o resnet18.json",
+        "lens export torchvision:resnet18 --input 1x3x64x64 --to onnx -o resnet18.onnx",
         help="write a trace for another tool; --list shows for which",
-        **with_examples(
-            "lens export --list",
-            "lens export resnet18.lens --to model-explorer -o resnet18.json",
-            "lens export torchvision:resnet18 --input 1x3x64x64 --to onnx -o resnet18.onnx",
-        ),
     )
-    export.add_argument(
-        "source",
-        nargs="?",
-        metavar="FILE|SPEC",
-        help="a trace file; or a model, as `lens trace` takes it, traced first",
-    )
+    source = "a trace file; or a model, as `lens trace` takes it, traced first"
+    export.add_argument("source", nargs="?", metavar="FILE|SPEC", help=source)
     export.add_argument("--to", metavar="NAME", help="one that --list shows; by default by the ending of the output")
     export.add_argument("-o", "--output", metavar="PATH", help="the file, or the folder if it makes several files")
-    export.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option that --list shows; VALUE is JSON"
-    )
-    export.add_argument("--input", action="append", default=[], metavar="SHAPE", help="as for `lens trace`")
-    export.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
+    option = "an option that --list shows; VALUE is JSON"
+    export.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=option)
+    add_shared(export, "--input", "--seed")
     export.add_argument("--list", action="store_true", help="list the forms, their endings and options")
-    add_quiet(export)
-    export.set_defaults(run=_export)
+    add_shared(export, "--quiet")
 
 
 def _export(arguments: argparse.Namespace) -> None:

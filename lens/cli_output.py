@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,34 @@ if TYPE_CHECKING:
     from lens.model_specs import ModelCall
 
 
-def add_json(command: argparse.ArgumentParser) -> None:
-    """Give a command the option ``--json``."""
-    command.add_argument("--json", action="store_true", help="print JSON, for machines")
+_SHARED: Mapping[str, Mapping[str, Any]] = {
+    "--json": {"action": "store_true", "help": "print JSON, for machines"},
+    "--quiet": {"action": "store_true", "help": "print nothing but errors"},
+    "--input": {"action": "append", "default": [], "metavar": "SHAPE", "help": "as for `lens trace`"},
+    "--seed": {"type": int, "metavar": "N", "help": "set the random seed before the model is made"},
+    "--backend": {"default": "torch_function", "metavar": "NAME", "help": "one that `lens backends` lists"},
+}
 
 
-def add_quiet(command: argparse.ArgumentParser) -> None:
-    """Give a command the option ``--quiet``."""
-    command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    *examples: str,
+    **texts: Any,
+) -> argparse.ArgumentParser:
+    """A command, what it does, and its help: ``texts`` are those of argparse, the examples stand at the end."""
+    epilog = "\n".join(("examples:", *(f"  {line}" for line in examples)))
+    layout = argparse.RawDescriptionHelpFormatter
+    command = commands.add_parser(name, epilog=epilog, formatter_class=layout, **texts)
+    command.set_defaults(run=run)
+    return command
+
+
+def add_shared(command: argparse.ArgumentParser, *names: str) -> None:
+    """Give a command options that several commands have."""
+    for name in names:
+        command.add_argument(name, **_SHARED[name])
 
 
 def wants_silence(arguments: argparse.Namespace) -> bool:
@@ -40,12 +61,6 @@ def make_model(spec: str, arguments: argparse.Namespace) -> ModelCall:
         if arguments.seed is not None:
             torch.manual_seed(arguments.seed)
         return load_spec(spec, arguments.input)
-
-
-def with_examples(*lines: str) -> dict[str, Any]:
-    """The arguments of a parser whose help ends in these examples."""
-    epilog = "\n".join(("examples:", *(f"  {line}" for line in lines)))
-    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
 def print_json(data: Any) -> None:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import argparse
 
-from lens.cli_output import ModelErrors, add_quiet, make_model, with_examples
+from lens.cli_output import ModelErrors, add_command, add_shared, make_model
 
 
 def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "validate",
+        _validate,
+        "lens validate torchvision:resnet18 --input 1x3x64x64",
+        "lens validate nets.py:make --json",
         help="prove that what lens saves of a model is right; exit code 1 if it is not",
         description="Exit code 0: everything holds, 1: something failed, 2: the command could not be understood.",
-        **with_examples("lens validate torchvision:resnet18 --input 1x3x64x64", "lens validate nets.py:make --json"),
     )
     command.add_argument("spec", metavar="SPEC", help="as for `lens trace`")
-    command.add_argument("--input", action="append", default=[], metavar="SHAPE", help="as for `lens trace`")
-    command.add_argument("--backend", default="torch_function", metavar="NAME", help="one that `lens backends` lists")
-    command.add_argument("--seed", type=int, metavar="N", help="set the random seed before the model is made")
+    add_shared(command, "--input", "--backend", "--seed")
     command.add_argument("--train", action="store_true", help="in train mode")
     command.add_argument("--no-audit", dest="audit", action="store_false", help="do not look for missing operations")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
-    add_quiet(command)
-    command.set_defaults(run=_validate)
+    add_shared(command, "--quiet")
 
 
 def _validate(arguments: argparse.Namespace) -> int:

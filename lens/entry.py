@@ -36,8 +36,7 @@ class OpEntry(Names, TensorFacts, CallFacts, ParameterFacts, ModuleFacts):
         return describe(self)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, OpEntry) and other._history is self._history
-        return same and isinstance(other, OpEntry) and other._row == self._row
+        return isinstance(other, OpEntry) and other._history is self._history and other._row == self._row
 
     def __hash__(self) -> int:
         return hash(self._row)

@@ -9,6 +9,8 @@ from lens.ir.elements import Leaf, Location, Op, Value
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
 from lens.ir.templates import Seq, Slot, Template, slots
+from lens.ir.types import TensorType
+from lens.render.tables import parameters_of
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +133,7 @@ class TensorFacts(EntryView):
     @property
     def is_part_of_iterable_output(self) -> bool:
         """Whether the operation returned a list or tuple of which this is one tensor."""
-        return isinstance(self._op.form, Seq) if self._op is not None else False
+        return self._op is not None and isinstance(self._op.form, Seq)
 
     @property
     def iterable_output_index(self) -> int | None:
@@ -239,11 +241,11 @@ class ParameterFacts(EntryView):
 
     @property
     def _parameters(self) -> list[Leaf]:
-        graph = self._history.graph
-        operands = self._op.operands if self._op is not None else ()
-        leaves = (graph.values[v].leaf for v in dict.fromkeys(operands))
-        found = (graph.leaves[leaf] for leaf in leaves if leaf is not None)
-        return [leaf for leaf in found if leaf.kind == "parameter"]
+        return [] if self._op is None else parameters_of(self._history.graph, self._op)
+
+    @property
+    def _parameter_types(self) -> list[TensorType]:
+        return [self._history.graph.values[leaf.value].type for leaf in self._parameters]
 
     @property
     def computed_with_params(self) -> bool:
@@ -263,17 +265,17 @@ class ParameterFacts(EntryView):
     @property
     def parent_param_shapes(self) -> list[tuple[int, ...]]:
         """The shapes of its parameters; empty if it reads none."""
-        return [self._history.graph.values[leaf.value].type.shape for leaf in self._parameters]
+        return [kind.shape for kind in self._parameter_types]
 
     @property
     def num_params_total(self) -> int:
         """How many numbers its parameters hold together."""
-        return sum(self._history.graph.values[leaf.value].type.numel for leaf in self._parameters)
+        return sum(kind.numel for kind in self._parameter_types)
 
     @property
     def parent_params_fsize(self) -> int:
         """The size of its parameters in bytes."""
-        return sum(self._history.graph.values[leaf.value].type.nbytes for leaf in self._parameters)
+        return sum(kind.nbytes for kind in self._parameter_types)
 
 
 def _holds_tensors(template: Template) -> bool:

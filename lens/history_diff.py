@@ -129,12 +129,8 @@ def compare(first: HistoryFacts, second: HistoryFacts, tolerance: Tolerance) -> 
     for a, b in pairs.items():
         old, new = first.entry(a), second.entry(b)
         changes += _structure(old, new, [pairs.get(n) for n in first.index.parents[a]], [*second.index.parents[b]])
-        if (
-            old.is_saved
-            and new.is_saved
-            and old.tensor_shape == new.tensor_shape
-            and old.tensor_dtype == new.tensor_dtype
-        ):
+        alike = (old.tensor_shape, old.tensor_dtype) == (new.tensor_shape, new.tensor_dtype)
+        if alike and old.is_saved and new.is_saved:
             compared += 1
             changes += _values(old, new, tolerance)
         times += _time(old, new, tolerance.slower)

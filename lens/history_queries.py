@@ -46,10 +46,7 @@ class HistoryQueries(HistoryEntries):
             raise InputError(
                 f"where cannot be {where!r}", where="history.layers", hint="give a function: lambda entry: ..."
             )
-        modules = _listed(module)
-        for address in modules:
-            if not _is_pattern(address):
-                self.index.check_module(address)
+        modules = self._modules(module)
         parents, children = self.index.parents, self.index.children
         return [
             entry
@@ -57,7 +54,7 @@ class HistoryQueries(HistoryEntries):
             if (type is None or _has_type(entry, type))
             and (parent_type is None or any(_has_type(self.entry(n), parent_type) for n in parents[number]))
             and (child_type is None or any(_has_type(self.entry(n), child_type) for n in children[number]))
-            and (module is None or _is_inside(entry, modules))
+            and (module is None or any(_is_named(scope, modules) for scope in entry._scopes))
             and (where is None or where(entry))
         ]
 
@@ -112,10 +109,7 @@ class HistoryQueries(HistoryEntries):
         Raises:
             UnknownKeyError: if the model has no such module.
         """
-        wanted = _listed(module)
-        for address in wanted:
-            if not _is_pattern(address):
-                self.index.check_module(address)
+        wanted = self._modules(module)
         if depth is not None and type(depth) is not int:
             raise InputError(f"depth cannot be a {type(depth).__name__}", where="depth=", hint="give 1, 2, ... or None")
         found: set[int] = set()
@@ -145,6 +139,14 @@ class HistoryQueries(HistoryEntries):
         ends = {row.label for row in rows if row.pass_total > 1 and leaves(row.number)}
         return [self.entry(row.number) for row in rows if row.label in ends]
 
+    def _modules(self, patterns: Patterns | None) -> list[str]:
+        """The patterns as a list. Raises UnknownKeyError if one is an address that no module has."""
+        listed = _listed(patterns)
+        for address in listed:
+            if not any(sign in address for sign in "*?["):
+                self.index.check_module(address)
+        return listed
+
 
 def _listed(patterns: Patterns | None) -> list[str]:
     if patterns is None or isinstance(patterns, str):
@@ -154,16 +156,8 @@ def _listed(patterns: Patterns | None) -> list[str]:
     return list(patterns)
 
 
-def _is_pattern(text: str) -> bool:
-    return any(sign in text for sign in "*?[")
-
-
 def _has_type(entry: OpEntry, patterns: Patterns) -> bool:
     return any(fnmatchcase(entry.layer_type, p.replace("_", "").lower()) for p in _listed(patterns))
-
-
-def _is_inside(entry: OpEntry, patterns: Sequence[str]) -> bool:
-    return any(_is_named(scope, patterns) for scope in entry._scopes)
 
 
 def _is_named(scope: Scope, patterns: Sequence[str]) -> bool:

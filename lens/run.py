@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -168,17 +167,12 @@ class Run(AbstractContextManager["Run"]):
         finally:
             self.recorder.exit(entered, output)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         failure = self.recorder.keeper.failure
         if isinstance(error, Stopped):  # out of a block that was ended because of the failure
             error = None
         try:
-            history = self._history(error, traceback)
+            history = self._history(error)
         except LensError as problem:
             if error is None:
                 raise
@@ -196,13 +190,13 @@ class Run(AbstractContextManager["Run"]):
             history.payloads = self._narrowed(history)
         self.history = history
 
-    def _history(self, error: BaseException | None, traceback: TracebackType | None) -> ModelHistory:
+    def _history(self, error: BaseException | None) -> ModelHistory:
         keeper, ops = self.recorder.keeper, self.recorder.tape.ops
         with stage("analysing", lambda: len(ops)), collector_off():
             self.recorder.end()
             self.recorder.memory.disclose()
             ids = number_values(self.recorder.tape)
-            graph = seal(self.recorder.tape, self._meta(error, traceback), ids)
+            graph = seal(self.recorder.tape, self._meta(error), ids)
             payloads = keeper.store(self.recorder.encoder.objects, ids)
             # Passes renumber values, not payloads.
             kept = (payloads.values.get(ValueId(ids[value])) for value in keeper.picked)
@@ -230,7 +224,7 @@ class Run(AbstractContextManager["Run"]):
                 warnings.warn(f"save= names {key!r}, which did not run before the end at {self.stopped}", stacklevel=4)
         return history.payloads.keep(wanted)
 
-    def _meta(self, error: BaseException | None, traceback: TracebackType | None) -> Meta:
+    def _meta(self, error: BaseException | None) -> Meta:
         sites = SiteTable()
         return Meta(
             model=type(self.root).__name__,
@@ -245,23 +239,19 @@ class Run(AbstractContextManager["Run"]):
             torch=str(torch.__version__),
             modules=self.addresses.module_infos(),
             parameters=self.addresses.parameter_infos(),
-            fault=None if error is None else self._fault(error, traceback),
+            fault=None if error is None else self._fault(error),
             unseen=tuple(Unseen(what, sites.locate(site)) for what, site in self.recorder.tape.unseen),
             stopped=self.stopped,
             transformed=self.selection.transform is not None,
         )
 
-    def _fault(self, error: BaseException, traceback: TracebackType | None) -> Fault:
+    def _fault(self, error: BaseException) -> Fault:
+        traceback = error.__traceback__
         while traceback is not None and traceback.tb_next is not None:
             traceback = traceback.tb_next
         site = None if traceback is None else (traceback.tb_frame.f_code, traceback.tb_lasti)
-        running = self.recorder.running
-        return Fault(
-            type(error).__name__,
-            str(error),
-            "" if running is None else str(running.ref),
-            SiteTable().locate(site),
-        )
+        running = "" if self.recorder.running is None else str(self.recorder.running.ref)
+        return Fault(type(error).__name__, str(error), running, SiteTable().locate(site))
 
 
 def _named(key: str | int, history: ModelHistory) -> Sequence[EntryRow]:

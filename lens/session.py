@@ -41,41 +41,33 @@ def trace(
     seed: int | None = None,
     fast_paths: FastPaths = "keep",
 ) -> ModelHistory:
-    """Run a model once, as it is, and give the history of everything it did.
+    """Run a model once, as it is, and give the history of all it did (paper, "Logging the forward pass").
 
     Args:
         model: Any module; it is not changed, and runs exactly once. Or a method of one, or a function: then the modules
             that it uses are found in its closure and globals, and addressed by the names that they have there.
-        args: A tuple is the positional arguments; anything else, a list too, is one argument.
-        kwargs: Keyword arguments.
+        args, kwargs: Its arguments; a tuple is the positional ones, anything else, a list too, is one argument.
         save: Which tensors to keep: ``"all"``, ``"none"``, or one or a list of: labels, module addresses, ordinals,
             patterns of labels or addresses (``"relu_*"``, ``"layer?.*.conv1"``), layer types (``"relu"``; an address
-            that reads alike wins), and functions of the running operation (``lambda op: op.type == "relu"``).
-            Addresses, types and functions are decided while the model runs, so nothing else is held in memory; of
-            labels, what has the same type is held until the end, and an ordinal holds all until then.
-        transform: What to keep in the place of a tensor: a dtype (of floating point tensors) or a device to move it to,
-            or any function that gives a tensor, such as ``lambda t: t.mean((-2, -1))``. Parameters and buffers stay as
-            they are; shapes and sizes that the history tells are those of the model's own tensors.
-        detach: Cut what is kept off from autograd. By default it is as the model made it, so that gradients with
-            respect to it can be taken, and the graph of autograd lives as long as the history.
-        stop_at: Where to end the forward pass: when all of these have come: modules that return (``"layer2"``,
-            ``"block:3"``, patterns of addresses), operations of a layer type (``"flatten"``) or for which a function is
-            true; or ``"saved"``: when all modules that ``save`` names have returned. The history then has no outputs,
-            and ``history.graph.meta.stopped`` says where it ended.
+            that reads alike wins), functions of the running operation (``lambda op: op.type == "relu"``). Nothing else
+            is held in memory, but until the end what has the type of a label, and all for an ordinal.
+        transform: What to keep in the place of a tensor: a dtype (of floating point tensors) or device to move it to,
+            or what a function makes of it, such as ``lambda t: t.mean((-2, -1))``. Parameters and buffers stay as they
+            are; shapes and sizes that the history tells are those of the model's own tensors.
+        detach: Cut what is kept off from autograd, whose graph otherwise lives as long as the history.
+        stop_at: End the forward pass when all of these have come: modules that return (``"layer2"``, ``"block:3"``,
+            patterns), operations of a type (``"flatten"``) or for which a function is true; ``"saved"``: all modules
+            in ``save``. The history then has no outputs; ``history.graph.meta.stopped`` says where it ended.
         backend: The capture backend: its name (``lens.capture.backends()`` tells what there is), or one of your own.
         passes: The analysis: a pipeline as text, or passes.
         seed: Set before the run with ``torch.manual_seed``; by default the generators are left as they are.
-        fast_paths: ``"keep"`` leaves torch's fused attention in eval mode on, so the result is the plain one bit for
-            bit; ``"open"`` runs the composed path to see inside it.
+        fast_paths: ``"keep"``: torch's fused attention in eval mode, as in a plain run; ``"open"``: what it is made of.
 
     Raises:
         InputError: the model, its arguments, ``save``, ``transform`` or ``stop_at`` cannot be used; or a function among
             these raised, which ends the run: the error names the operation, its line and the tensor.
-        BackendError: the backend is unknown or unavailable here.
-        PassError: a pass is unknown or fails.
-
-    An exception of the model itself comes through unchanged, with the history up to there as its attribute
-    ``lens_history``. Source: paper, "Logging the forward pass".
+        BackendError, PassError: the backend is unknown or unavailable here; a pass is unknown or fails.
+        Exception: the model's own, unchanged, with the history up to there as its attribute ``lens_history``.
     """
     positional_args, named_args = positional(args), named(kwargs)
     check_call(model, positional_args, named_args, functions=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from types import TracebackType
 from typing import Literal, Protocol
 
 from attrs import field, frozen
@@ -142,12 +141,7 @@ class _Blame:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, PassError):
             return
         raise PassError(

@@ -35,9 +35,7 @@ _NAME = re.compile(r"\W+")
 _FIRST_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
-def make_program(
-    history: Traced, model: nn.Module | None = None, *, guards: bool = True, noise: str = "draw", flat: bool = False
-) -> Program:
+def make_program(history: Traced, model: nn.Module | None, *, guards: bool, noise: str, flat: bool = False) -> Program:
     """The program of a trace; the arguments are those of ``Builder``, and ``noise`` is ``draw`` or ``recorded``.
 
     Raises:
@@ -125,12 +123,9 @@ class Builder:
             self.roots.append(value.id if alias is None else self.roots[alias])
         objects = self.payloads.objects
         for op in self.trace.ops:
-            self.written[op.id] = (
-                written_operands(op, objects, len(self.integers.get(op.id, ())))
-                if op.function.mutates or op.kwargs
-                else []
-            )
-            targets = {self.roots[op.operands[i]] for i in self.written[op.id]}
+            may_write, integers = op.function.mutates or op.kwargs, self.integers.get(op.id, ())
+            written = self.written[op.id] = written_operands(op, objects, len(integers)) if may_write else []
+            targets = {self.roots[op.operands[i]] for i in written}
             for old, _ in op.effects:
                 if targets and self.roots[old] not in targets and self.trace.values[self.roots[old]].leaf is not None:
                     leaf = self.trace.leaves[self.trace.values[self.roots[old]].leaf or 0]

@@ -16,38 +16,14 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from lens.errors import RenderError
 from lens.functions import describe, resolve
 from lens.ir.elements import FnRef, Op
-from lens.ir.templates import Map, Seq, Slot, Template, map_nodes
+from lens.ir.templates import Map, Node, Seq, Slot, Template, map_nodes
 from lens.replay.arguments import build, find_class
 from lens.replay.operation import AUTOCAST
 
 #: Methods that are operators of Python; ``__radd__`` and its like are these with their arguments exchanged.
 _OPERATORS = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-        "neg",
-        "pos",
-        "invert",
-        "lt",
-        "le",
-        "eq",
-        "ne",
-        "gt",
-        "ge",
-        "getitem",
-        "setitem",
-    ]
+    {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"}
+    | {"neg", "pos", "invert", "lt", "le", "eq", "ne", "gt", "ge", "getitem", "setitem"}
 )
 #: Python names whose functions stand in ``operator`` with an underscore.
 _KEYWORDS = frozenset({"and", "or"})
@@ -82,15 +58,13 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
     if function.namespace != "torch.Tensor":
         return graph.create_node("call_function", _target(function), tuple(args), kwargs, name)
     if function.name.endswith(".__get__"):
-        return graph.create_node("call_function", getattr, (args[0], function.name[: -len(".__get__")]), {}, name)
+        return graph.create_node("call_function", getattr, (args[0], function.name.removesuffix(".__get__")), {}, name)
     if function.name.endswith(".__set__"):
-        return graph.create_node(
-            "call_function", setattr, (args[0], function.name[: -len(".__set__")], args[1]), {}, name
-        )
+        attribute = function.name.removesuffix(".__set__")
+        return graph.create_node("call_function", setattr, (args[0], attribute, args[1]), {}, name)
     dunder = function.name[2:-2] if function.name.startswith("__") and function.name.endswith("__") else ""
     if not kwargs and dunder:
-        reflected = dunder[:1] == "r" and dunder[1:] in _OPERATORS and dunder not in _OPERATORS
-        in_place = dunder[:1] == "i" and dunder[1:] in _OPERATORS and dunder not in _OPERATORS
+        reflected, in_place = (dunder[:1] == sign and dunder[1:] in _OPERATORS for sign in "ri")
         if dunder in _OPERATORS or reflected or in_place:
             target = getattr(operator, f"{dunder[reflected:]}{'_' if dunder[reflected:] in _KEYWORDS else ''}")
             return graph.create_node("call_function", target, tuple(reversed(args) if reflected else args), {}, name)
@@ -116,37 +90,31 @@ def _target(ref: FnRef) -> Callable[..., Any]:
 
 def _plain(template: Template) -> Template:
     """A template whose ``torch.Size`` is a tuple: nodes have no constants of that class."""
-    return map_nodes(template, lambda node: _as_tuple(node) if isinstance(node, Seq) and node.kind == "size" else None)
 
+    def plain(node: Node) -> Template | None:
+        return Seq("tuple", node.items) if isinstance(node, Seq) and node.kind == "size" else None
 
-def _as_tuple(node: Seq) -> Seq:
-    return Seq("tuple", node.items)
+    return map_nodes(template, plain)
 
 
 def parts(graph: fx.Graph, form: Template, whole: fx.Node) -> Iterator[tuple[int, fx.Node]]:
     """Per slot of a form, its number and a node that takes it out of the container that a node made."""
+    entries: Any
+    take: Callable[..., Any] = operator.getitem
     if isinstance(form, Slot):
         yield form.index, whole
-    elif isinstance(form, Seq):
-        for place, item in enumerate(form.items):
-            if _has_slots(item):
-                yield from parts(graph, item, graph.call_function(operator.getitem, (whole, place)))
+        return
+    if isinstance(form, Seq):
+        entries = enumerate(form.items)
     elif isinstance(form, Map):
-        for key, item in form.items:
-            if _has_slots(item):
-                by_key = form.kind == "dict" or not _is_record(form.kind)
-                take = operator.getitem if by_key else getattr
-                by: Any = key
-                yield from parts(graph, item, graph.call_function(take, (whole, by)))
-
-
-def _has_slots(form: Template) -> bool:
-    return isinstance(form, (Slot, Seq, Map))
-
-
-def _is_record(kind: str) -> bool:
-    """Whether a class has its items as attributes (a dataclass), not by key."""
-    return not hasattr(find_class(kind), "__getitem__")
+        entries = form.items
+        if form.kind != "dict" and not hasattr(find_class(form.kind), "__getitem__"):  # a dataclass
+            take = getattr
+    else:
+        return
+    for key, item in entries:
+        if isinstance(item, (Slot, Seq, Map)):
+            yield from parts(graph, item, graph.call_function(take, (whole, key)))
 
 
 def put_together(form: Template, nodes: list[fx.Node], make: Callable[..., fx.Node]) -> Any:
@@ -209,6 +177,5 @@ def switch_autocast(graph: fx.Graph, op: Op | None, current: tuple[str, list[fx.
     entered_now = []
     for part in filter(None, state.split(",")):
         device, _, dtype = part.partition(":")
-        arguments = (device, getattr(torch, dtype), True, False)
-        entered_now.append(graph.call_function(_enter_autocast, arguments))
+        entered_now.append(graph.call_function(_enter_autocast, (device, getattr(torch, dtype), True, False)))
     return state, entered_now

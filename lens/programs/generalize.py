@@ -18,7 +18,7 @@ from lens.ir.templates import Map, Seq, Slice, Slot, Template, children, map_nod
 from lens.ir.types import RAGGED, TensorType
 from lens.programs.building import Builder
 from lens.programs.fx_module import Program
-from lens.programs.onnx_file import convert, example, export_program, save
+from lens.programs.onnx_file import convert, example, export_program, input_types, save
 from lens.programs.sizes import Form, Size, find_form, find_sizes
 from lens.render.renderer import Traced
 
@@ -82,7 +82,7 @@ class Generalized:
 
     def to_fx(self, model: nn.Module | None = None, *, guards: bool = True) -> Program:
         """The program, which takes inputs of any size; options and errors as for ``history.to_fx``."""
-        return self._program(model, guards=guards, flat=False)
+        return self._builder(model, guards=guards).build()
 
     def to_onnx(self, path: str | PathLike[str], model: nn.Module | None = None) -> str:
         """Write an ONNX model whose inputs have open sizes, and give the path. Random operations draw anew.
@@ -90,9 +90,9 @@ class Generalized:
         Raises:
             RenderError: the model has no form in ONNX.
         """
-        program = self._program(model, guards=False, flat=True)
+        program = self._builder(model, guards=False, flat=True).build()
         first = min(size.first for size in self.sizes) >= min(size.second for size in self.sizes)
-        kinds = _input_types(self.trace if first else self.other)
+        kinds = input_types(self.trace if first else self.other)
         shapes: list[dict[int, Any]] = [{} for _ in kinds]
         for size in self.sizes:
             for number, dimension in size.places:
@@ -100,10 +100,8 @@ class Generalized:
         exported = export_program(program, tuple(map(example, kinds)), tuple(shapes))
         return save(convert(exported, self.trace[Labels].outputs), path)
 
-    def _program(self, model: nn.Module | None, *, guards: bool, flat: bool) -> Program:
-        return Builder(
-            self.trace, self.history.payloads, model, guards, flat, sizes=self.sizes, integers=self.integers
-        ).build()
+    def _builder(self, model: nn.Module | None, *, guards: bool, flat: bool = False) -> Builder:
+        return Builder(self.trace, self.history.payloads, model, guards, flat, {}, self.sizes, self.integers)
 
     def __str__(self) -> str:
         lines = [
@@ -129,7 +127,7 @@ def generalize(history_a: Traced, history_b: Traced) -> Generalized:
             raise InputError(f"this is no history but a {type(given).__name__}", where="lens.generalize", hint=hint)
     first, second = history_a.graph, history_b.graph
     _compare_leaves(first, second)
-    sizes = find_sizes(*([kind.shape for kind in _input_types(graph)] for graph in (first, second)))
+    sizes = find_sizes(*([kind.shape for kind in input_types(graph)] for graph in (first, second)))
     for a, b in zip(first.ops, second.ops, strict=False):
         _compare_ops(a, b)
     if len(first.ops) != len(second.ops):
@@ -157,10 +155,6 @@ def generalize(history_a: Traced, history_b: Traced) -> Generalized:
         )
     trace = evolve(first, ops=tuple(ops), reads=_common_reads(first, second))
     return Generalized(sizes, integers, trace, second, history_a)
-
-
-def _input_types(graph: Graph) -> list[TensorType]:
-    return [graph.values[leaf.value].type for leaf in graph.leaves if leaf.kind == "input"]
 
 
 def _compare_leaves(first: Graph, second: Graph) -> None:

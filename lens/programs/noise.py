@@ -13,19 +13,8 @@ from lens.replay import Interpreter
 
 #: Random functions whose result does not depend on the values of their one operand; so do all without operands.
 _SOURCES = frozenset(
-    [
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "normal_",
-        "uniform_",
-        "exponential_",
-        "random_",
-        "cauchy_",
-        "bernoulli_",
-        "log_normal_",
-        "geometric_",
-    ]
+    {"rand_like", "randn_like", "randint_like", "normal_", "uniform_", "exponential_", "random_", "cauchy_"}
+    | {"bernoulli_", "log_normal_", "geometric_"}
 )
 #: Random functions that multiply their operand by a mask.
 _MASKS = frozenset({"dropout", "dropout_", "feature_dropout", "feature_dropout_"})

@@ -9,7 +9,7 @@ import ast
 import re
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from os import PathLike
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lens.errors import RenderError
 from lens.ir.facets import Labels
+from lens.ir.graph import Graph
 from lens.ir.types import TensorType
 from lens.programs.building import make_program
 from lens.programs.fx_module import Program
@@ -44,13 +45,16 @@ _LARGEST = 1 << 30
 def convert_history(history: Traced, model: nn.Module | None, noise: str, optimize: bool) -> Any:
     """torch's ``ONNXProgram`` of a trace. Raises RenderError: it has no such form, or onnx is not installed."""
     program = make_program(history, model, guards=False, noise=noise, flat=True)
-    graph = history.graph
-    inputs = [graph.values[leaf.value].type for leaf in graph.leaves if leaf.kind == "input"]
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         if tensor.is_meta:
             raise RenderError(f"{name} is on the meta device: it has no numbers", where=name, hint=_WITHOUT)
-    exported = export_program(program, tuple(map(example, inputs)))
-    return convert(exported, graph[Labels].outputs, optimize)
+    exported = export_program(program, tuple(map(example, input_types(history.graph))))
+    return convert(exported, history.graph[Labels].outputs, optimize)
+
+
+def input_types(graph: Graph) -> list[TensorType]:
+    """The types of the tensors among the arguments of the model, in order. Linear in the leaves."""
+    return [graph.values[leaf.value].type for leaf in graph.leaves if leaf.kind == "input"]
 
 
 def save(converted: Any, path: str | PathLike[str]) -> str:
@@ -101,9 +105,8 @@ def convert(exported: Any, output_names: Sequence[str], optimize: bool = False) 
                 exported, dynamo=True, verbose=False, optimize=optimize, output_names=list(output_names)
             )
     except ImportError as error:
-        raise RenderError(
-            f"{error.name} is not installed", where="to_onnx", hint="pip install 'lens-trace[export]'"
-        ) from error
+        hint = "pip install 'lens-trace[export]'"
+        raise RenderError(f"{error.name} is not installed", where="to_onnx", hint=hint) from error
     except torch.onnx.OnnxExporterError as error:
         raise _refusal(error, _untranslated_node(error, exported)) from error
     _add_labels(converted)
@@ -128,9 +131,7 @@ def _nbytes(converted: Any) -> int:
 
 def _refusal(error: Exception, node: fx.Node | None) -> RenderError:
     """The error of lens for one of torch's exporters."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    *_, cause = _causes(error)
     first = next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:300]
     custom = {} if node is None else node.meta.get("custom", {})
     what = "the model has no form in ONNX: "
@@ -139,14 +140,16 @@ def _refusal(error: Exception, node: fx.Node | None) -> RenderError:
     return RenderError(what + first, where=custom.get("lens_location", ""), hint=_WITHOUT)
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what caused it, the root last."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def _untranslated_node(error: BaseException, exported: Any) -> fx.Node | None:
     """The node of an exported program that torch.onnx names in its error."""
-    found: str | None = None
-    cause: BaseException | None = error
-    while cause is not None:
-        match = _NODE.search(str(cause))
-        found = match[1] if match else found
-        cause = cause.__cause__
+    *_, found = (None, *(match[1] for cause in _causes(error) if (match := _NODE.search(str(cause)))))
     if found is None:
         return None
     nodes = [*exported.graph.nodes]

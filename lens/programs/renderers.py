@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from lens.ir.facets import Containment, Facet, Labels
-from lens.render.renderer import Traced
+from lens.ir.facets import Containment, Labels
+from lens.render.renderer import Renderer, Traced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ _CLASS = "Program"
 
 
 @frozen
-class FxRenderer:
+class FxRenderer(Renderer):
     """A torch.fx program, as a folder with source code and weights that Python imports.
 
     Args:
@@ -32,10 +32,10 @@ class FxRenderer:
         noise: ``draw``: random operations draw anew; ``recorded``: what they drew in the run stands as constants.
     """
 
-    name: ClassVar[str] = "fx"
-    suffix: ClassVar[str] = ""
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels, Containment)
-    needs_model: ClassVar[bool] = True
+    name = "fx"
+    suffix = ""
+    requires = (Labels, Containment)
+    needs_model = True
     model: nn.Module | None = None
     guards: bool = True
     noise: str = "draw"
@@ -58,7 +58,7 @@ class FxRenderer:
 
 
 @frozen
-class OnnxRenderer:
+class OnnxRenderer(Renderer):
     """A runnable ONNX model: inputs by the names of the arguments, outputs by their labels.
 
     Args:
@@ -68,10 +68,10 @@ class OnnxRenderer:
         optimize: Whether torch's exporter merges nodes, which then have the label of one of their operations.
     """
 
-    name: ClassVar[str] = "onnx"
-    suffix: ClassVar[str] = ".onnx"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels, Containment)
-    needs_model: ClassVar[bool] = True
+    name = "onnx"
+    suffix = ".onnx"
+    requires = (Labels, Containment)
+    needs_model = True
     model: nn.Module | None = None
     noise: str = "recorded"
     optimize: bool = False

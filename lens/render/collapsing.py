@@ -80,19 +80,9 @@ def bundle_results(drawing: Drawing) -> Drawing:
 def elide_middle(drawing: Drawing, end: int = _END) -> Drawing:
     """The first and the last nodes, and one for all between them. Linear."""
     middle = list(drawing.nodes[end:-end])
-    count = sum(node.members for node in middle)
-    weights = tuple(dict.fromkeys(weight for node in middle for weight in node.weights))
-    node = Node(
-        "middle",
-        f"{count:,} more layers",
-        weights=weights,
-        role="parameters" if weights else "plain",
-        shape="module",
-        notes=(f"{middle[0].name} ... {middle[-1].name}", human_bytes(sum(node.cost.nbytes for node in middle))),
-        cost=sum((node.cost for node in middle), Cost()),
-        members=count,
-    )
-    return _with(drawing, [(node, middle)])
+    node = _stand_in("middle", middle)
+    notes = f"{middle[0].name} ... {middle[-1].name}", human_bytes(node.cost.nbytes)
+    return _with(drawing, [(evolve(node, label=f"{node.members:,} more layers", notes=notes), middle)])
 
 
 def fit(drawing: Drawing, most: int, rolled: bool, *, uncrowd: bool = True) -> Drawing:
@@ -167,32 +157,37 @@ def _leaving(drawing: Drawing, owner: dict[str, str]) -> dict[str, str]:
 
 
 def _module_node(cluster: Cluster, nodes: list[Node], leaving: str | None) -> Node:
-    count = sum(node.members for node in nodes)
-    weights = tuple(dict.fromkeys(w for node in nodes for w in node.weights))
+    node = _stand_in(f"module{cluster.id.removeprefix('cluster')}", nodes)
     tests = sum(len(node.tests) for node in nodes)
     result = next((node for node in nodes if node.id == leaving), nodes[-1])
     failed = any(node.role == "fault" for node in nodes)
+    mark = "fault" if failed else next((node.mark for node in nodes if node.mark), "")
     notes = [f"{tests} {'test' if tests == 1 else 'tests'} inside"] if tests else []
     notes += dict.fromkeys(note for node in nodes if node.mark for note in node.notes[-1:])
     label, cls = cluster.lines
-    return Node(
-        f"module{cluster.id.removeprefix('cluster')}",
-        f"@{cluster.address}",
-        cluster.suffix,
-        result.size,
-        weights,
-        cls,
-        role="fault" if failed else "parameters" if weights else "plain",
-        shape="module",
+    count = f"{node.members:,} layers"
+    return evolve(
+        node,
+        label=f"@{cluster.address}",
+        suffix=cluster.suffix,
+        size=result.size,
+        module=cls,
+        role="fault" if failed else node.role,
         cluster=cluster.parent,
         pass_num=cluster.call,
         passes=cluster.calls,
-        notes=(f"{count:,} layers", *notes),
-        mark="fault" if failed else next((node.mark for node in nodes if node.mark), ""),
-        tooltip=f"{label} {cls}\n{count:,} layers, {nodes[0].name} to {nodes[-1].name}",
-        cost=sum((node.cost for node in nodes), Cost()),
-        members=count,
+        notes=(count, *notes),
+        mark=mark,
+        tooltip=f"{label} {cls}\n{count}, {nodes[0].name} to {nodes[-1].name}",
     )
+
+
+def _stand_in(name: str, nodes: list[Node]) -> Node:
+    """A node for several, with all that they take."""
+    weights = tuple(dict.fromkeys(weight for node in nodes for weight in node.weights))
+    count, cost = sum(node.members for node in nodes), sum((node.cost for node in nodes), Cost())
+    role = "parameters" if weights else "plain"
+    return Node(name, "", weights=weights, role=role, shape="module", cost=cost, members=count)
 
 
 def _bundle(nodes: list[Node]) -> Node:

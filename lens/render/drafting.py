@@ -15,6 +15,7 @@ from lens.ir.templates import Map, Seq, Slot, Template, slots
 from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, Weight
 from lens.render.rolling import without_empty
 from lens.render.sizes import human_bytes, human_seconds, human_shape
+from lens.render.tables import parameters_of
 
 #: Layers whose result does not depend on the order of their tensors.
 COMMUTATIVE = frozenset(
@@ -201,12 +202,8 @@ class _Drafting:
         return "\n".join([*facts, str(op.location)] if op.location else facts)
 
     def _weights(self, op: Op) -> tuple[Weight, ...]:
-        found = []
-        for operand in op.operands:
-            value = self.graph.values[operand]
-            if value.leaf is not None and self.graph.leaves[value.leaf].kind == "parameter":
-                found.append(Weight(value.leaf, value.type.shape, value.type.numel, value.type.nbytes))
-        return tuple(dict.fromkeys(found))
+        types = ((leaf.id, self.graph.values[leaf.value].type) for leaf in parameters_of(self.graph, op))
+        return tuple(Weight(leaf, kind.shape, kind.numel, kind.nbytes) for leaf, kind in types)
 
     def _fault_node(self) -> Node:
         """What failed: the call that was running, or else the forward pass at the line that raised."""

@@ -186,6 +186,17 @@ class Drawing:
             found[cluster.id] = (*found[cluster.parent], cluster)
         return found
 
+    @cached_property
+    def inside(self) -> dict[str | None, tuple[list[Node], list[Cluster]]]:
+        """Per cluster (and for none), the nodes and the clusters directly in it, in order."""
+        found: dict[str | None, tuple[list[Node], list[Cluster]]] = {None: ([], [])}
+        found |= {cluster.id: ([], []) for cluster in self.clusters}
+        for node in self.nodes:
+            found[node.cluster][0].append(node)
+        for cluster in self.clusters:
+            found[cluster.parent][1].append(cluster)
+        return found
+
 
 def pass_ranges(passes: tuple[int, ...]) -> str:
     """Numbers of passes in short, such as ``1-3, 7``."""

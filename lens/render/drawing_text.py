@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
-from lens.render.drawing import Cluster, Drawing, Edge, Node
+from lens.render.drawing import Drawing, Edge, Node
 
 
 def print_drawing(drawing: Drawing) -> str:
@@ -15,17 +14,11 @@ def print_drawing(drawing: Drawing) -> str:
     lines += [f"note {_joined((note,))}" for note in drawing.notes]
     if drawing.legend is not None:
         lines.append(f"legend {_joined((drawing.legend.title, *(f'{c} {t}' for c, t in drawing.legend.entries)))}")
-    nodes: dict[str | None, list[Node]] = defaultdict(list)
-    clusters: dict[str | None, list[Cluster]] = defaultdict(list)
-    for node in drawing.nodes:
-        nodes[node.cluster].append(node)
-    for cluster in drawing.clusters:
-        clusters[cluster.parent].append(cluster)
 
     def inside(parent: str | None, indent: str) -> Iterator[str]:
-        for node in nodes[parent]:
-            yield indent + _node(node)
-        for cluster in clusters[parent]:
+        nodes, clusters = drawing.inside[parent]
+        yield from (indent + _node(node) for node in nodes)
+        for cluster in clusters:
             yield f"{indent}{{ {_joined(cluster.lines)}"
             yield from inside(cluster.id, f"{indent}  ")
             yield f"{indent}}}"

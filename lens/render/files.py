@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from lens.errors import InputError, RenderError
+from lens.errors import InputError, LensError, RenderError
 
 
 @contextmanager
@@ -50,11 +50,15 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
 
 def write_out(path: Path, content: str | bytes) -> None:
     """Write an export or a picture. Raises RenderError if the path cannot be written."""
-    try:
+    with writing("the file", path, RenderError):
         write_whole(path, [content.encode() if isinstance(content, str) else content])
-    except OSError as error:
-        raise RenderError(
-            f"the file cannot be written: {error.strerror}",
-            where=str(path),
-            hint="choose a path in a folder that you may write to",
-        ) from error
+
+
+@contextmanager
+def writing(what: str, path: Path, error: type[LensError]) -> Iterator[None]:
+    """Turns an OSError of the block into an error of lens."""
+    try:
+        yield
+    except OSError as cause:
+        hint = "choose a path in a folder that you may write to"
+        raise error(f"{what} cannot be written: {cause.strerror}", where=str(path), hint=hint) from cause

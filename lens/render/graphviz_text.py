@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -25,10 +24,16 @@ _IF_TEXT = '<font point-size="13"><b>IF</b></font>'
 #: The width of a letter at font size 1, about.
 _LETTER = 0.56
 Attributes = dict[str, str]
-
-
 #: Cluster -> the room beside its title, in points.
 NO_ROOM: Mapping[str, int] = MappingProxyType({})
+
+
+def rank_direction(direction: str) -> str:
+    """Graphviz's name for a direction. Raises RenderError if there is none."""
+    if direction not in DIRECTIONS:
+        hint = f"give {', '.join(DIRECTIONS)}"
+        raise RenderError(f"there is no direction {direction!r}", where="direction=", hint=hint)
+    return DIRECTIONS[direction]
 
 
 def usual_room(cluster: Cluster, direction: str) -> int:
@@ -51,9 +56,10 @@ def to_dot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up", room: 
 
 
 def _inside(lowering: Lowering, parent: str | None, indent: str) -> Iterator[str]:
-    for node in lowering.nodes[parent]:
+    nodes, clusters = lowering.drawing.inside[parent]
+    for node in nodes:
         yield f"{indent}{node.id} [{_text(lowering.node(node))}]"
-    for cluster in lowering.clusters[parent]:
+    for cluster in clusters:
         yield f"{indent}subgraph {cluster.id} {{"
         yield f"{indent}  graph [{_text(lowering.cluster(cluster))}]"
         yield from _inside(lowering, cluster.id, f"{indent}  ")
@@ -75,18 +81,9 @@ class Lowering:
     """
 
     def __init__(self, drawing: Drawing, theme: Theme, direction: str, room: Mapping[str, int] = NO_ROOM) -> None:
-        if direction not in DIRECTIONS:
-            raise RenderError(
-                f"there is no direction {direction!r}", where="direction=", hint=f"give {', '.join(DIRECTIONS)}"
-            )
         self.drawing, self.theme, self.direction, self.room = drawing, theme, direction, room
+        self.rankdir = rank_direction(direction)
         self.places = {node.id: place for place, node in enumerate(drawing.nodes)}
-        self.nodes: dict[str | None, list[Node]] = defaultdict(list)
-        self.clusters: dict[str | None, list[Cluster]] = defaultdict(list)
-        for node in drawing.nodes:
-            self.nodes[node.cluster].append(node)
-        for cluster in drawing.clusters:
-            self.clusters[cluster.parent].append(cluster)
 
     def defaults(self) -> dict[str, Attributes]:
         """What holds for the graph and for all nodes and edges."""
@@ -97,7 +94,7 @@ class Lowering:
             "label": self._title(),
             "labelloc": "t",
             "labeljust": "l",
-            "rankdir": DIRECTIONS[self.direction],
+            "rankdir": self.rankdir,
             "bgcolor": quoted(theme.background),
             "nodesep": "0.25",
             "ranksep": "0.35",
@@ -149,11 +146,8 @@ class Lowering:
         lines = [html(line) if line == edge.argument else f"<b>{html(line)}</b>" for line in edge.lines]
         if edge.branch:
             lines.insert(0, _IF_TEXT)
-        attributes: Attributes = {}
-        if lines:
-            attributes["label"] = _rows(
-                [f"&#160;{line}&#160;" for line in (lines if self.direction == "up" else lines[::-1])]
-            )
+        texts = [f"&#160;{line}&#160;" for line in (lines if self.direction == "up" else lines[::-1])]
+        attributes = {"label": _rows(texts)} if texts else {}
         if edge.branch:
             attributes["penwidth"] = "2"
         if edge.after:

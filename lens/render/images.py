@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from lens.errors import RenderError
-from lens.render.files import path_of, write_out
+from lens.render.files import path_of
 
 FORMATS = ("svg", "png", "pdf", "dot")
 #: What the program in graphviz-pure can write.
@@ -30,12 +30,6 @@ def format_of(path: str | PathLike[str], kind: str | None = None) -> str:
             hint=f"let the path end in one of .{', .'.join(FORMATS)}",
         )
     return kind
-
-
-def write_picture(data: bytes, path: str | PathLike[str]) -> str:
-    """Write a picture to a file and give its path. Raises RenderError if it cannot be written."""
-    write_out(path_of(path), data)
-    return str(path)
 
 
 def lay_out(dot_text: str, kind: str, *, placed: bool = False) -> bytes:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.facets import Facet, Labels
 from lens.render.drawing import Drawing, Edge
-from lens.render.graphviz_text import DIRECTIONS, Lowering, without_control
+from lens.render.graphviz_text import rank_direction, without_control
 from lens.render.picture import Options, compose
-from lens.render.renderer import Traced
+from lens.render.renderer import Renderer, Traced
 from lens.render.themes import Theme, contrast, find_theme
 
 #: What Mermaid takes unless its page raises maxEdges and maxTextSize.
@@ -23,27 +21,22 @@ _WAY_OUT = 'draw less: depth=1, collapse=["blocks.*"], view="rolled" or max_node
 
 
 @frozen
-class MermaidRenderer(Options):
+class MermaidRenderer(Options, Renderer):
     """A Mermaid flowchart, with the options of a picture.
 
     Args:
         limits: Whether to refuse what Mermaid would not draw: more than 500 edges or 50,000 characters.
     """
 
-    name: ClassVar[str] = "mermaid"
-    suffix: ClassVar[str] = ".mmd"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
+    name = "mermaid"
+    suffix = ".mmd"
     limits: bool = True
 
     def render(self, history: Traced) -> str:
         """The text of the flowchart. Raises RenderError if it is above Mermaid's limits."""
         drawing = compose(history.graph, self, history.flop_counter)
         text = to_mermaid(drawing, find_theme(self.theme), self.direction)
-        for count, most, what in (
-            (len(drawing.edges), MOST_EDGES, "edges"),
-            (len(text), MOST_TEXT, "characters"),
-        ):
+        for count, most, what in ((len(drawing.edges), MOST_EDGES, "edges"), (len(text), MOST_TEXT, "characters")):
             if self.limits and count > most:
                 raise RenderError(
                     f"the flowchart has {count:,} {what}, Mermaid takes {most:,}",
@@ -55,14 +48,14 @@ class MermaidRenderer(Options):
 
 def to_mermaid(drawing: Drawing, theme: Theme, direction: str = "up") -> str:
     """The text of a drawing as a flowchart. Linear. Raises RenderError if the direction is unknown."""
-    lowering = Lowering(drawing, theme, direction)
-    lines = [f"flowchart {DIRECTIONS[direction]}"]
+    lines = [f"flowchart {rank_direction(direction)}"]
 
     def inside(parent: str | None, indent: str) -> Iterator[str]:
-        for node in lowering.nodes[parent]:
+        nodes, clusters = drawing.inside[parent]
+        for node in nodes:
             shape = _SHAPES[node.shape].format(_text(filter(None, (node.head, *node.lines))))
             yield f"{indent}{node.id}{shape}{'' if node.fill else f':::{node.role}'}"
-        for cluster in lowering.clusters[parent]:
+        for cluster in clusters:
             yield f'{indent}subgraph {cluster.id}["{_text(cluster.lines)}"]'
             yield from inside(cluster.id, f"{indent}  ")
             yield f"{indent}end"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from lens.errors import RenderError
 from lens.ir.entry_index import EntryRow
-from lens.ir.facets import Facet, Labels
 from lens.ir.naming import layer_type
 from lens.render.graphviz_text import without_control
-from lens.render.renderer import Traced
-from lens.render.tables import argument_names
+from lens.render.renderer import Renderer, Traced, optional
+from lens.render.tables import argument_names, parameters_of
 
 if TYPE_CHECKING:
     import networkx
@@ -26,14 +24,8 @@ def network(history: Traced) -> networkx.MultiDiGraph:
     Raises:
         RenderError: networkx is not installed.
     """
-    try:
-        import networkx as nx
-    except ImportError as error:
-        raise RenderError(
-            "networkx is not installed", where="to_networkx", hint="pip install 'lens-trace[export]'"
-        ) from error
     meta = history.graph.meta
-    made = nx.MultiDiGraph()
+    made: networkx.MultiDiGraph = optional("networkx", "to_networkx").MultiDiGraph()
     made.graph.update(name=meta.model, backend=meta.backend, training=meta.training, lens=meta.lens)
     for row in history.index.rows:
         made.add_node(row.name, **_node(history, row))
@@ -58,13 +50,11 @@ def _node(history: Traced, row: EntryRow) -> dict[str, Any]:
         addresses = [] if leaf is None else list(leaf.addresses)
         return facts | {"type": "output" if leaf is None else leaf.kind, "addresses": addresses}
     op = graph.ops[row.op]
-    leaves = [graph.values[v].leaf for v in op.operands]
-    parameters = [graph.leaves[n] for n in dict.fromkeys(leaves) if n is not None]
     facts |= {
         "type": layer_type(op.function),
         "function": str(op.function),
         "seconds": op.duration,
-        "parameters": [leaf.addresses[0] for leaf in parameters if leaf.kind == "parameter" and leaf.addresses],
+        "parameters": [leaf.addresses[0] for leaf in parameters_of(graph, op) if leaf.addresses],
     }
     scopes = graph.scope_chain(op.scope)[1:]
     optional = {
@@ -89,24 +79,20 @@ def _sources(history: Traced, row: EntryRow) -> list[tuple[EntryRow, dict[str, A
 
 
 @frozen
-class GraphMLRenderer:
+class GraphMLRenderer(Renderer):
     """GraphML, for yEd, Gephi, Cytoscape, igraph; shapes as ``1x3x8x8``, other lists with commas."""
 
-    name: ClassVar[str] = "graphml"
-    suffix: ClassVar[str] = ".graphml"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
+    name = "graphml"
+    suffix = ".graphml"
 
     def render(self, history: Traced) -> str:
         """The text of the XML file. Raises RenderError if networkx is not installed."""
         made = network(history)
-        import networkx as nx
-
         for facts in (made.graph, *(d for _, d in made.nodes(data=True)), *(d for *_, d in made.edges(data=True))):
             flat = [(key, _flat(value)) for key, value in facts.items() if value not in ([], "")]
             facts.clear()
             facts.update(flat)
-        return "\n".join(nx.generate_graphml(made)) + "\n"
+        return "\n".join(optional("networkx", self.name).generate_graphml(made)) + "\n"
 
 
 def _flat(value: Any) -> Any:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 from attrs import define, field, frozen
 
 import lens
-from lens.errors import RenderError
 from lens.ir.elements import Op, Scope, ValueId
-from lens.ir.facets import Containment, Facet, Labels
+from lens.ir.facets import Containment, Labels
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
-from lens.ir.printer import print_template
 from lens.ir.types import RAGGED
-from lens.render.renderer import Traced
-
-if TYPE_CHECKING:
-    import onnx
+from lens.render.renderer import Renderer, Traced, optional
+from lens.render.tables import print_arguments
 
 OPERATIONS, MODULES = "lens", "lens.modules"
 _OPSET, _IR_VERSION = 18, 10
@@ -31,16 +27,8 @@ _OPSET, _IR_VERSION = 18, 10
 _MOST_FUNCTIONS = 10_000
 _DEEPEST = 1_000
 _NOT_NAME = re.compile(r"\W+")
-_DTYPES = {
-    "float64": "DOUBLE",
-    "float32": "FLOAT",
-    "bfloat16": "BFLOAT16",
-    "complex128": "COMPLEX128",
-    "complex64": "COMPLEX64",
-    "qint8": "INT8",
-    "quint8": "UINT8",
-    "qint32": "INT32",
-}
+#: Names of dtypes that ONNX does not write as torch does, in capitals.
+_DTYPES = {"float64": "DOUBLE", "float32": "FLOAT", "qint8": "INT8", "quint8": "UINT8", "qint32": "INT32"}
 _NOTE = "The structure of one forward pass, recorded by lens: no weights, and operations that no runtime knows."
 
 
@@ -57,22 +45,16 @@ class _Block:
 
 
 @frozen
-class OnnxStructureRenderer:
+class OnnxStructureRenderer(Renderer):
     """The structure as an ONNX file for viewers such as Netron: no weights, not runnable."""
 
-    name: ClassVar[str] = "onnx-structure"
-    suffix: ClassVar[str] = ".onnx"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels, Containment)
-    needs_model: ClassVar[bool] = False
+    name = "onnx-structure"
+    suffix = ".onnx"
+    requires = (Labels, Containment)
 
     def render(self, history: Traced) -> bytes:
         """The file. Linear in the operations times the depth of modules. Raises RenderError: onnx is not installed."""
-        try:
-            import onnx
-        except ImportError as error:
-            raise RenderError(
-                "onnx is not installed", where="to_onnx_structure", hint="pip install 'lens-trace[export]'"
-            ) from error
+        onnx = optional("onnx", "to_onnx_structure")
         depth, model = _DEEPEST, None
         while model is None:  # too many functions: the innermost module calls are not shown
             writer = _Writer(history, onnx, depth)
@@ -93,11 +75,11 @@ class _Writer:
         _connect(self.graph, self.root, self.blocks)
         self.taken: dict[str, int] = {}
         #: By content: calls of a module that did the same share a function.
-        self.functions: dict[bytes, onnx.FunctionProto] = {}
+        self.functions: dict[bytes, Any] = {}
         #: The function of each block.
         self.function_names: dict[_Block, str] = {}
 
-    def model(self) -> onnx.ModelProto | None:
+    def model(self) -> Any:
         """The file's content; None if it has more functions than ONNX allows."""
         for block in self.blocks:
             self._add_function(block)
@@ -107,13 +89,8 @@ class _Writer:
         inputs = [leaf.value for leaf in self.graph.leaves if leaf.kind == "input"]
         nodes = self._nodes(self.root, names)
         outputs = [self._output(number, value, names, nodes) for number, value in enumerate(self.graph.outputs.values)]
-        graph = self.helper.make_graph(
-            nodes,
-            self.graph.meta.model or "model",
-            [self._info(v, names[v]) for v in inputs],
-            outputs,
-            doc_string=_NOTE,
-        )
+        ends = [self._info(v, names[v]) for v in inputs], outputs
+        graph = self.helper.make_graph(nodes, self.graph.meta.model or "model", *ends, doc_string=_NOTE)
         graph.value_info.extend(self._info(v, names[v]) for v in _made(self.root))
         model = self.helper.make_model(
             graph,
@@ -125,16 +102,14 @@ class _Writer:
             doc_string=_NOTE,
         )
         self._metadata(model, {"lens.runnable": "no", "lens.model": self.graph.meta.model})
-        made: onnx.ModelProto = model
-        return made
+        return model
 
-    def _output(self, number: int, value: ValueId, names: dict[ValueId, str], nodes: list[Any]) -> onnx.ValueInfoProto:
+    def _output(self, number: int, value: ValueId, names: dict[ValueId, str], nodes: list[Any]) -> Any:
         """An output of the model, with the node that makes it: the same tensor may be several outputs, or a leaf."""
         label = self.labels.outputs[number]
         flows = self._flows(value)
-        node = self.helper.make_node("output", [names[value]] if flows else [], [label], label, domain=OPERATIONS)
-        self._attribute(node, "tensors_of_the_model", "" if flows else self._leaf_text(value))
-        nodes.append(node)
+        inputs, facts = ([names[value]], {}) if flows else ([], {"tensors_of_the_model": self._leaf_text(value)})
+        nodes.append(self.helper.make_node("output", inputs, [label], label, domain=OPERATIONS, **facts))
         return self._info(value, label)
 
     def _names(self, block: _Block) -> dict[ValueId, str]:
@@ -166,36 +141,30 @@ class _Writer:
             function.name = _free(f"{scope.cls}_{scope.address}", self.taken)
         self.function_names[block] = known.name
 
-    def _nodes(self, block: _Block, names: dict[ValueId, str]) -> list[onnx.NodeProto]:
+    def _nodes(self, block: _Block, names: dict[ValueId, str]) -> list[Any]:
         return [self._call(i, names) if isinstance(i, _Block) else self._op(i, names) for i in block.items]
 
-    def _call(self, block: _Block, names: dict[ValueId, str]) -> onnx.NodeProto:
+    def _call(self, block: _Block, names: dict[ValueId, str]) -> Any:
         scope = block.scope
         assert scope is not None
         inputs, outputs = ([names[v] for v in end] for end in (block.inputs, block.outputs))
         name = "/".join((scope.address, *outputs[:1]))
         node = self.helper.make_node(self.function_names[block], inputs, outputs, name, domain=MODULES)
         self._metadata(node, {"lens.module": scope.address, "lens.class": scope.cls, "lens.location": scope.location})
-        made: onnx.NodeProto = node
-        return made
+        return node
 
-    def _op(self, op: Op, names: dict[ValueId, str]) -> onnx.NodeProto:
+    def _op(self, op: Op, names: dict[ValueId, str]) -> Any:
         inputs = [names[v] for v in dict.fromkeys(op.reads) if self._flows(v)]
         label = next(iter(self.labels.results[op.id]), str(op.function))
         kind = _NOT_NAME.sub("_", layer_type(op.function))
         outputs = [names[v] for v in op.writes]
-        # labels may stand several times in a block, names of nodes may not
-        node = self.helper.make_node(kind, inputs, outputs, outputs[0] if outputs else label, domain=OPERATIONS)
+        name = outputs[0] if outputs else label  # labels may stand several times in a block, names of nodes may not
         operands = [names[v] if self._flows(v) else self._leaf_text(v) for v in op.operands]
-        arguments = [print_template(arg, operands) for arg in op.args]
-        arguments += [f"{name}={print_template(arg, operands)}" for name, arg in op.kwargs]
-        self._attribute(node, "arguments", ", ".join(arguments))
-        leaves = [self._leaf_text(v) for v in op.operands if not self._flows(v)]
-        self._attribute(node, "tensors_of_the_model", "\n".join(leaves))
-        facts = {"lens.label": label, "lens.function": op.function, "lens.location": op.location}
-        self._metadata(node, facts)
-        made: onnx.NodeProto = node
-        return made
+        leaves = "\n".join(self._leaf_text(v) for v in op.operands if not self._flows(v))
+        facts = {"arguments": print_arguments(op, operands) or None, "tensors_of_the_model": leaves or None}
+        node = self.helper.make_node(kind, inputs, outputs, name, domain=OPERATIONS, **facts)
+        self._metadata(node, {"lens.label": label, "lens.function": op.function, "lens.location": op.location})
+        return node
 
     def _flows(self, value: ValueId) -> bool:
         """Whether a value is an edge: parameters, buffers and the like are named by the nodes that read them."""
@@ -207,17 +176,12 @@ class _Writer:
         leaf = self.graph.leaves[known.leaf or 0]
         return f"@{leaf.addresses[0] if leaf.addresses else leaf.kind}: {known.type}"
 
-    def _info(self, value: ValueId, name: str) -> onnx.ValueInfoProto:
+    def _info(self, value: ValueId, name: str) -> Any:
         kind = self.graph.values[value].type
         dtype = getattr(self.onnx.TensorProto, _DTYPES.get(kind.dtype, kind.dtype.upper()), None)
         shape = ["ragged" if n == RAGGED else n for n in kind.shape]
         known = dtype if isinstance(dtype, int) else self.onnx.TensorProto.FLOAT
-        made: onnx.ValueInfoProto = self.helper.make_tensor_value_info(name, known, shape, str(kind))
-        return made
-
-    def _attribute(self, node: Any, name: str, text: str) -> None:
-        if text:
-            node.attribute.append(self.helper.make_attribute(name, text))
+        return self.helper.make_tensor_value_info(name, known, shape, str(kind))
 
     def _metadata(self, proto: Any, facts: dict[str, Any]) -> None:
         for key, fact in facts.items():

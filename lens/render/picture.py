@@ -7,22 +7,22 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from attrs import fields_dict, frozen
 
 from lens.errors import RenderError
 from lens.ir.elements import OpId
-from lens.ir.facets import Facet, Labels
 from lens.ir.graph import Graph
 from lens.render.collapsing import collapse_depth, collapse_modules, fit
 from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing
+from lens.render.files import path_of, write_out
 from lens.render.graphviz_text import to_dot
-from lens.render.images import format_of, write_picture
+from lens.render.images import format_of
 from lens.render.pydot_objects import to_pydot
-from lens.render.renderer import Traced
+from lens.render.renderer import Renderer, Traced
 from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
 from lens.render.titles import rendered
@@ -107,11 +107,8 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
     theme = find_theme(options.theme)
     rolled = options.view == "rolled"
     if options.color_by == "flops" and flops is None:
-        raise RenderError(
-            "nothing here counts FLOPs",
-            where='color_by="flops"',
-            hint="draw with history.draw, where torch is installed",
-        )
+        hint = "draw with history.draw, where torch is installed"
+        raise RenderError("nothing here counts FLOPs", where='color_by="flops"', hint=hint)
     counted = flops if options.color_by == "flops" else None
     drawing = make_drawing(graph, buffers=options.buffers, statistics=options.statistics, flops=counted)
     if options.collapse:
@@ -132,13 +129,11 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
 
 
 @frozen
-class DotRenderer(Options):
+class DotRenderer(Options, Renderer):
     """DOT text for graphviz, with the options of a picture."""
 
-    name: ClassVar[str] = "dot"
-    suffix: ClassVar[str] = ".dot"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
+    name = "dot"
+    suffix = ".dot"
 
     def render(self, history: Traced) -> str:
         """The text before it is laid out. Linear."""
@@ -185,10 +180,9 @@ class Pictures:
             for note in drawing.notes:
                 if note.startswith("Collapsed"):
                     warnings.warn(note, stacklevel=2)
-            theme = find_theme(chosen.theme)
-            if kind == "dot":
-                return write_picture(to_dot(drawing, theme, chosen.direction).encode(), path)
-            return write_picture(rendered(drawing, kind, theme, chosen.direction), path)
+            look = find_theme(chosen.theme), chosen.direction
+            write_out(path_of(path), to_dot(drawing, *look) if kind == "dot" else rendered(drawing, kind, *look))
+        return str(path)
 
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lens.errors import RenderError
 from lens.render.drawing import Drawing
 from lens.render.graphviz_text import Lowering
+from lens.render.renderer import optional
 from lens.render.themes import LIGHT, Theme
 
 if TYPE_CHECKING:
@@ -19,13 +19,7 @@ def to_pydot(drawing: Drawing, theme: Theme = LIGHT, direction: str = "up") -> p
     Raises:
         RenderError: if pydot is not installed, or the direction unknown.
     """
-    try:
-        import pydot
-    except ImportError as error:
-        raise RenderError(
-            "pydot is not installed", where="to_pydot", hint="pip install 'lens-trace[export]'"
-        ) from error
-    make: Any = pydot
+    make = optional("pydot", "to_pydot")
     lowering = Lowering(drawing, theme, direction)
     defaults = lowering.defaults()
     graph: Any = make.Dot("lens", graph_type="digraph", **defaults["graph"])

@@ -7,11 +7,13 @@ of a folder. It is pure: it writes nothing itself, and gives the same for the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
+from lens.errors import RenderError
 from lens.ir.elements import OpId
 from lens.ir.entry_index import EntryIndex
-from lens.ir.facets import Facet
+from lens.ir.facets import Facet, Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 
@@ -36,7 +38,7 @@ class Traced(Protocol):
 
 @runtime_checkable
 class Renderer(Protocol):
-    """The protocol of renderers.
+    """The protocol of renderers. One that inherits from it needs no more than ``name``, ``suffix`` and ``render``.
 
     Attributes:
         name: What ``history.export(to=...)`` and ``lens export --to`` call it.
@@ -47,9 +49,17 @@ class Renderer(Protocol):
 
     name: ClassVar[str]
     suffix: ClassVar[str]
-    requires: ClassVar[tuple[type[Facet], ...]]
-    needs_model: ClassVar[bool]
+    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
+    needs_model: ClassVar[bool] = False
 
     def render(self, history: Traced) -> Rendered:
         """The history in another form. Raises RenderError if it has none."""
         ...
+
+
+def optional(package: str, where: str, hint: str = "pip install 'lens-trace[export]'") -> Any:
+    """A package that lens can do without. Raises RenderError if it is not installed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise RenderError(f"{package} is not installed", where=where, hint=hint) from error

@@ -7,11 +7,10 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 def human_bytes(count: float) -> str:
     """A number of bytes with a unit, in steps of 1024: ``18.8 MB``."""
-    for unit in _UNITS:
-        if count < 1024 or unit == _UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
+    place = 0
+    while count >= 1024 and place < len(_UNITS) - 1:
+        count, place = count / 1024, place + 1
+    return f"{count:.{min(place, 1)}f} {_UNITS[place]}"
 
 
 def human_shape(shape: tuple[int, ...]) -> str:

@@ -13,16 +13,16 @@ from lens.errors import InputError
 from lens.ir.elements import Op
 from lens.render.columns import Column, Table
 from lens.render.sizes import human_bytes, human_count, human_seconds, human_shape
+from lens.render.tables import parameters_of
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
 
 By: TypeAlias = Literal["layer", "module", "type", "time", "memory", "parameters", "flops"]
 KINDS: tuple[By, ...] = ("layer", "module", "type", "time", "memory", "parameters", "flops")
-_LIMIT = 60
 
 
-def summarize(history: ModelHistory, by: By = "layer", depth: int | None = None, limit: int | None = _LIMIT) -> Table:
+def summarize(history: ModelHistory, by: By, depth: int | None, limit: int | None) -> Table:
     """The summary of a history as a table; see ``ModelHistory.summary``. Linear."""
     if by not in KINDS:
         near = get_close_matches(str(by), KINDS, n=1) or KINDS
@@ -34,10 +34,8 @@ def summarize(history: ModelHistory, by: By = "layer", depth: int | None = None,
         return _layers(history, limit)
     if by == "module":
         return _modules(history, depth, limit)
-    totals = _totals(
-        history, (lambda op: (_type_of(history, op),)) if by == "type" else lambda op: (_name(history, op),)
-    )
-    return _sorted(history, totals, by, limit)
+    name_of = _type_of if by == "type" else _name
+    return _sorted(history, _totals(history, lambda op: (name_of(history, op),)), by, limit)
 
 
 def head_of(history: ModelHistory) -> tuple[str, ...]:
@@ -80,29 +78,17 @@ def _structure(history: ModelHistory) -> str:
 
 def _layers(history: ModelHistory, limit: int | None) -> Table:
     """Every entry but the running statistics of normalisation layers, in order of execution."""
-    columns = (
-        Column("", right=True),
-        Column("layer"),
-        Column("shape"),
-        Column("size", human_bytes, right=True),
-        Column("params", "{:,}".format, right=True),
-        Column("module"),
-    )
+    size, params = Column("size", human_bytes, right=True), Column("params", "{:,}".format, right=True)
+    columns = Column("", right=True), Column("layer"), Column("shape"), size, params, Column("module")
     rows = []
     for number, entry in enumerate(history):
         if history.index.is_statistic(entry._row):
             continue
         names = entry.modules_exited or [entry.containing_module_origin or ""]
-        rows.append(
-            (
-                f"{number}*" if entry.is_saved else f"{number}",
-                entry._row.name,
-                f"{human_shape(entry.tensor_shape)} {entry.tensor_dtype}",
-                entry.tensor_fsize,
-                entry.num_params_total or None,
-                names[0] or entry.buffer_address or "",
-            )
-        )
+        mark, kind = "*" if entry.is_saved else "", f"{human_shape(entry.tensor_shape)} {entry.tensor_dtype}"
+        module = names[0] or entry.buffer_address or ""
+        sizes = entry.tensor_fsize, entry.num_params_total or None
+        rows.append((f"{number}{mark}", entry._row.name, kind, *sizes, module))
     return Table(columns, tuple(rows), head_of(history), limit)
 
 
@@ -142,8 +128,7 @@ def _totals(history: ModelHistory, names_of: Callable[[Op], Iterable[str]]) -> d
     for op in graph.ops:
         if op.interior:
             continue  # a composite beside its interior, which is counted
-        leaves = {graph.values[v].leaf for v in op.operands}
-        weights = [graph.leaves[leaf] for leaf in leaves if leaf is not None and graph.leaves[leaf].kind == "parameter"]
+        weights = parameters_of(graph, op)
         for name in names_of(op):
             total = totals.setdefault(name, _Total())
             total.add(history, op)

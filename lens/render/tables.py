@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
+from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.elements import Location, Op, Scope, Value
-from lens.ir.facets import Ancestry, Conditionals, Distances, Facet, Labels, Recurrence
+from lens.ir.elements import Leaf, Location, Op, Scope
+from lens.ir.facets import Ancestry, Conditionals, Distances, Recurrence
+from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.printer import print_template
 from lens.ir.templates import Slot, slots
-from lens.render.renderer import Rendered, Traced
+from lens.render.renderer import Rendered, Renderer, Traced, optional
 
 if TYPE_CHECKING:
     import pandas
@@ -40,10 +42,14 @@ def _columns(text: str) -> Mapping[str, str]:
     return MappingProxyType(dict(word.split(":") for word in text.split()))
 
 
+def _facts(thing: object, names: str) -> list[Any]:
+    """These attributes of a thing; tuples as lists."""
+    found = (getattr(thing, name) for name in names.split())
+    return [list(fact) if isinstance(fact, tuple) else fact for fact in found]
+
+
 def _layers(history: Traced) -> Iterator[Row]:
-    names = tuple(_LAYERS)
-    for entry in history:
-        yield [getattr(entry, name) for name in names]
+    return map(attrgetter(*_LAYERS), history)
 
 
 def _operations(history: Traced) -> Iterator[Row]:
@@ -51,89 +57,57 @@ def _operations(history: Traced) -> Iterator[Row]:
     layers, distances = graph.get(Recurrence), graph.get(Distances)
     ancestry, conditionals = graph.get(Ancestry), graph.get(Conditionals)
     for op in graph.ops:
-        rows = index.by_op.get(op.id, [])
-        flags = op.function
-        yield (
+        row = next(iter(index.by_op.get(op.id, ())), None)
+        yield [
             op.id,
-            rows[0].name if rows else None,
+            None if row is None else row.name,
             layer_type(op.function),
             str(op.function),
-            rows[0].pass_num if rows else None,
-            rows[0].pass_total if rows else None,
+            *((None, None) if row is None else (row.pass_num, row.pass_total)),
             None if layers is None else layers.layer[op.id],
             _module(history, op.scope),
-            op.scope,
-            list(op.operands),
-            list(op.writes),
-            _arguments(history, op),
-            *(flags.mutates, flags.random, flags.view, flags.composite, flags.opaque),
+            *_facts(op, "scope operands writes"),
+            print_arguments(op, [f"%{value}" for value in op.operands]),
+            *_facts(op.function, "mutates random view composite opaque"),
             op.duration,
             None if flops is None else flops(op.id),
             *((None, None) if ancestry is None else (ancestry.from_input[op.id], ancestry.to_output[op.id])),
-            *_distances(distances, op.id),
+            *(None if distances is None else getattr(distances, column)[op.id] for column in _DISTANCES),
             None if conditionals is None else conditionals.in_branch[op.id],
             *_place(op.location),
-        )
+        ]
 
 
 def _values(history: Traced) -> Iterator[Row]:
     graph, index = history.graph, history.index
     for value in graph.values:
         row = index.by_value.get(value.id)
-        kind = value.type
-        yield (
+        yield [
             value.id,
             None if row is None else row.name,
-            kind.dtype,
-            list(kind.shape),
-            kind.device,
-            kind.layout,
-            kind.numel,
-            kind.nbytes,
-            value.producer,
-            value.index,
-            value.alias_of,
-            *_leaf(history, value),
+            *_facts(value.type, "dtype shape device layout numel nbytes"),
+            *_facts(value, "producer index alias_of"),
+            *((None, []) if value.leaf is None else _facts(graph.leaves[value.leaf], "kind addresses")),
             value.grad_fn,
             value.id in history.payloads,
             list(graph.users(value.id)),
-        )
+        ]
 
 
 def _scopes(history: Traced) -> Iterator[Row]:
     for scope in history.graph.scopes:
-        yield (
-            scope.id,
-            scope.address,
-            scope.cls,
-            scope.call,
-            scope.parent,
-            list(scope.aliases),
-            scope.training,
-            scope.start,
-            scope.stop,
-            list(scope.inputs),
-            list(scope.outputs),
-            *_place(scope.location),
-        )
+        facts = _facts(scope, "id address cls call parent aliases training start stop inputs outputs")
+        yield [*facts, *_place(scope.location)]
 
 
 def _parameters(history: Traced) -> Iterator[Row]:
     graph = history.graph
     leaves = {address: leaf for leaf in graph.leaves if leaf.kind == "parameter" for address in leaf.addresses}
     for parameter in graph.meta.parameters:
-        leaf, kind = leaves.get(parameter.address), parameter.type
-        yield (
-            parameter.address,
-            kind.dtype,
-            list(kind.shape),
-            kind.device,
-            kind.numel,
-            kind.nbytes,
-            parameter.trainable,
-            None if leaf is None else leaf.value,
-            [] if leaf is None else list(graph.users(leaf.value)),
-        )
+        leaf = leaves.get(parameter.address)
+        users = [] if leaf is None else list(graph.users(leaf.value))
+        facts = _facts(parameter.type, "dtype shape device numel nbytes")
+        yield [parameter.address, *facts, parameter.trainable, None if leaf is None else leaf.value, users]
 
 
 def _edges(history: Traced) -> Iterator[Row]:
@@ -161,17 +135,17 @@ def argument_names(op: Op) -> list[str]:
     return names
 
 
-def _arguments(history: Traced, op: Op) -> str:
-    texts = [f"%{value}" for value in op.operands]
-    arguments = [print_template(arg, texts) for arg in op.args]
-    return ", ".join([*arguments, *(f"{name}={print_template(arg, texts)}" for name, arg in op.kwargs)])
+def parameters_of(graph: Graph, op: Op) -> list[Leaf]:
+    """The parameters that an op reads, each once, in the order of its arguments. Linear in its operands."""
+    leaves = (graph.values[v].leaf for v in dict.fromkeys(op.operands))
+    found = (graph.leaves[leaf] for leaf in leaves if leaf is not None)
+    return [leaf for leaf in found if leaf.kind == "parameter"]
 
 
-def _distances(distances: Distances | None, op: int) -> Row:
-    if distances is None:
-        return (None,) * 4
-    columns = distances.min_from_input, distances.max_from_input, distances.min_to_output, distances.max_to_output
-    return tuple(column[op] for column in columns)
+def print_arguments(op: Op, texts: Sequence[str]) -> str:
+    """The arguments of a call as text; ``texts`` are those of its operands. Linear."""
+    named = (f"{name}={print_template(arg, texts)}" for name, arg in op.kwargs)
+    return ", ".join([*(print_template(arg, texts) for arg in op.args), *named])
 
 
 def _module(history: Traced, scope: int | None) -> str | None:
@@ -179,17 +153,11 @@ def _module(history: Traced, scope: int | None) -> str | None:
     return None if found is None or found.parent is None else history.index.scope_label(found)
 
 
-def _leaf(history: Traced, value: Value) -> Row:
-    if value.leaf is None:
-        return None, []
-    leaf = history.graph.leaves[value.leaf]
-    return leaf.kind, list(leaf.addresses)
-
-
 def _place(location: Location | None) -> Row:
     return (None, None) if location is None else (location.file, location.line)
 
 
+_DISTANCES = ("min_from_input", "max_from_input", "min_to_output", "max_to_output")
 _LAYERS = _columns(
     "layer_label:text pass_num:int layer_type:text func_applied_name:text tensor_shape:ints tensor_dtype:text"
     " tensor_fsize:int num_params_total:int func_time_elapsed:float containing_module_origin:text"
@@ -243,72 +211,61 @@ def data_frame(history: Traced, table: str = "layers") -> pandas.DataFrame:
     """
     if not isinstance(table, str) or table not in TABLES:
         raise RenderError(f"there is no table {table!r:.40}", where="table=", hint=f"give {', '.join(TABLES)}")
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise RenderError("pandas is not installed", where=table, hint="pip install 'lens-trace[pandas]'") from error
+    pd = optional("pandas", table, "pip install 'lens-trace[pandas]'")
     columns = TABLES[table].columns
     cells = list(zip(*TABLES[table].rows(history), strict=True)) or [()] * len(columns)
     data = {
         name: pd.Series(list(cell), dtype=DTYPES[kind])
         for (name, kind), cell in zip(columns.items(), cells, strict=True)
     }
-    return pd.DataFrame(data)
+    frame: pandas.DataFrame = pd.DataFrame(data)
+    return frame
 
 
 @frozen
-class CsvRenderer:
+class _TableRenderer(Renderer):
+    table: str = "operations"
+
+    def render(self, history: Traced) -> Rendered:
+        """The table, or all tables as files. Raises RenderError if a package is not installed."""
+        if self.table == "all":
+            return {f"{name}{self.suffix}": self.content(history, name) for name in TABLES}
+        return self.content(history, self.table)
+
+    def content(self, history: Traced, table: str) -> str | bytes:
+        """A file with one table."""
+        raise NotImplementedError
+
+
+@frozen
+class CsvRenderer(_TableRenderer):
     """A table as text with commas; lists as JSON. ``table=all`` gives a folder of all tables."""
 
-    name: ClassVar[str] = "csv"
-    suffix: ClassVar[str] = ".csv"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
-    table: str = "operations"
+    name = "csv"
+    suffix = ".csv"
 
-    def render(self, history: Traced) -> Rendered:
-        """The table, or all tables as files."""
-
-        def table_text(table: str) -> str:
-            frame = data_frame(history, table)
-            for name, kind in TABLES[table].columns.items():
-                if kind in ("ints", "texts"):
-                    frame[name] = frame[name].map(json.dumps)
-            return str(frame.to_csv(index=False))
-
-        return _each(self.table, ".csv", table_text)
+    def content(self, history: Traced, table: str) -> str:
+        """The text of one table."""
+        frame = data_frame(history, table)
+        for name, kind in TABLES[table].columns.items():
+            if kind in ("ints", "texts"):
+                frame[name] = frame[name].map(json.dumps)
+        return str(frame.to_csv(index=False))
 
 
 @frozen
-class ParquetRenderer:
+class ParquetRenderer(_TableRenderer):
     """A table with typed columns. ``table=all`` gives a folder of all tables."""
 
-    name: ClassVar[str] = "parquet"
-    suffix: ClassVar[str] = ".parquet"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
-    table: str = "operations"
+    name = "parquet"
+    suffix = ".parquet"
 
-    def render(self, history: Traced) -> Rendered:
-        """The table, or all tables as files. Raises RenderError if pyarrow is not installed."""
-        try:
-            import pyarrow as pa
-        except ImportError as error:
-            raise RenderError(
-                "pyarrow is not installed", where=self.name, hint="pip install 'lens-trace[parquet]', or export csv"
-            ) from error
+    def content(self, history: Traced, table: str) -> bytes:
+        """The file of one table. Raises RenderError if pyarrow is not installed."""
+        pa = optional("pyarrow", self.name, "pip install 'lens-trace[parquet]', or export csv")
         types = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "flag": pa.bool_()}
         types |= {"ints": pa.list_(pa.int64()), "texts": pa.list_(pa.string())}
-
-        def table_bytes(table: str) -> bytes:
-            buffer = BytesIO()
-            frame = data_frame(history, table)
-            schema = pa.schema([(name, types[kind]) for name, kind in TABLES[table].columns.items()])
-            frame.to_parquet(buffer, engine="pyarrow", index=False, schema=schema)
-            return buffer.getvalue()
-
-        return _each(self.table, ".parquet", table_bytes)
-
-
-def _each(table: str, suffix: str, content: Callable[[str], str | bytes]) -> Rendered:
-    return {f"{name}{suffix}": content(name) for name in TABLES} if table == "all" else content(table)
+        schema = pa.schema([(name, types[kind]) for name, kind in TABLES[table].columns.items()])
+        buffer = BytesIO()
+        data_frame(history, table).to_parquet(buffer, engine="pyarrow", index=False, schema=schema)
+        return buffer.getvalue()

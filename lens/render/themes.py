@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from lens.errors import RenderError
 
@@ -21,6 +21,10 @@ ROLES: Mapping[str, str] = MappingProxyType(
         "fault": "failed",
     }
 )
+
+
+def _constant(colours: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType({**colours})
 
 
 @frozen
@@ -42,8 +46,8 @@ class Theme:
     text: str
     line: str
     box: str
-    fills: Mapping[str, str]
-    marks: Mapping[str, str]
+    fills: Mapping[str, str] = field(converter=_constant)
+    marks: Mapping[str, str] = field(converter=_constant)
     scale: tuple[str, ...]
     font: str = "Arial"
 
@@ -54,19 +58,17 @@ LIGHT = Theme(
     "#111111",
     "#222222",
     "#666666",
-    MappingProxyType(
-        {
-            "input": "#98fb98",
-            "output": "#ff9999",
-            "parameters": "#d0d0d0",
-            "buffer": "#eeeeee",
-            "condition": "#fff27a",
-            "external": "#ffe3c2",
-            "fault": "#ffd0d0",
-            "plain": "white",
-        }
-    ),
-    MappingProxyType({"gap": "#e07b00", "fault": "#cc0000"}),
+    {
+        "input": "#98fb98",
+        "output": "#ff9999",
+        "parameters": "#d0d0d0",
+        "buffer": "#eeeeee",
+        "condition": "#fff27a",
+        "external": "#ffe3c2",
+        "fault": "#ffd0d0",
+        "plain": "white",
+    },
+    {"gap": "#e07b00", "fault": "#cc0000"},
     ("#ffffff", "#ffeda0", "#feb24c", "#fc4e2a", "#b10026"),
 )
 DARK = Theme(
@@ -75,19 +77,17 @@ DARK = Theme(
     "#f0f0f0",
     "#b8bec9",
     "#7d8694",
-    MappingProxyType(
-        {
-            "input": "#1f7a3a",
-            "output": "#a83232",
-            "parameters": "#5a606b",
-            "buffer": "#3c414a",
-            "condition": "#8a7a00",
-            "external": "#7a4a12",
-            "fault": "#6e1a1a",
-            "plain": "#262a32",
-        }
-    ),
-    MappingProxyType({"gap": "#ffa640", "fault": "#ff5c5c"}),
+    {
+        "input": "#1f7a3a",
+        "output": "#a83232",
+        "parameters": "#5a606b",
+        "buffer": "#3c414a",
+        "condition": "#8a7a00",
+        "external": "#7a4a12",
+        "fault": "#6e1a1a",
+        "plain": "#262a32",
+    },
+    {"gap": "#ffa640", "fault": "#ff5c5c"},
     ("#262a32", "#4a2f6b", "#8c2981", "#de4968", "#fe9f6d"),
 )
 PRINT = evolve(
@@ -96,7 +96,7 @@ PRINT = evolve(
     text="black",
     line="black",
     box="black",
-    fills=MappingProxyType({**LIGHT.fills, "input": "#c8f5c8", "output": "#ffc4c4", "condition": "#fff7ad"}),
+    fills={**LIGHT.fills, "input": "#c8f5c8", "output": "#ffc4c4", "condition": "#fff7ad"},
     scale=("#ffffff", "#d9d9d9", "#bdbdbd", "#969696", "#636363"),
 )
 THEMES: Mapping[str, Theme] = MappingProxyType({theme.name: theme for theme in (LIGHT, DARK, PRINT)})

@@ -9,10 +9,11 @@ import json
 import secrets
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgpack
 from attrs import evolve, frozen
@@ -25,21 +26,21 @@ from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.verifier import verify
-from lens.render.files import path_of, write_whole
-from lens.render.renderer import Traced
+from lens.render.files import path_of, write_whole, writing
+from lens.render.renderer import Renderer, Traced
 from lens.render.values import (
     Beside,
     BesideTensor,
     StoredTensor,
     beside_path,
     check_size,
+    dtype_name,
     dump_tensor,
     load_tensor,
     load_type,
     plain_tensor,
     write_beside,
 )
-from lens.render.values import dtype_name as _dtype
 
 FORMAT = "lens-trace"
 VERSION = 2
@@ -47,6 +48,16 @@ VERSION = 2
 _DEEPEST_SCOPE = 1000
 #: How msgpack begins a number of four bytes.
 _UINT32 = b"\xce"
+#: What reading bytes as something that they are not raises.
+_DAMAGE: tuple[type[Exception], ...] = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+    GraphError,
+)
 _TEXT: dict[str, Any] = {"unicode_errors": "surrogatepass"}
 
 
@@ -72,20 +83,15 @@ def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, be
     mark = secrets.token_hex(8) if payloads and beside else ""
     names = _names(history) if payloads else {}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if mark:
-            read = history.payloads.read
-            write_beside(beside_path(target), ((name, read(v)) for v, name in names.items()), mark)
-        write_whole(target, _sealed(_chunks(history, names, payloads, mark)))
-    except OSError as error:
-        raise FileFormatError(
-            f"the trace cannot be written: {error.strerror}",
-            where=str(target),
-            hint="choose a path in a folder that you may write to",
-        ) from error
+        with writing("the trace", target, FileFormatError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if mark:
+                read = history.payloads.read
+                write_beside(beside_path(target), ((name, read(v)) for v, name in names.items()), mark)
+            write_whole(target, _sealed(_chunks(history, names, payloads, mark)))
+    except FileFormatError:
+        raise
     except ValueError as error:
-        if isinstance(error, FileFormatError):
-            raise
         raise FileFormatError(
             f"a value does not fit into the file: {error}",
             where=str(target),
@@ -126,7 +132,7 @@ def _chunks(history: Recorded, names: dict[ValueId, str], payloads: bool, mark: 
         payload = store.values[value]
         if mark:
             plain = plain_tensor(payload.read())
-            yield packer.pack([value, _dtype(plain), list(plain.shape), name])
+            yield packer.pack([value, dtype_name(plain), list(plain.shape), name])
         else:
             yield packer.pack([value, *dump_tensor(payload if isinstance(payload, StoredTensor) else payload.read())])
 
@@ -170,20 +176,16 @@ def read_trace(path: str | PathLike[str], facets: tuple[type[Facet], ...] = ()) 
             f"the file cannot be read: {error.strerror}", where=str(path), hint="check the path"
         ) from error
     document = _unpack(data, str(path))
-    try:
+    with _damage_told(str(path)):
         graph = structure(document["graph"], Graph, f"{path}, graph")
         graph = graph.with_facets(*(load_facet(name, body, facets) for name, body in document["facets"]))
         _check(graph)
         return graph, _store(document, graph, path_of(path)), float(document["logging_seconds"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, GraphError) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise _damaged(str(path), f"{type(error).__name__}: {error}") from error
 
 
 def _unpack(data: bytes, where: str) -> dict[str, Any]:
     """The map of a file of any version, in the form of the newest. Time and memory are linear in the file's size."""
-    try:
+    with _damage_told(where, msgpack.UnpackException, OverflowError, MemoryError):
         version = _version(data, where)
         if version > 1 and (
             data[-5:-4] != _UINT32 or zlib.crc32(memoryview(data)[:-4]).to_bytes(4, "big") != data[-4:]
@@ -192,28 +194,21 @@ def _unpack(data: bytes, where: str) -> dict[str, Any]:
         walker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
         walker.feed(data)
         walker.skip()  # are all parts there? Else a length that lies would be believed, and room for it made
-        document = msgpack.unpackb(data, strict_map_key=version > 1, **_TEXT)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError, MemoryError) as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise _damaged(where, f"{type(error).__name__}: {error}") from error
-    if version == 1:
-        _from_version_1(document, where)
-    loaded: dict[str, Any] = document
-    return loaded
+        document: dict[str, Any] = msgpack.unpackb(data, strict_map_key=version > 1, **_TEXT)
+        if version == 1:
+            _from_version_1(document)
+        return document
 
 
 def _version(data: bytes, where: str) -> int:
     """The version, from the first entries alone. Raises FileFormatError if it is no lens trace or a newer one."""
     head = msgpack.Unpacker()
     head.feed(data[:256])
-    known = None
-    try:
+    known: list[Any] = []
+    with suppress(ValueError):  # another kind of msgpack
         if head.read_map_header() >= 2:
             known = [head.unpack() for _ in range(4)]
-    except ValueError:  # another kind of msgpack
-        known = None
-    if known is None or known[:3] != ["format", FORMAT, "version"]:
+    if known[:3] != ["format", FORMAT, "version"]:
         raise FileFormatError(
             "this is not a lens trace",
             where=where,
@@ -229,20 +224,25 @@ def _version(data: bytes, where: str) -> int:
     return version
 
 
-def _from_version_1(document: dict[str, Any], where: str) -> None:
+def _from_version_1(document: dict[str, Any]) -> None:
     """Version 1 had maps by number where version 2 has lists."""
+    document["values"] = [[value, *body] for value, body in document["values"].items()]
+    document["layouts"] = list(document["layouts"].items())
+    states = document["rng_states"].items()
+    document["rng_states"] = [[op, device, *body] for op, found in states for device, body in found.items()]
+    document["beside"] = ""
+
+
+@contextmanager
+def _damage_told(where: str, *more: type[Exception]) -> Iterator[None]:
+    """What reading damaged bytes raises (``more`` than other faulty data does), as a FileFormatError."""
     try:
-        document["values"] = [[value, *body] for value, body in document["values"].items()]
-        document["layouts"] = list(document["layouts"].items())
-        states = document["rng_states"].items()
-        document["rng_states"] = [[op, device, *body] for op, found in states for device, body in found.items()]
-        document["beside"] = ""
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(where, f"{type(error).__name__}: {error}") from error
-
-
-def _damaged(where: str, what: str) -> FileFormatError:
-    return FileFormatError(f"the file is damaged: {what}", where=where, hint="write it again from a new trace")
+        yield
+    except FileFormatError:
+        raise
+    except _DAMAGE + more as error:
+        what = f"the file is damaged: {type(error).__name__}: {error}"
+        raise FileFormatError(what, where=where, hint="write it again from a new trace") from error
 
 
 def _check(graph: Graph) -> None:
@@ -290,13 +290,12 @@ def _number(number: Any, count: int) -> int:
 
 
 @frozen
-class JsonRenderer:
+class JsonRenderer(Renderer):
     """The graph and its facets as JSON: what a trace file holds, without the saved values."""
 
-    name: ClassVar[str] = "json"
-    suffix: ClassVar[str] = ".json"
-    requires: ClassVar[tuple[type[Facet], ...]] = ()
-    needs_model: ClassVar[bool] = False
+    name = "json"
+    suffix = ".json"
+    requires = ()
 
     def render(self, history: Traced) -> str:
         """The text."""

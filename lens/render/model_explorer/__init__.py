@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from attrs import frozen
 
 from lens.ir.elements import Leaf, Op, Scope, ScopeId, ValueId
 from lens.ir.entry_index import EntryIndex
-from lens.ir.facets import Conditionals, Containment, Facet, Labels, Recurrence
+from lens.ir.facets import Conditionals, Containment, Recurrence
 from lens.ir.graph import Graph
 from lens.ir.printer import print_template
-from lens.render.renderer import Traced
+from lens.render.renderer import Renderer, Traced
 from lens.render.sizes import human_seconds
 from lens.render.tables import argument_names
 from lens.render.themes import LIGHT
@@ -24,13 +24,11 @@ _LONGEST_VALUE = 500
 
 
 @frozen
-class ModelExplorerRenderer:
+class ModelExplorerRenderer(Renderer):
     """JSON for Model Explorer, which opens it by its ending."""
 
-    name: ClassVar[str] = "model-explorer"
-    suffix: ClassVar[str] = ".json"
-    requires: ClassVar[tuple[type[Facet], ...]] = (Labels,)
-    needs_model: ClassVar[bool] = False
+    name = "model-explorer"
+    suffix = ".json"
 
     def render(self, history: Traced) -> str:
         """One collection of one graph, as text."""
