@@ -12,6 +12,8 @@ from lens_zoo.examination import Findings
 
 _STATUSES = ("proved", "failed", "limit", "not run")
 _WIDTH = 150
+#: Names of a library that stand in one list.
+_LISTED = 40
 
 
 def write_table(path: Path, ledger: list[Findings], missing: dict[str, str], pending: dict[str, list[str]]) -> None:
@@ -45,11 +47,20 @@ def _page(ledger: list[Findings], missing: dict[str, str], pending: dict[str, li
         yield f"\n`{library}` was skipped: {_cell(reason)}."
     for backend, names in pending.items():
         if names:
-            yield f"\n**{len(names)} models have not run under `{backend}` yet**: {', '.join(names)}."
+            yield f"\n**{len(names)} models have not run under `{backend}` yet**: {_listed(names)}."
     yield from _section("Failed", "failed", ledger)
     yield from _section("Stopped by a limit", "limit", ledger)
     yield from _section("Not run", "not run", ledger)
     yield from _remarks(ledger)
+
+
+def _listed(names: list[str]) -> str:
+    """The names; of a library with many of them the first, the last and how many."""
+    by_library: dict[str, list[str]] = {}
+    for name in names:
+        by_library.setdefault(name.partition(":")[0], []).append(name)
+    few = (n if len(n) <= _LISTED else [f"{n[0]} ... {n[-1]} ({len(n)})"] for n in by_library.values())
+    return "; ".join(", ".join(n) for n in few)
 
 
 def _totals(ledger: list[Findings]) -> Iterator[str]:

@@ -151,6 +151,26 @@ def test_no_false_alarm_on_the_conformance_models():
         assert found.ok is not bool(case.errors), f"{case.name}\n{found}"
 
 
+@pytest.mark.parametrize("way", [lambda w: w[16:32], lambda w: w.detach()[16:32], lambda w: w.data.chunk(3)[1]])
+def test_views_of_parameters_without_gradients(way):
+    """They require a gradient all the same, if they are not detached, and torch multiplies in another order then."""
+    weight = nn.Parameter(torch.randn(48, 16))
+
+    class Projection(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = weight
+            self.bias = nn.Parameter(torch.randn(16))
+
+        def forward(self, x):
+            return F.linear(x.permute(2, 1, 0), way(self.weight), self.bias)
+
+    for _ in range(5):
+        with torch.no_grad():
+            found = report(Projection(), torch.randn(16, 1, 4) * 0.1)
+        assert found.ok, str(found)
+
+
 def test_the_model_is_left_as_after_one_forward():
     once, model = Stateful(), Stateful()
     x = torch.ones(2, 3)

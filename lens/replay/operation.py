@@ -51,7 +51,7 @@ class _Runner:
                 return self._run(op, values)
         alike = {v: values[v].detach() for v in op.reads}
         for value, tensor in alike.items():
-            if self._had_grad(value) and tensor.is_floating_point() and not tensor.is_inference():
+            if self._required_grad(value) and tensor.is_floating_point() and not tensor.is_inference():
                 tensor.requires_grad_()
         with torch.set_grad_enabled(any(self._had_grad(v) for v in op.results)):
             return {v: tensor.detach() for v, tensor in self._run(op, alike).items()}
@@ -61,7 +61,7 @@ class _Runner:
         function = op.function
         if function.mutates or function.view or function.opaque or op.effects:
             return False
-        return any(self._had_grad(v) for v in op.reads)
+        return any(self._required_grad(v) for v in op.reads)
 
     def written(self, op: Op, values: Tensors) -> set[ValueId]:
         function = describe(resolve(op.function))
@@ -70,6 +70,15 @@ class _Runner:
         operands = [values[v] for v in op.operands]
         targets = {id(t) for t in function.written(*self._arguments(op, operands))}
         return {v for v, t in zip(op.operands, operands, strict=True) if id(t) in targets}
+
+    def _required_grad(self, value: ValueId) -> bool:
+        """Whether it said so of itself: a view of a parameter does under ``no_grad`` too, where it has no history."""
+        producer = self.graph.producer(value)
+        if self._had_grad(value) or producer is None or not producer.function.view:
+            return self._had_grad(value)
+        base = self.graph.values[value].alias_of
+        detached = producer.function.name.partition(".")[0] in ("detach", "data")
+        return base is not None and not detached and self._required_grad(base)
 
     def _had_grad(self, value: ValueId) -> bool:
         """Whether a derivative by this value could have been asked for in the run."""
