@@ -28,7 +28,7 @@ lint: $(VENV)/lint.stamp
 
 zoo: $(VENV)/test.stamp
 	$(PIP) torch_geometric scipy
-	$(PY) -m lens_zoo --table docs/zoo.md
+	$(PY) -m lens_zoo --backend torch_function torch_dispatch --table docs/zoo.md
 
 format: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check --fix .

@@ -21,11 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     ledger = Path(arguments.ledger)
     known = read_ledger(ledger)
     chosen = arguments.library or list(LIBRARIES)
-    missing: dict[str, str] = {}
+    names, missing = recipes(chosen, arguments.all)
+    names = [name for name in names if any(part in name for part in arguments.match)]
     if not arguments.table_only:
-        names, missing = recipes(chosen, arguments.all)
         done = {(f.recipe, f.backend) for f in known if f.status not in arguments.again}
-        names = [name for name in names if any(part in name for part in arguments.match)]
         for backend in arguments.backend:
             todo = [name for name in names if (name, backend) not in done][: arguments.limit]
             _run(todo, backend, Limits(arguments.seconds, arguments.memory), arguments.jobs, ledger)
@@ -33,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name} is skipped: {reason}")
     known = read_ledger(ledger)
     if arguments.table:
-        write_table(Path(arguments.table), known, missing)
+        there = {(f.recipe, f.backend) for f in known}
+        pending = {backend: [n for n in names if (n, backend) not in there] for backend in arguments.backend}
+        write_table(Path(arguments.table), known, missing, pending)
     return int(any(f.status == "failed" for f in known))
 
 

@@ -14,15 +14,22 @@ _STATUSES = ("proved", "failed", "limit", "not run")
 _WIDTH = 150
 
 
-def write_table(path: Path, ledger: list[Findings], missing: dict[str, str]) -> None:
-    """Write the page: totals, then every model that is not proved."""
-    path.write_text("\n".join(_page(ledger, missing)) + "\n")
+def write_table(path: Path, ledger: list[Findings], missing: dict[str, str], pending: dict[str, list[str]]) -> None:
+    """Write the page: totals, then every model that is not proved.
+
+    Args:
+        path: The file.
+        ledger: What was found.
+        missing: Libraries that are not installed, with the reason.
+        pending: Per backend the models that have not run yet.
+    """
+    path.write_text("\n".join(_page(ledger, missing, pending)) + "\n")
 
 
-def _page(ledger: list[Findings], missing: dict[str, str]) -> Iterator[str]:
+def _page(ledger: list[Findings], missing: dict[str, str], pending: dict[str, list[str]]) -> Iterator[str]:
     yield "# The zoo\n"
     yield (
-        f"Made by `make zoo` (`python -m lens_zoo --table docs/zoo.md`) with torch {torch.__version__}. Every model "
+        f"Made by `make zoo` with torch {torch.__version__}. Every model "
         "has random weights, is in eval mode, and runs once plain and once recorded, each time from the same seed.\n"
     )
     yield (
@@ -36,6 +43,9 @@ def _page(ledger: list[Findings], missing: dict[str, str]) -> Iterator[str]:
     yield from _totals(ledger)
     for library, reason in missing.items():
         yield f"\n`{library}` was skipped: {_cell(reason)}."
+    for backend, names in pending.items():
+        if names:
+            yield f"\n**{len(names)} models have not run under `{backend}` yet**: {', '.join(names)}."
     yield from _section("Failed", "failed", ledger)
     yield from _section("Stopped by a limit", "limit", ledger)
     yield from _section("Not run", "not run", ledger)

@@ -240,7 +240,8 @@ def a_missing_op(victim):
             ):
                 kept = [o for o in victim.graph.ops if o.id != op.id]
                 made = keep_ops(victim.graph, kept, {result: value})
-                store = victim.payloads.remap(made.map.values, made.map.ops, made.map.absorbed)
+                saved = {v: held for v, held in victim.payloads.values.items() if v != result}
+                store = evolve(victim.payloads, values=saved).remap(made.map.values, made.map.ops, made.map.absorbed)
                 yield analysed(ModelHistory(made.graph, store))
                 break
 
@@ -380,10 +381,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--variants", type=int, default=3)
     parser.add_argument("--real", action="store_true", help="real models too")
+    parser.add_argument("--fault", action="append", choices=[f.__name__ for f in FAULTS], help="only this one")
     options = parser.parse_args()
     everything = [*small_models(), *(real_models() if options.real else ())]
     results = []
-    for result in plant(everything, options.variants):
+    faults = [fault for fault in FAULTS if not options.fault or fault.__name__ in options.fault]
+    for result in plant(everything, options.variants, faults):
         results.append(result)
         if not result[2]:
             print("not found:", *result[:2], file=sys.stderr)

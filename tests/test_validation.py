@@ -451,6 +451,8 @@ with torch.no_grad():
     history = lens.trace(model, x)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert lens.validate.check(history).ok
+    del history
+    assert lens.validate_saved_activations(model, x)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * 5000 * 5000))
 """
 

@@ -126,7 +126,10 @@ def test_the_ledger_resumes_and_becomes_a_table(tmp_path, capsys):
 
 def test_the_table_groups_models_by_reason(tmp_path):
     failed = [Findings(f"timm:{name}", "torch_function", "failed", ["structure: [order] a|b"]) for name in "xy"]
-    write_table(tmp_path / "zoo.md", failed, {"torch_geometric": "No module named 'torch_geometric'"})
+    write_table(
+        tmp_path / "zoo.md", failed, {"torch_geometric": "No module named 'torch_geometric'"}, {"aten": ["timm:z"]}
+    )
     text = (tmp_path / "zoo.md").read_text()
     assert "| timm:x, timm:y | structure: [order] a\\|b |" in text
     assert "`torch_geometric` was skipped" in text
+    assert "**1 models have not run under `aten` yet**: timm:z." in text

@@ -84,6 +84,11 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     #: Operators that take functions (``torch.cond``) come here too, instead of refusing to run.
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Private: torch need not load its compiler to keep it away from here; nothing is compiled during a trace."""
+        return False
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder

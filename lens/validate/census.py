@@ -176,6 +176,11 @@ class CensusMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Private: torch need not load its compiler to keep it away from here; nothing is compiled during a trace."""
+        return False
+
     def __init__(self, recorder: CensusRecorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
