@@ -6,7 +6,7 @@ import torch
 
 import lens
 from benchmarks.models import make_case
-from benchmarks.table import spread
+from benchmarks.table import grid, spread
 from benchmarks.worker import CLOCKS
 
 LAYER, BATCH, BATCHES = "layer3", 8, 3
@@ -63,13 +63,9 @@ def measure(rounds: int, clock: str) -> list[dict]:
 
 
 def markdown(results: list[dict]) -> str:
-    lines = [
-        f"resnet18@224, batch {BATCH}, {LAYER} saved:\n",
-        "| way | ms per batch | ± | over the hook |",
-        "|---|---|---|---|",
+    rows = [
+        (WAYS[r["way"]], f"{r['seconds'] * 1e3:.1f}", f"{r['spread'] * 500:.1f}", f"{r['over_hook']:.3f}")
+        for r in results
     ]
-    for row in results:
-        lines.append(
-            f"| {WAYS[row['way']]} | {row['seconds'] * 1e3:.1f} | {row['spread'] * 500:.1f} | {row['over_hook']:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
+    lines = grid(("way", "ms per batch", "±", "over the hook"), rows)
+    return "\n".join([f"resnet18@224, batch {BATCH}, {LAYER} saved:\n", *lines]) + "\n"

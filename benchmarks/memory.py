@@ -7,6 +7,7 @@ import torch
 
 import lens
 from benchmarks.models import make_case
+from benchmarks.table import grid
 from benchmarks.worker import peak
 
 #: Jobs whose peak is compared with that of the plain forward.
@@ -45,18 +46,16 @@ def retained_per_op(model: str) -> float:
 
 def markdown(results: list[dict]) -> str:
     """One line per model and job; the last column is the peak over what the plain forward and the payloads need."""
-    lines = [
-        "| model | job | peak MB | payloads MB | peak / (plain + payloads) | retained bytes per op |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("model", "job", "peak MB", "payloads MB", "peak / (plain + payloads)", "retained bytes per op")
+    lines = []
     plain = {row["model"]: row.get("peak", 0.0) for row in results if row["job"] == "plain"}
     for row in results:
         if "error" in row:
-            lines.append(f"| {row['model']} | {row['job']} | {row['error']} | | | |")
+            lines.append((row["model"], row["job"], row["error"], "", "", ""))
             continue
         payloads = row.get("payloads", 0)
         ratio = row["peak"] / (plain[row["model"]] + payloads)
         held = f"{row['retained_per_op']:.0f}" if "retained_per_op" in row else ""
-        megabytes = f"{row['peak'] / 2**20:.1f} | {payloads / 2**20:.1f}"
-        lines.append(f"| {row['model']} | {row['job']} | {megabytes} | {ratio:.3f} | {held} |")
-    return "\n".join(lines) + "\n"
+        megabytes = f"{row['peak'] / 2**20:.1f}", f"{payloads / 2**20:.1f}"
+        lines.append((row["model"], row["job"], *megabytes, f"{ratio:.3f}", held))
+    return "\n".join(grid(heads, lines)) + "\n"

@@ -13,6 +13,7 @@ import torch
 import lens
 from benchmarks.jobs import record
 from benchmarks.models import Case, Chain
+from benchmarks.table import grid
 from lens.capture.quiet_gc import collector_off
 from lens.history import ModelHistory
 from lens.ir.elements import FnRef, Meta
@@ -113,7 +114,5 @@ def markdown(results: list[dict]) -> str:
     """One line per stage, one column per size."""
     stages = [stage for stage in results[0] if stage != "ops"]
     heads = [f"{row['ops']:,} ops" for row in results]
-    lines = ["Microseconds per operation:\n", f"| stage | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for stage in stages:
-        lines.append(f"| {stage} | {' | '.join(f'{row[stage]:.1f}' for row in results)} |")
-    return "\n".join(lines) + "\n"
+    rows = [(stage, *(f"{row[stage]:.1f}" for row in results)) for stage in stages]
+    return "\n".join(["Microseconds per operation:\n", *grid(("stage", *heads), rows)]) + "\n"

@@ -1,6 +1,7 @@
 """The main table: every job on every model, in rounds that go through all jobs, so that noise falls on all alike."""
 
 import statistics
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from benchmarks.jobs import LENS, MEANINGS, TORCHLENS, WITHOUT_FORWARD
@@ -80,14 +81,15 @@ def markdown(results: list[dict]) -> str:
         "Microseconds per operation, added to the plain forward (median of rounds, ± half the quartile distance):",
         "",
     ]
-    lines += [_row("model", "ops", "plain ms", *added), _row(*["---"] * (len(added) + 3))]
-    for result in results:
-        plain = result["jobs"]["plain"]["seconds"] * 1e3
-        lines.append(_row(result["model"], result["ops"], f"{plain:.2f}", *(_added(result, job) for job in added)))
+    rows = [
+        (r["model"], r["ops"], f"{r['jobs']['plain']['seconds'] * 1e3:.2f}", *(_added(r, job) for job in added))
+        for r in results
+    ]
+    lines += grid(("model", "ops", "plain ms", *added), rows)
     ratios = [_ratios(result) for result in results if "tl trace" in result["jobs"] and "trace" in result["jobs"]]
     if ratios:
         lines += ["", "Added time of TorchLens over that of lens:", ""]
-        lines += [_row("model", "nothing saved", "everything saved"), _row("---", "---", "---"), *ratios]
+        lines += grid(("model", "nothing saved", "everything saved"), ratios)
     lines += [f"\nnot run: {r['model']}, {job}: {what}" for r in results for job, what in r["errors"].items()]
     return "\n".join(lines) + "\n"
 
@@ -97,7 +99,7 @@ def _added(result: dict, job: str) -> str:
     return f"{found['added_us_per_op']:.1f} ± {found['added_spread'] / 2:.1f}" if found else "-"
 
 
-def _ratios(result: dict) -> str:
+def _ratios(result: dict) -> tuple[str, ...]:
     jobs = result["jobs"]
     pairs = [("tl trace", "trace"), ("tl trace all", "trace all")]
     cells = [
@@ -106,11 +108,13 @@ def _ratios(result: dict) -> str:
         else "-"
         for theirs, ours in pairs
     ]
-    return _row(result["model"], *cells)
+    return (result["model"], *cells)
 
 
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def grid(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    cells = [heads, ["---"] * len(heads), *rows]
+    return [f"| {' | '.join(map(str, row))} |" for row in cells]
 
 
 def available_jobs() -> tuple[str, ...]:

@@ -21,6 +21,8 @@ import lens
 from benchmarks.jobs import LENS, count_ops, lens_jobs, record, torchlens_jobs
 from benchmarks.models import make_case
 
+COMMAND = (sys.executable, "-m", "benchmarks.worker")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SIDES = {"lens": lens_jobs, "torchlens": torchlens_jobs}
 
 
@@ -39,11 +41,8 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "benchmarks.worker", self.model, self.side, self.clock]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        command, pipe = [*COMMAND, self.model, self.side, self.clock], subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT)
 
     def seconds(self, job: str) -> float:
         """How long the job takes, once."""
@@ -70,8 +69,7 @@ class Worker:
 
 def peak(model: str, job: str) -> dict[str, float]:
     """Peak memory of one job in a fresh process, in bytes, and what its history holds."""
-    command = [sys.executable, "-m", "benchmarks.worker", model, "peak", job]
-    output = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    output = subprocess.run([*COMMAND, model, "peak", job], capture_output=True, text=True, env=ENVIRONMENT)
     if output.returncode:
         raise RuntimeError(f"{model}, {job}: {output.stderr.strip().splitlines()[-1]}")
     found: dict[str, float] = json.loads(output.stdout.splitlines()[-1])

@@ -171,7 +171,7 @@ class ModuleFacts(GraphFacts):
 
     def _scopes_with(self, end: str) -> list[str]:
         values = set(self._history.index.values_of[self._row.number])
-        scopes = self._history._scopes_by(end)
+        scopes = self._history._by_scope_end[end]
         found = {s for v in values for s in scopes.get(v, ())}
         index, graph = self._history.index, self._history.graph
         return [index.scope_label(graph.scopes[s]) for s in sorted(found)]

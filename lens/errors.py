@@ -5,6 +5,7 @@ Every error says what went wrong, where (an operation, a file and line, a key), 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -62,6 +63,12 @@ class UnknownKeyError(LensError, KeyError):
 
 class UnknownAttributeError(LensError, AttributeError):
     """Entries have no attribute of this name."""
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The known name that is most like a wrong one; all known names if none is like it."""
+    names = list(known)
+    return ", ".join(get_close_matches(str(name), names, n=1) or names)
 
 
 def unknown_attribute(owner: object, name: str) -> AttributeError:

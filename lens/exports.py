@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import fields_dict, has
 
 from lens import registry
-from lens.errors import RenderError
+from lens.errors import RenderError, nearest
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -161,8 +160,7 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
     known = fields_dict(cls) if has(cls) else {}
     for option in options:
         if option not in known:
-            near = get_close_matches(option, known, n=1) or known
-            hint = f"its options are {', '.join(near)}" if near else "it has no options"
+            hint = f"its options are {nearest(option, known)}" if known else "it has no options"
             raise RenderError(f"{name} has no option {option!r}", where=f"{option}=", hint=hint)
     made: Renderer = cls(**options)
     return made

@@ -214,14 +214,11 @@ def _aligned(first: Keys, second: Keys) -> list[tuple[int, int]]:
 def _structure(old: OpEntry, new: OpEntry, wanted: list[int | None], given: list[int | None]) -> Iterator[Change]:
     """Differences of two entries in type, arguments and wiring; parents as positions in the second history."""
     names = old._row.name, new._row.name
-    if old.tensor_shape != new.tensor_shape:
-        yield Change(*names, "shape", human_shape(old.tensor_shape), human_shape(new.tensor_shape))
-    if old.tensor_dtype != new.tensor_dtype:
-        yield Change(*names, "dtype", old.tensor_dtype, new.tensor_dtype)
+    facts = [("shape", human_shape(old.tensor_shape), human_shape(new.tensor_shape))]
+    facts.append(("dtype", old.tensor_dtype, new.tensor_dtype))
     if old._op is not None and new._op is not None:
-        before, after = _call(old._op), _call(new._op)
-        if before != after:
-            yield Change(*names, "arguments", before, after)
+        facts.append(("arguments", _call(old._op), _call(new._op)))
+    yield from (Change(*names, *fact) for fact in facts if fact[1] != fact[2])
     if wanted != given:
         yield Change(*names, "inputs", ", ".join(old.parent_layers), ", ".join(new.parent_layers))
 

@@ -149,6 +149,7 @@ class HistoryEntries:
 
     @cached_property
     def _by_scope_end(self) -> dict[str, dict[ValueId, list[ScopeId]]]:
+        """Per value, the module calls that have it among their ``inputs`` or ``outputs``."""
         ends: dict[str, dict[ValueId, list[ScopeId]]] = {"inputs": {}, "outputs": {}}
         for scope in self.graph.scopes:
             if scope.parent is not None:
@@ -156,7 +157,3 @@ class HistoryEntries:
                     for value in getattr(scope, end):
                         found.setdefault(value, []).append(scope.id)
         return ends
-
-    def _scopes_by(self, end: str) -> dict[ValueId, list[ScopeId]]:
-        """Per value, the module calls that have it among their ``inputs`` or ``outputs``."""
-        return self._by_scope_end[end]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -12,7 +11,7 @@ from torch import nn
 from lens.capture.backend import CaptureBackend
 from lens.capture.selection import Save, Transform
 from lens.capture.stopping import StopAt
-from lens.errors import InputError
+from lens.errors import InputError, nearest
 from lens.history import ModelHistory
 from lens.render.images import format_of
 from lens.render.picture import DrawOptions, Options
@@ -162,6 +161,5 @@ def _check(kind: type[Any], options: Mapping[str, object], drawn: DrawOptions | 
     known = sorted(kind.__annotations__)
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, n=1) or known
-            raise InputError(f"there is no option {name!r}", where=f"{name}=", hint=f"give {', '.join(near)}")
+            raise InputError(f"there is no option {name!r}", where=f"{name}=", hint=f"give {nearest(name, known)}")
     Options.of(drawn or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import torch
@@ -79,10 +80,7 @@ def registered(leaf: Leaf, tensor: torch.Tensor, *, written: bool) -> torch.Tens
 
 def free_name(root: nn.Module, stem: str) -> str:
     """An attribute name that a module does not have yet."""
-    number = 0
-    while hasattr(root, f"{stem}_{number}"):
-        number += 1
-    return f"{stem}_{number}"
+    return next(name for number in count() if not hasattr(root, name := f"{stem}_{number}"))
 
 
 class Held(nn.Module):

@@ -49,19 +49,16 @@ class Table:
 
     def _shown(self) -> list[tuple[str, ...] | str]:
         """The rows as text; a string stands for rows left out."""
-        whole = [
-            tuple("" if value is None else column.show(value) for column, value in zip(self.columns, row, strict=True))
-            for row in self._within_limit()
-        ]
-        left_out = len(self.rows) - len(whole)
-        place = len(whole) if self.is_sorted else len(whole) // 2
-        return [*whole[:place], f"... {left_out} more ...", *whole[place:]] if left_out else [*whole]
 
-    def _within_limit(self) -> tuple[tuple[Any, ...], ...]:
+        def texts(rows: tuple[tuple[Any, ...], ...]) -> list[tuple[str, ...]]:
+            cells = (zip(self.columns, row, strict=True) for row in rows)
+            return [tuple("" if value is None else column.show(value) for column, value in row) for row in cells]
+
         if self.limit is None or len(self.rows) <= self.limit:
-            return self.rows
-        end = 0 if self.is_sorted else self.limit - self.limit // 2
-        return self.rows[: self.limit - end] + self.rows[len(self.rows) - end :]
+            return [*texts(self.rows)]
+        begin = self.limit if self.is_sorted else self.limit // 2
+        end = len(self.rows) - (self.limit - begin)
+        return [*texts(self.rows[:begin]), f"... {end - begin} more ...", *texts(self.rows[end:])]
 
     def __str__(self) -> str:
         titles = tuple(column.title for column in self.columns)

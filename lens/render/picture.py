@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from attrs import fields_dict, frozen
 
-from lens.errors import RenderError
+from lens.errors import RenderError, nearest
 from lens.ir.elements import OpId
 from lens.ir.graph import Graph
 from lens.render.collapsing import collapse_depth, collapse_modules, fit
@@ -89,8 +88,8 @@ class Options:
         """The options given as keywords. Raises RenderError if there is no such option, or on a wrong value."""
         for name in given:
             if name not in fields_dict(cls):
-                near = get_close_matches(name, fields_dict(cls), n=1) or fields_dict(cls)
-                raise RenderError(f"pictures have no option {name!r}", where=f"{name}=", hint=f"give {', '.join(near)}")
+                hint = f"give {nearest(name, fields_dict(cls))}"
+                raise RenderError(f"pictures have no option {name!r}", where=f"{name}=", hint=hint)
         return cls(**given)
 
     def __attrs_post_init__(self) -> None:

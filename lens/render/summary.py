@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import define
 
-from lens.errors import InputError
+from lens.errors import InputError, nearest
 from lens.ir.elements import Op
 from lens.render.columns import Column, Table
 from lens.render.sizes import human_bytes, human_count, human_seconds, human_shape
@@ -25,8 +24,7 @@ KINDS: tuple[By, ...] = ("layer", "module", "type", "time", "memory", "parameter
 def summarize(history: ModelHistory, by: By, depth: int | None, limit: int | None) -> Table:
     """The summary of a history as a table; see ``ModelHistory.summary``. Linear."""
     if by not in KINDS:
-        near = get_close_matches(str(by), KINDS, n=1) or KINDS
-        raise InputError(f"there is no summary by {by!r}", where="summary(by=)", hint=f"give {', '.join(near)}")
+        raise InputError(f"there is no summary by {by!r}", where="summary(by=)", hint=f"give {nearest(by, KINDS)}")
     for name, number in (("depth", depth), ("limit", limit)):
         if number is not None and not (type(number) is int and number >= 1):
             raise InputError(f"{name} cannot be {number!r}", where=f"summary({name}=)", hint="give 1, more, or None")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from io import BytesIO
 from operator import attrgetter
 from types import MappingProxyType
@@ -44,8 +45,12 @@ def _columns(text: str) -> Mapping[str, str]:
 
 def _facts(thing: object, names: str) -> list[Any]:
     """These attributes of a thing; tuples as lists."""
-    found = (getattr(thing, name) for name in names.split())
-    return [list(fact) if isinstance(fact, tuple) else fact for fact in found]
+    return [list(fact) if type(fact) is tuple else fact for fact in _getter(names)(thing)]
+
+
+@cache
+def _getter(names: str) -> Callable[[object], tuple[Any, ...]]:
+    return attrgetter(*names.split())
 
 
 def _layers(history: Traced) -> Iterator[Row]:
