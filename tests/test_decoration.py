@@ -6,6 +6,7 @@ import functools
 import importlib
 import operator
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -532,3 +533,29 @@ def test_regions_equal_those_of_torch_function(name):
 
     region("torch_function")  # torch keeps things from the first run, such as the sizes of a jagged tensor
     assert region("decoration") == region("torch_function")
+
+
+LOADS_THE_COMPILER = """
+import sys
+import torch
+import lens
+
+class Branches(torch.nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: torch.relu(x) + 1, lambda x: x - 1, (x,))
+
+assert "torch._dynamo" not in sys.modules
+finders = list(sys.meta_path)
+history = lens.trace(Branches(), torch.ones(3), backend="decoration")
+assert "torch._dynamo" in sys.modules and sys.meta_path == finders
+assert torch.equal(history["output_1"].tensor_contents, torch.full((3,), 2.0))
+assert [entry.layer_type for entry in history if entry.layer_type in ("sum", "relu", "add")] == ["sum", "relu", "add"]
+assert torch.equal(torch.compile(lambda x: torch.relu(x) + 1, backend="eager", fullgraph=True)(torch.ones(2)), torch.full((2,), 2.0))
+assert torch.equal(Branches()(torch.full((3,), -1.0)), torch.full((3,), -2.0))
+"""
+
+
+def test_the_compiler_is_loaded_whole_while_functions_are_replaced():
+    """In a process of its own: it is loaded once. Before, it kept stand-ins, and raised from then on."""
+    done = subprocess.run([sys.executable, "-c", LOADS_THE_COMPILER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.addresses import AddressBook
 from lens.capture.bindings import Place
+from lens.capture.first_imports import compiler_loaded
 from lens.capture.item_slots import unknown_layout
+from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
 from lens.capture.opening import Opener, TraceMode, asks_by_attribute, pushed, wrap_guard
 from lens.capture.patches import LOCK, patched
@@ -89,7 +91,7 @@ class _Decorations:
                     self._models.append(model)
                     self._places += self._table.places(model.modules())
                 self._table.put(self._places)
-            with pushed(recording.net):
+            with compiler_loaded(self.away), pushed(recording.net):
                 recording.netted = True
                 yield
         finally:
@@ -102,6 +104,18 @@ class _Decorations:
                     places, models, self._places, self._models = self._places, self._models, [], []
                     self._table.restore(places)
                     self._table.free(module for model in models for module in model.modules())
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Have the originals in place while the block lasts, which is not recorded; other threads have their nets."""
+        with LOCK:
+            self._table.restore(self._places)
+        try:
+            with UNSEEN():
+                yield
+        finally:
+            with LOCK:
+                self._table.put(self._places)
 
     def wrap(self, original: Callable[..., Any], reported: Any) -> Replacement:
         """The replacement of a function; ``reported`` is None for the call method of an operator object."""
