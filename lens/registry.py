@@ -10,16 +10,13 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import field, frozen
 
 from lens.errors import PluginError
 from lens.ir.facets import Facet
 from lens.passes.protocol import Pass
-
-if TYPE_CHECKING:
-    pass
 
 ENTRY_POINT_GROUP = "lens.plugins"
 

@@ -111,10 +111,7 @@ class Recorder(LeafRecorder):
         frame: FrameType | None,
         opened: bool = False,
     ) -> Call:
-        """Note the operands of a call that is about to happen, and save what it will overwrite.
-
-        ``opened`` says that the operations inside will be told too, their writes among them.
-        """
+        """Note the operands of a coming call; save what it overwrites, unless its interior (``opened``) tells that."""
         site = self.composite_site or self._locator.find(frame, self.call_site)
         self.running = function
         if opened and not self.composites:
@@ -132,35 +129,46 @@ class Recorder(LeafRecorder):
                 record = by_id.get(id(arg))
                 if record is None:
                     leaf = reserved.get(id(arg))
-                    is_as_before = leaf is not None and leaf[1] == arg._version
-                    operands.append(leaf[0] if leaf is not None and is_as_before else self.value_of(arg))
+                    known = leaf[0] if leaf is not None and leaf[1] == arg._version else self.value_of(arg)
                 elif (
                     record() is arg
                     and not record.pending
                     and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
                 ):
-                    operands.append(record.value)
+                    known = record.value
                 else:
-                    operands.append(self.value_of(arg))
+                    known = self.value_of(arg)
+                operands.append(known)
             elif kind is tuple and ATOMS.issuperset(map(type, arg)):
                 encoded.append(arg)
-            elif kind in _SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
-                first = len(operands)
-                operands += self._values_of(arg)
-                encoded.append(self.encoder.slots_in(kind, first, len(operands)))
             else:
-                encoded.append(self.encoder.encode(arg, operands))
+                encoded.append(self._encoded(arg, kind, operands))
         by_name: dict[str, RawTemplate] | None = None
         if kwargs:
             by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
             del encoded[len(args) :]
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
-            written = function.written(args, kwargs or {})
-            if written:
-                self.protect(written, operands, function, bool(kwargs and "out" in kwargs))
+            written = self._about_to_write(function, args, kwargs or {}, operands)
         generators = generator_states(args, kwargs) if function.random else None
         return function, len(self._ops), operands, encoded, by_name, site, written, generators
+
+    def _encoded(self, arg: Any, kind: type, operands: list[int]) -> RawTemplate:
+        """The template of an argument that is no plain constant or tensor."""
+        if kind in _SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
+            first = len(operands)
+            operands += self._values_of(arg)
+            return self.encoder.slots_in(kind, first, len(operands))
+        return self.encoder.encode(arg, operands)
+
+    def _about_to_write(
+        self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], operands: list[int]
+    ) -> Sequence[torch.Tensor]:
+        """What a call will write to, after what that destroys has been saved."""
+        written = function.written(args, kwargs)
+        if written:
+            self.protect(written, operands, function, "out" in kwargs)
+        return written
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
         """Note what a call returned, how long it took (seconds), and what it wrote to.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from io import BytesIO
@@ -237,9 +238,9 @@ class _TableRenderer(Renderer):
             return {f"{name}{self.suffix}": self.content(history, name) for name in TABLES}
         return self.content(history, self.table)
 
+    @abstractmethod
     def content(self, history: Traced, table: str) -> str | bytes:
         """A file with one table."""
-        raise NotImplementedError
 
 
 @frozen
