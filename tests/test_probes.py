@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from region_models import MODELS as REGIONS
 from region_models import Model, X, block, linear, weight
-from test_regions import same, torch_marks, traced
+from test_regions import TorchMarks, same, traced
 from torch import nn
 from torch.nn.utils import rnn
 from torch.utils._pytree import tree_leaves
@@ -542,7 +542,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind(backend):
     begin = time.perf_counter()
     lens.trace(model, X, backend=backend, passes="")
     whole = time.perf_counter() - begin
-    marks, dispatching = torch_marks(), torch._C._len_torch_dispatch_stack()
+    marks, dispatching = TorchMarks(), torch._C._len_torch_dispatch_stack()
     before, interrupted = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)), 0
     try:
         for i in range(40):
@@ -553,7 +553,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind(backend):
             except KeyboardInterrupt:
                 interrupted += 1
             signal.setitimer(signal.ITIMER_REAL, 0)
-            assert torch_marks() == marks, i
+            assert marks.left_behind(TorchMarks()) == [], i
             assert torch._C._len_torch_dispatch_stack() == dispatching
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -574,11 +574,11 @@ def test_a_trace_inside_of_a_trace_with_any_two_backends(outer, inner):
             lens.trace(Model(lambda t, z: torch.sin(z) * (1 // 0)), y, backend=inner)
         return y + found[0]["output_1"].tensor_contents[0]
 
-    marks = torch_marks()
+    marks = TorchMarks()
     with torch.no_grad():
         history = lens.trace(Model(forward), X, backend=outer)
         plain = torch.relu(X * 2)
-    assert torch_marks() == marks
+    assert marks.left_behind(TorchMarks()) == []
     assert torch.equal(history["output_1"].tensor_contents, plain + linear()(plain).relu()[0])
     assert found[0]["relu_1"].parent_layers
     assert {leaf.kind for leaf in found[0].graph.leaves} == {"input", "parameter"}
@@ -590,7 +590,7 @@ def test_a_trace_inside_of_a_trace_with_any_two_backends(outer, inner):
 
 
 def test_traces_with_all_backends_at_once_in_threads():
-    marks, found = torch_marks(), {}
+    marks, found = TorchMarks(), {}
 
     def work(backend, layers):
         model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
@@ -606,7 +606,7 @@ def test_traces_with_all_backends_at_once_in_threads():
     assert found["torch_function"] == [["linear"] * 2] * 5
     assert found["decoration"] == [["linear"] * 3] * 5
     assert found["torch_dispatch"] == [["t", "addmm"] * 4] * 5
-    assert torch_marks() == marks
+    assert marks.left_behind(TorchMarks()) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

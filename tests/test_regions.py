@@ -12,6 +12,7 @@ import pickle
 import queue
 import threading
 import time
+import types
 import weakref
 
 import pytest
@@ -34,18 +35,38 @@ from lens.ir.verifier import find_problems
 from lens.validate.check import check
 
 
-def torch_marks():
-    """What a trace patches, and what it must leave as it was."""
-    import torch._dynamo.mutation_guard  # when it is loaded it replaces names of torch's for good
-    from torch._functorch import apis, eager_transforms
+class TorchMarks:
+    """What a trace patches or starts, and must leave as it was."""
 
-    torch._dynamo.mutation_guard.install_generation_tagging_init()
+    def __init__(self):
+        import torch._dynamo.mutation_guard  # when it is loaded it replaces names of torch's for good
+        from torch._functorch import apis, eager_transforms
 
-    owners = [torch, nn.Module, torch.overrides, torch.Tensor, torch._C.ScriptFunction, torch._C.ScriptMethod, apis,
-              eager_transforms, torch.func, torch.autocast, threading.Thread, type(torch.autograd.Function)]  # fmt: skip
-    modes = torch.overrides._get_current_function_mode_stack()
-    named = [(id(owner), name, id(value)) for owner in owners for name, value in vars(owner).items()]
-    return sorted(named), modes, torch.is_grad_enabled(), threading.active_count()
+        torch._dynamo.mutation_guard.install_generation_tagging_init()
+        owners = [torch, nn.Module, torch.overrides, torch.Tensor, torch._C.ScriptFunction, torch._C.ScriptMethod,
+                  apis, eager_transforms, torch.func, torch.autocast, threading.Thread,
+                  type(torch.autograd.Function)]  # fmt: skip
+        self.named = {
+            (owner.__name__, name): value
+            for owner in owners
+            for name, value in vars(owner).items()
+            if name != "__warningregistry__"
+        }
+        self.modes = torch.overrides._get_current_function_mode_stack()
+        self.grad = torch.is_grad_enabled()
+        self.threads = set(threading.enumerate())
+
+    def left_behind(self, after):
+        """What differs afterwards. A module loaded meanwhile and a thread that ended are nobody's trace."""
+        changed = [
+            (*key, self.named.get(key), after.named.get(key))
+            for key in self.named.keys() | after.named.keys()
+            if self.named.get(key) is not after.named.get(key)
+            and not (key not in self.named and isinstance(after.named[key], types.ModuleType))
+        ]
+        if self.modes != after.modes or self.grad != after.grad:
+            changed.append((self.modes, after.modes, self.grad, after.grad))
+        return changed + sorted(thread.name for thread in after.threads - self.threads)
 
 
 def traced(model, inputs, **options):
@@ -85,10 +106,10 @@ def test_regions(name):
     torch.manual_seed(5)
     plain = twin(*inputs)
     state = torch.get_rng_state()
-    marks = torch_marks()
+    marks = TorchMarks()
     torch.manual_seed(5)
     history, output = traced(model, inputs)
-    assert torch_marks() == marks
+    assert marks.left_behind(TorchMarks()) == []
     assert torch.equal(torch.get_rng_state(), state)
     pairs = list(zip(tree_leaves(plain), tree_leaves(output), strict=True))
     assert all(same(a, b) for a, b in pairs)
@@ -189,9 +210,9 @@ def test_functionalize_made_before_the_trace_keeps_writes_draws_and_dependence(b
         z = FUNCTIONALIZED(y)
         return z + y.sum()
 
-    before = torch_marks()
+    before = TorchMarks()
     history = lens.trace(Model(forward, w=W), (X,), backend=backend, seed=3)
-    assert torch_marks() == before
+    assert before.left_behind(TorchMarks()) == []
     ops = [op for op in history.graph.ops if op.function.name == "functionalize"]
     assert len(ops) == 2  # that of the inner trace, too
     assert all(op.function.mutates and op.function.random and len(op.effects) == 1 for op in ops)
@@ -205,10 +226,10 @@ def test_functionalize_made_before_the_trace_keeps_writes_draws_and_dependence(b
 @pytest.mark.parametrize("backend", ["torch_function", "decoration"])
 def test_a_functionalized_function_that_raises(backend):
     failing = torch.func.functionalize(lambda y: y.add_(1).no_such_attribute)
-    before = torch_marks()
+    before = TorchMarks()
     with pytest.raises(AttributeError) as caught:
         lens.trace(Model(lambda s, x: failing(x * 2)), (X,), backend=backend)
-    assert torch_marks() == before
+    assert before.left_behind(TorchMarks()) == []
     assert [op.function.name for op in caught.value.lens_history.graph.ops] == ["mul"]
 
 
@@ -538,11 +559,11 @@ def test_an_exception_in_a_thread_comes_through():
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(lambda: s.fc(x) @ x).result()
 
-    before = torch_marks()
+    before = TorchMarks()
     with pytest.raises(RuntimeError) as caught:
         lens.trace(Model(forward, fc=linear()), (X,))
     assert [op.function.name for op in caught.value.lens_history.graph.ops] == ["linear"]
-    assert torch_marks() == before
+    assert before.left_behind(TorchMarks()) == []
 
 
 def test_numpy_and_other_ways_in_are_disclosed_with_their_line():
@@ -571,11 +592,11 @@ def test_a_trace_inside_a_traced_transform_or_thread():
         worker.join()
         return torch.func.vmap(lambda r: r * s.w)(x)
 
-    before = torch_marks()
+    before = TorchMarks()
     history = lens.trace(Model(forward, w=weight()), (X,))
     assert inner[0].layer_list == ["input_1", "vmap_1_1", "add_1_2", "output_1"]
     assert history.layer_list[-2:] == [history["vmap_2"].layer_label, "output_1"]
-    assert torch_marks() == before
+    assert before.left_behind(TorchMarks()) == []
 
 
 def test_a_region_in_a_trace_inside_a_trace_is_one_operation_of_both():
@@ -664,7 +685,7 @@ def test_a_fault_anywhere_leaves_nothing_behind(which, where, backend, monkeypat
             raise Injected(f"{where} {count}")
         return original(*args, **kwargs)
 
-    marks = torch_marks()
+    marks = TorchMarks()
     attributes = {name: set(vars(m)) for name, m in model.named_modules()}
     hooks = {name: len(m._forward_hooks) for name, m in model.named_modules()}
     monkeypatch.setattr(Recorder, where, failing)
@@ -676,7 +697,7 @@ def test_a_fault_anywhere_leaves_nothing_behind(which, where, backend, monkeypat
         count = 0
         with pytest.raises((Injected, IndexError)):
             lens.trace(model, x, passes="", backend=backend)
-        assert torch_marks() == marks
+        assert marks.left_behind(TorchMarks()) == []
         assert {name: set(vars(m)) for name, m in model.named_modules()} == attributes
         assert {name: len(m._forward_hooks) for name, m in model.named_modules()} == hooks
     monkeypatch.undo()
@@ -713,11 +734,11 @@ def test_an_exception_of_the_user_in_a_region_comes_through(where, error):
                 with torch.autocast("cpu"):
                     return fail()
 
-    before = torch_marks()
+    before = TorchMarks()
     with pytest.raises(type(error)) as caught:
         lens.trace(Model(forward), (X,))
     assert caught.value is error
-    assert torch_marks() == before
+    assert before.left_behind(TorchMarks()) == []
     assert not torch.is_autocast_enabled("cpu")
 
 
