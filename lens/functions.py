@@ -119,6 +119,12 @@ _UPDATES_STATISTICS: dict[str, tuple[Place, tuple[Place, ...]]] = {
 _HIDDEN_RANDOM = frozenset(
     ["lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_", "kaiming_uniform_"]
 )
+#: Random functions that draw nothing if this argument is false or not there.
+_CHANCES: dict[str, Place] = {
+    **dict.fromkeys(("dropout", "dropout_", "alpha_dropout", "alpha_dropout_", "feature_dropout"), (2, "train")),
+    **dict.fromkeys(("feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"), (2, "train")),
+    "scaled_dot_product_attention": (4, "dropout_p"),
+}
 _GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
 
 
@@ -132,6 +138,7 @@ class Function:
         kind: How a call of it is recorded.
         moves: What it writes to stays in memory as it is; the tensor lies elsewhere afterwards.
         reaches: It may show memory that none of its arguments shows.
+        plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
         statistics: The flag, and the arguments written if it is true; None if there is no such flag.
@@ -148,6 +155,8 @@ class Function:
     recorded: bool = field(init=False)
     composite: bool = field(init=False)
     random: bool = field(init=False)
+    chance: Place | None = field(init=False)
+    plain: bool = field(init=False)
     moves: bool = field(init=False)
     reaches: bool = field(init=False)
 
@@ -155,10 +164,18 @@ class Function:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
         object.__setattr__(self, "recorded", self.kind in (Kind.OP, Kind.COMPOSITE))
         object.__setattr__(self, "random", self.ref.random)
+        object.__setattr__(self, "chance", _CHANCES.get(self.ref.name))
         object.__setattr__(self, "composite", self.kind is Kind.COMPOSITE)
         short = self.ref.name.partition(".")[0]
         object.__setattr__(self, "moves", self.may_write and short in _MOVE)
         object.__setattr__(self, "reaches", short in _REACH)
+        plain = self.kind is Kind.OP and not (self.may_write or self.random or self.reaches)
+        plain = plain and self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
+        object.__setattr__(self, "plain", plain)
+
+    def draws(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
+        """Whether a call with these arguments may draw random numbers."""
+        return self.random and (self.chance is None or bool(_argument(self.chance, args, kwargs or {})))
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors among these arguments that a call writes to."""

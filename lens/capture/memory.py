@@ -114,8 +114,10 @@ class Memory(UnseenWrites):
         A written tensor that the call returned has its new value already. One that was not returned is a result
         if the call returned nothing (``__setitem__``), else an effect (running statistics).
         """
-        returned = bool(results)
         function, operands = call[0], call[2]
+        if self._is_all_told(function, call[6], results):
+            return
+        returned = bool(results)
         records = {id(r): (r, tensor) for tensor in call[6] if (r := self.tensors.find(tensor)) is not None}
         for record, tensor in records.values():
             moved = self._move(record, tensor) if function.moves else False
@@ -139,6 +141,13 @@ class Memory(UnseenWrites):
             for record, tensor in records.values():
                 if not self.tensors.is_alone(record):
                     self._spread(position, record, tensor, records)
+
+    def _is_all_told(self, function: Function, written: Sequence[torch.Tensor], results: list[int]) -> bool:
+        """Whether all that a call wrote to is a tensor that it returned, and that shares its memory with no other."""
+        if len(written) > 1 or function.moves or function.reaches or self.exposed:
+            return False
+        record = self.tensors.find(written[0])
+        return record is not None and record.value in results and self.tensors.is_alone(record)
 
     def _spread(
         self,

@@ -92,6 +92,8 @@ class Recorder(LeafRecorder):
         self.composite_site: Site = None
         #: What the run is to end at, if at anything.
         self.stop: Stop | None = None
+        #: Whether a backend may tell of a call of a plain function when it is over only.
+        self.takes_ended = True
         #: The function whose call has begun and not ended, for the report of a fault.
         self.running: Function | None = None
         #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
@@ -117,6 +119,17 @@ class Recorder(LeafRecorder):
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
         operands: list[int] = []
+        encoded, by_name = self._encode(args, kwargs, operands)
+        written: Sequence[torch.Tensor] = ()
+        if not opened and (function.may_write or (kwargs and "out" in kwargs)):
+            written = self._about_to_write(function, args, kwargs or {}, operands)
+        generators = generator_states(args, kwargs) if function.random and function.draws(args, kwargs) else None
+        return function, len(self._ops), operands, encoded, by_name, site, written, generators
+
+    def _encode(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, operands: list[int]
+    ) -> tuple[list[RawTemplate], dict[str, RawTemplate] | None]:
+        """The templates of a call's arguments; the values of the tensors among them are appended to ``operands``."""
         by_id, reserved = self._by_id, self.tensors.reserved
         encoded: list[RawTemplate] = []
         for arg in (*args, *kwargs.values()) if kwargs else args:
@@ -143,15 +156,11 @@ class Recorder(LeafRecorder):
                 encoded.append(arg)
             else:
                 encoded.append(self._encoded(arg, kind, operands))
-        by_name: dict[str, RawTemplate] | None = None
-        if kwargs:
-            by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
-            del encoded[len(args) :]
-        written: Sequence[torch.Tensor] = ()
-        if not opened and (function.may_write or (kwargs and "out" in kwargs)):
-            written = self._about_to_write(function, args, kwargs or {}, operands)
-        generators = generator_states(args, kwargs) if function.random else None
-        return function, len(self._ops), operands, encoded, by_name, site, written, generators
+        if not kwargs:
+            return encoded, None
+        by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
+        del encoded[len(args) :]
+        return encoded, by_name
 
     def _encoded(self, arg: Any, kind: type, operands: list[int]) -> RawTemplate:
         """The template of an argument that is no plain constant or tensor."""
@@ -186,13 +195,7 @@ class Recorder(LeafRecorder):
             call = (function, begin, operands, args, kwargs, site, written, generators)
         results: list[int] = []
         yields: list[int | None] = []
-        form: RawTemplate
-        if type(result) is torch.Tensor:
-            form = self._result(result, call, results, yields)
-        elif type(result) is tuple and set(map(type, result)) == _TENSOR_TYPE:
-            form = tuple([self._result(tensor, call, results, yields) for tensor in result])
-        else:
-            form = self.encoder.encode_with(result, lambda t: self._result(t, call, results, yields))
+        form = self._results(result, function, operands, written, results, yields)
         if not results and not written:
             return
         if written:
@@ -205,6 +208,52 @@ class Recorder(LeafRecorder):
             self.keeper.keep_generators(position, generators)
         if self.stop is not None and results:
             self.stop.ran(self._described(function, results[0]), results[0], self.keeper)
+
+    def ended(
+        self,
+        function: Function,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+        result: Any,
+        duration: float,
+        frame: FrameType | None,
+    ) -> None:
+        """Note a call of a ``plain`` function after it: what ``start`` and ``finish`` do, in one go.
+
+        What such a call was given is as it was before, and it has no interior.
+        """
+        self.running = None
+        operands: list[int] = []
+        encoded, by_name = self._encode(args, kwargs, operands)
+        results: list[int] = []
+        form = self._results(result, function, operands, (), results, [])
+        if not results:
+            return
+        site = self.composite_site or self._locator.find(frame, self.call_site)
+        rows = self._ops
+        rows.append(
+            (function.ref, len(rows), operands, encoded, by_name, results, form, self.scope, site, duration, None),
+        )
+        if self.stop is not None:
+            self.stop.ran(self._described(function, results[0]), results[0], self.keeper)
+
+    def _results(
+        self,
+        result: Any,
+        function: Function,
+        operands: list[int],
+        written: Sequence[torch.Tensor],
+        results: list[int],
+        yields: list[int | None],
+    ) -> RawTemplate:
+        """Give the tensors in what a call returned their values; the template of it."""
+        if type(result) is torch.Tensor:
+            return self._result(result, function, operands, written, results, yields)
+        if type(result) is tuple and set(map(type, result)) == _TENSOR_TYPE:
+            return tuple([self._result(tensor, function, operands, written, results, yields) for tensor in result])
+        return self.encoder.encode_with(
+            result, lambda tensor: self._result(tensor, function, operands, written, results, yields)
+        )
 
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
@@ -238,7 +287,9 @@ class Recorder(LeafRecorder):
     def _result(
         self,
         tensor: torch.Tensor,
-        call: Call,
+        function: Function,
+        operands: list[int],
+        written: Sequence[torch.Tensor],
         results: list[int],
         yields: list[int | None],
     ) -> Slot:
@@ -259,7 +310,7 @@ class Recorder(LeafRecorder):
         else:
             record = self.tensors.add(tensor, value)
             if record.shared:
-                alias = self.tensors.alias(record, call[2] or ())
+                alias = self.tensors.alias(record, operands)
                 if self.memory.exposed:
                     self.memory.snap(record, tensor)
             yields.append(None)
@@ -277,10 +328,10 @@ class Recorder(LeafRecorder):
             )
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
             values.append((*odd_type(tensor), alias, None))
-        if self._hold_all or (self._selective and self._wants(call[0], value)):
+        if self._hold_all or (self._selective and self._wants(function, value)):
             self.keeper.hold(record, value, tensor)
-        if alias is not None and call[0].reaches and not call[6]:
-            self.memory.reach(len(self._ops), call[2] or [], record, tensor)
+        if alias is not None and function.reaches and not written:
+            self.memory.reach(len(self._ops), operands, record, tensor)
         results.append(value)
         return SLOTS[len(results) - 1]
 

@@ -150,6 +150,9 @@ class TensorTable:
         known = self._by_storage.get(storage)
         if known is None or (type(known) is TensorRecord and known() is None):  # memory used again
             self._by_storage[storage] = record
+        elif type(known) is TensorRecord and known.storage == storage:
+            self._by_storage[storage] = [known, record]
+            record.shared = True
         else:
             others = self.records_on(storage)
             self._by_storage[storage] = [*others, record] if others else record
@@ -157,9 +160,14 @@ class TensorTable:
         return record
 
     def alias(self, record: TensorRecord, preferred: Sequence[int]) -> int | None:
-        """The value that a new tensor shares memory with: one of the preferred ones, else the newest."""
-        others = [m.value for m in self.records_on(record.storage) if m is not record]
-        return next((v for v in others if v in preferred), others[-1])
+        """The value that a tensor just added shares memory with: one of the preferred ones, else the newest."""
+        newest: int | None = None
+        for member in self._by_storage[record.storage]:  # type: ignore[union-attr]  # those that were alive
+            if member is not record:
+                newest = member.value
+                if newest in preferred:
+                    break
+        return newest
 
     def move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
         """Note that a tensor may have been given other memory (``set_``, ``.data = ...``); whether it was."""

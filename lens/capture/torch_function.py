@@ -85,8 +85,16 @@ class _RecordingMode(TraceMode):
             if function.kind is Kind.METADATA:
                 return func(*args, **kwargs) if kwargs else func(*args)
             return self.read(function, args, kwargs or {}, sys._getframe(1))
-        opened = function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types)
-        call = self.recorder.start(function, args, kwargs, sys._getframe(1), opened)
+        recorder = self.recorder
+        plain = _PLAIN_TYPES.issuperset(types)
+        if plain and function.plain and recorder.takes_ended and not (kwargs and "out" in kwargs):
+            recorder.running = function
+            begin = perf_counter()
+            result = func(*args, **kwargs) if kwargs else func(*args)
+            recorder.ended(function, args, kwargs, result, perf_counter() - begin, sys._getframe(1))
+            return result
+        opened = plain and function.composite and function not in self.opened
+        call = recorder.start(function, args, kwargs, sys._getframe(1), opened)
         if opened:
             begin = perf_counter()
             result = self.run_opened(function, site_of(call), args, kwargs or {})
@@ -94,7 +102,7 @@ class _RecordingMode(TraceMode):
             begin = perf_counter()
             result = func(*args, **kwargs) if kwargs else func(*args)
         duration = perf_counter() - begin
-        self.recorder.finish(call, result, duration)
+        recorder.finish(call, result, duration)
         return result
 
     def read(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:

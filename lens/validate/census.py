@@ -64,6 +64,7 @@ class CensusRecorder(Recorder):
     def begin_census(self, package: str) -> None:
         """Start counting; ``package`` is the Python package of the backend."""
         self.package = package
+        self.takes_ended = False  # what runs meanwhile is its
         self.running_ops: list[_Running] = []
         self.owned = 0
         self.excused: Counter[str] = Counter()
