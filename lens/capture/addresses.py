@@ -74,7 +74,7 @@ class AddressBook:
 
     def _add_registered(self) -> None:
         """One walk over the module tree: ``named_parameters`` and its like would each make their own."""
-        self._walk("", self._model, {id(self._model)})
+        self._walk("", self._model, set())
 
     def _walk(self, address: str, module: nn.Module, path: set[int]) -> None:
         """Add a module and what is in it. ``path``: the modules that hold it, for a child that holds its parent."""
@@ -88,21 +88,24 @@ class AddressBook:
             self._add_all(prefix, module._parameters, "parameter")
         if module._buffers:
             self._add_all(prefix, module._buffers, "buffer")
-        for name, child in module._modules.items():
-            if child is not None and id(child) not in path:
-                path.add(id(child))
-                self._walk(prefix + name, child, path)
-                path.discard(id(child))
+        children = module._modules
+        if children:
+            path.add(id(module))
+            for name, child in children.items():
+                if child is not None and id(child) not in path:
+                    self._walk(prefix + name, child, path)
+            path.discard(id(module))
 
     def _add_all(self, prefix: str, registered: Mapping[str, torch.Tensor | None], kind: LeafKind) -> None:
         tensors = self._tensors
         for name, tensor in registered.items():
             if tensor is None:
                 continue
-            if id(tensor) in tensors:
+            number = id(tensor)
+            if number in tensors:
                 self._add(tensor, kind, prefix + name)
             else:
-                tensors[id(tensor)] = (tensor, kind, (prefix + name,))
+                tensors[number] = (tensor, kind, (prefix + name,))
 
     def _add(self, tensor: torch.Tensor, kind: LeafKind, address: str) -> None:
         known = self._tensors.get(id(tensor))

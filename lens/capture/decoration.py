@@ -313,7 +313,7 @@ class _Recording:
     ) -> Any:
         """Run a composite with the trace on, so that its interior is recorded."""
         recorder = self.recorder
-        outer_site, recorder.composite_site = recorder.composite_site, site
+        outer_site, recorder.inside_site = recorder.inside_site, site
         self.opened.add(function)
         body = self.opener.open(function.callable)
         stack.append(self)
@@ -324,7 +324,7 @@ class _Recording:
             self.take_in()
             stack.remove(self)
             self.opened.discard(function)
-            recorder.composite_site = outer_site
+            recorder.inside_site = outer_site
 
     def through_modes(
         self, replacement: Callable[..., Any], stack: list[_Recording], args: Sequence[Any], kwargs: dict[str, Any]

@@ -95,8 +95,13 @@ class LeafRecorder:
         """Give the parameters and buffers of the model their values; sealing leaves out what nothing uses."""
         values, begin = self._values, len(self._values)
         # Others are met when they are used: subclasses, and what a lazy module has yet to shape.
-        plain = [named for named in self.addresses.registered() if type(named[0]) in TENSOR_TYPES]
-        rest = self.tensors.reserve([named for named in plain if id(named[0]) not in self._by_id], begin)
+        known = self._by_id
+        plain = [
+            named
+            for named in self.addresses.registered()
+            if type(named[0]) in TENSOR_TYPES and id(named[0]) not in known
+        ]
+        rest = self.tensors.reserve(plain, begin)
         reserved = self.tensors.reserved
         values += [_UNDESCRIBED] * len(reserved)
         self.memory.leaf_storages.update([row[2] for row in reserved.values()])

@@ -20,7 +20,7 @@ from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder, shorten
 from lens.capture.keeping import generator_states
 from lens.capture.leaves import TENSOR_TYPES, LeafRecorder
 from lens.capture.selection import RunningOp, Selection
-from lens.capture.sites import Locator
+from lens.capture.sites import Locator, is_closed
 from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
@@ -48,8 +48,8 @@ def site_of(call: Call) -> Site:
     return call[5]
 
 
-#: What comes back to ``exit``: number of the scope, the scope and the call site around it.
-Entered: TypeAlias = "tuple[int, int | None, Site]"
+#: What comes back to ``exit``: number of the scope, and the scope, the call site and the site inside as they were.
+Entered: TypeAlias = "tuple[int, int | None, Site, Site]"
 
 
 def written_by(call: Call) -> Sequence[torch.Tensor]:
@@ -61,6 +61,18 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
 _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPE = {torch.Tensor}
 _SEQUENCES = frozenset({tuple, list})
+_MOST_PLACES = 4096
+
+
+#: Types of the arguments of a call -> which of them are no constants that stand for themselves.
+_PLACES: dict[tuple[type, ...], tuple[int, ...]] = {}
+
+
+def _places(kinds: tuple[type, ...]) -> tuple[int, ...]:
+    found = tuple([place for place, kind in enumerate(kinds) if kind not in ATOMS])
+    if len(_PLACES) < _MOST_PLACES:  # it keeps the types alive
+        _PLACES[kinds] = found
+    return found
 
 
 class Recorder(LeafRecorder):
@@ -88,8 +100,8 @@ class Recorder(LeafRecorder):
         self.composites = composites
         self.encoder = ArgumentEncoder(self.value_of)
         self.scope: int | None = None
-        #: While a composite runs: its site, which its interior shares.
-        self.composite_site: Site = None
+        #: While a composite or a module runs that calls no code of the user: its site, which its interior shares.
+        self.inside_site: Site = None
         #: What the run is to end at, if at anything.
         self.stop: Stop | None = None
         #: Whether a backend may tell of a call of a plain function when it is over only.
@@ -114,7 +126,7 @@ class Recorder(LeafRecorder):
         opened: bool = False,
     ) -> Call:
         """Note the operands of a coming call; save what it overwrites, unless its interior (``opened``) tells that."""
-        site = self.composite_site or self._locator.find(frame, self.call_site)
+        site = self.inside_site or self._locator.find(frame, self.call_site)
         self.running = function
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
@@ -130,32 +142,37 @@ class Recorder(LeafRecorder):
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, operands: list[int]
     ) -> tuple[list[RawTemplate], dict[str, RawTemplate] | None]:
         """The templates of a call's arguments; the values of the tensors among them are appended to ``operands``."""
+        given = (*args, *kwargs.values()) if kwargs else args
+        kinds = (*map(type, given),)
+        places = _PLACES.get(kinds)
+        if places is None:
+            places = _places(kinds)
         by_id, reserved = self._by_id, self.tensors.reserved
-        encoded: list[RawTemplate] = []
-        for arg in (*args, *kwargs.values()) if kwargs else args:
-            # The usual kinds of argument without a call: 1 us per operation.
-            kind = type(arg)
-            if kind in ATOMS:
-                encoded.append(arg)
-            elif kind in TENSOR_TYPES:
-                encoded.append(SLOTS[len(operands)])
-                record = by_id.get(id(arg))
-                if record is None:
-                    leaf = reserved.get(id(arg))
-                    known = leaf[0] if leaf is not None and leaf[1] == arg._version else self.value_of(arg)
-                elif (
-                    record() is arg
+        encoded: list[RawTemplate] = [*given]
+        for place in places:
+            arg, kind = given[place], kinds[place]
+            if kind not in TENSOR_TYPES:
+                if kind is not tuple or not ATOMS.issuperset(map(type, arg)):
+                    encoded[place] = self._encoded(arg, kind, operands)
+                continue
+            # The usual kinds of tensor without a call: 1 us per operation.
+            encoded[place] = SLOTS[len(operands)]
+            number = id(arg)
+            leaf = reserved.get(number)
+            if leaf is not None:
+                known = leaf[0] if leaf[1] == arg._version else self.value_of(arg)
+            else:
+                record = by_id.get(number)
+                if (
+                    record is not None
+                    and record() is arg
                     and not record.pending
                     and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
                 ):
                     known = record.value
                 else:
                     known = self.value_of(arg)
-                operands.append(known)
-            elif kind is tuple and ATOMS.issuperset(map(type, arg)):
-                encoded.append(arg)
-            else:
-                encoded.append(self._encoded(arg, kind, operands))
+            operands.append(known)
         if not kwargs:
             return encoded, None
         by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
@@ -229,7 +246,7 @@ class Recorder(LeafRecorder):
         form = self._results(result, function, operands, (), results, [])
         if not results:
             return
-        site = self.composite_site or self._locator.find(frame, self.call_site)
+        site = self.inside_site or self._locator.find(frame, self.call_site)
         rows = self._ops
         rows.append(
             (function.ref, len(rows), operands, encoded, by_name, results, form, self.scope, site, duration, None),
@@ -401,7 +418,7 @@ class Recorder(LeafRecorder):
     def site(self, frame: FrameType | None = None) -> Site:
         """The user's line that led to a frame; by default the one that is running."""
         if frame is None:
-            return self.composite_site or self._locator.find(sys._getframe(1), self.call_site)
+            return self.inside_site or self._locator.find(sys._getframe(1), self.call_site)
         return self._locator.find(frame, self.call_site)
 
     # Reads
@@ -431,20 +448,26 @@ class Recorder(LeafRecorder):
         if known is None:
             known = self.modules[id(module)] = [self._names_of(module), 0, module]
         known[1] += 1
-        outer_scope, outer_site = self.scope, self.call_site
+        outer_scope, outer_site, outer_inside = self.scope, self.call_site, self.inside_site
         self.call_site = site = self._locator.find(frame, outer_site)
+        if is_closed(module):  # 1 us less for each operation in it
+            self.inside_site = site
         scopes = self.tape.scopes
         training = getattr(module, "training", False)  # frozen scripted modules have none
         self.scope = number = len(scopes)
         scopes.append((known[0], known[1], outer_scope, training, len(self._ops), inputs, site))
-        return number, outer_scope, outer_site
+        return number, outer_scope, outer_site, outer_inside
 
     def exit(self, entered: Entered, output: Any) -> None:
         """Note that a module call has ended; ``output`` is None if it raised."""
-        number, self.scope, self.call_site = entered
+        number, self.scope, self.call_site, self.inside_site = entered
         outputs: list[int] = []
-        if output is not None:
-            self._values_in((output,), outputs)
+        if type(output) is torch.Tensor:
+            record = self._by_id.get(id(output))
+            is_settled = record is not None and record() is output and not record.pending
+            outputs.append(record.value if is_settled else self.value_of(output))  # type: ignore[union-attr]
+        elif output is not None:
+            self._values_in(output if type(output) is tuple else (output,), outputs)
         self.tape.exits.append((number, len(self._ops), outputs))
         if self._selective and self.keeper.wants_module(self.tape.scopes[number][0]):
             self.encoder.encode_with(output, self._hold_now)

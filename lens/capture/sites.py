@@ -6,12 +6,34 @@ import os
 from types import FrameType
 
 import torch
+from torch import nn
+from torch.nn.modules import module as _all_modules
 
 from lens.ir.tape import Site
 
+#: Files of modules whose forward calls nothing but torch.
+_CLOSED_FILES = frozenset(
+    f"torch.nn.modules.{file}"
+    for file in (
+        "activation", "batchnorm", "conv", "dropout", "flatten", "instancenorm", "linear", "normalization", "padding",
+        "pooling", "rnn", "sparse",
+    )
+)  # fmt: skip
 _USER, _LIBRARY, _BOUNDARY = 0, 1, 2
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 _LENS_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def is_closed(module: nn.Module) -> bool:
+    """Whether a call of a module runs no code but torch's, so that all that happens in it comes from its call site."""
+    return type(module).__module__ in _CLOSED_FILES and not (
+        module._modules
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or _all_modules._global_forward_hooks
+        or _all_modules._global_forward_pre_hooks
+        or "forward" in vars(module)
+    )
 
 
 class Locator:

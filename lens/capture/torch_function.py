@@ -114,14 +114,14 @@ class _RecordingMode(TraceMode):
         """Run a composite's body with the mode on, so that its operations are recorded."""
         recorder = self.recorder
         body = self.opener.open(function.callable)
-        outer_site, recorder.composite_site = recorder.composite_site, site
+        outer_site, recorder.inside_site = recorder.inside_site, site
         self.opened.add(function)
         try:
             with self:
                 return body(*args, **kwargs)
         finally:
             self.opened.discard(function)
-            recorder.composite_site = outer_site
+            recorder.inside_site = outer_site
 
 
 #: What writes to its tensor, or copies tensors, and tells no mode of it (torch 2.13; found through the other backends).
