@@ -22,6 +22,7 @@ import lens
 from lens.ir.printer import print_graph
 from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
+from lens.validate.check import check
 
 
 def text(model, args, kwargs=None, **options):
@@ -417,3 +418,39 @@ def test_initialisers_write_to_their_argument():
     weight = history[entry.parent_layers[1]].tensor_contents
     expected = history["input_1"].tensor_contents @ weight
     assert torch.equal(history["output_1"].tensor_contents, expected)
+
+
+def test_operations_in_a_module_of_torchs_own_come_from_its_call_and_those_of_a_hook_from_the_hook():
+    def doubled(module, args, output):
+        return output * 2  # the hook
+
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x)  # the call
+
+    def lines(model):
+        graph = lens.trace(model, torch.ones(2, 4)).graph
+        source = open(__file__).read().splitlines()
+        return [source[op.location.line - 1].partition("# ")[2] for op in graph.ops]
+
+    model = Hooked()
+    assert lines(model) == ["the call"]
+    handle = model.fc.register_forward_hook(doubled)
+    assert lines(model) == ["the call", "the hook"]
+    handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: doubled(module, args, output))
+    try:
+        assert "the hook" in lines(model)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("train", "p", "kept"), [(True, 0.5, 1), (False, 0.5, 0)])
+def test_the_state_of_a_generator_is_kept_where_a_call_drew(train, p, kept):
+    history = lens.trace(nn.Dropout(p).train(train), torch.ones(8), seed=1)
+    assert len(history.payloads.rng_states) == kept
+    assert check(history).failed == ()

@@ -27,7 +27,7 @@ from lens.capture.item_slots import unknown_layout
 from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
 from lens.capture.opening import Opener, TraceMode, asks_by_attribute, pushed, wrap_guard
-from lens.capture.patches import LOCK, patched
+from lens.capture.patches import LOCK, Entries, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.swapping import SwapTable
@@ -155,7 +155,10 @@ class Replacement:
     """Stands in for a function of torch, and equals it: dispatch tables of the program know both as one."""
 
     # Slots, because ``functools.wraps`` gives what it makes of this the contents of ``__dict__``.
-    __slots__ = ("__dict__", "__weakref__", "_asks", "_binds", "_function", "_recordings", "lens_original")
+    __slots__ = (
+        *("__dict__", "__weakref__", "_asks", "_binds", "_function", "_recordings"),
+        *("beneath", "covers", "lens_original"),
+    )
 
     def __init__(
         self, original: Callable[..., Any], function: Function | None, recordings: dict[int, list[_Recording]]
@@ -163,6 +166,10 @@ class Replacement:
         update_wrapper(self, original)
         self.lens_original = original
         self._function, self._recordings = function, recordings
+        #: What traces by another backend have replaced the function with, and in which threads.
+        self.beneath: tuple[Callable[..., Any], Entries] | None = None
+        #: The replacement of theirs that this one has taken the place of.
+        self.covers: Any = None
         self._asks = isinstance(original, FunctionType)
         self._binds = hasattr(original, "__get__")
 
@@ -171,6 +178,8 @@ class Replacement:
         stack = self._recordings.get(get_ident())
         original = self.lens_original
         if not stack or torch._C._is_torch_function_all_disabled():
+            if self.beneath is not None and get_ident() in self.beneath[1]:
+                return self.beneath[0](*args, **kwargs)
             if not overrides.has_torch_function((*args, *kwargs.values()) if kwargs else args):
                 return original(*args, **kwargs)
             with _Reporter(None, None, self):
@@ -191,6 +200,16 @@ class Replacement:
             if netted and not recording.netted:
                 recording.spread()
             stack.append(recording)
+
+    @property
+    def lens_patch(self) -> Replacement:
+        """What says for whom this replacement is there (``lens.capture.patches.is_asleep``)."""
+        return self
+
+    @property
+    def entries(self) -> Entries:
+        """The recordings that it tells, by thread."""
+        return self._recordings
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return MethodType(self, instance) if instance is not None and self._binds else self

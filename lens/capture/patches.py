@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
+from importlib import import_module
 from threading import get_ident
 from typing import Any, TypeAlias
+
+from torch import overrides
 
 #: Per thread, what its traces have put in, innermost last.
 Entries: TypeAlias = dict[int, list[Any]]
@@ -39,6 +42,7 @@ class Patch:
         self._original: Any = None
         self._wrapper: Any = None
         self.entries: Entries = {}
+        _MADE.append(self)
 
     def add(self, entry: Any) -> Entries:
         """Have the replacement know an entry in this thread. Gives the entries, for ``hidden``."""
@@ -64,9 +68,9 @@ class Patch:
     def _take_away(self) -> None:
         """Put back what was there, without the replacements below that nobody needs any more."""
         lowest = self._wrapper
-        while (below := getattr(lowest.lens_original, "lens_patch", None)) is not None and not below.entries:
+        while is_asleep(lowest.lens_original):
             lowest = lowest.lens_original
-        if lowest.lens_inherited:
+        if getattr(lowest, "lens_inherited", False) or _is_inherited(self.owner, self.name, lowest.lens_original):
             delattr(self.owner, self.name)
         else:
             setattr(self.owner, self.name, lowest.lens_original)
@@ -80,6 +84,28 @@ class Patch:
             compile_as(current, self._wrapper)
             self._wrapper.lens_inherited = self.name not in vars(self.owner)
         setattr(self.owner, self.name, self._wrapper)
+
+
+#: All patches of this process; there are as many as places that lens replaces.
+_MADE: list[Patch] = []
+
+
+def awake() -> list[Patch]:
+    """The patches that some thread has an entry of."""
+    return [made for made in _MADE if made.entries]
+
+
+def is_asleep(value: Any) -> bool:
+    """Whether a value is a replacement of lens's that no trace needs any more.
+
+    ``lens_patch`` of a replacement has the entries for which it is there: a ``Patch``, or what else replaces functions.
+    """
+    made = getattr(value, "lens_patch", None)
+    return made is not None and not made.entries
+
+
+def _is_inherited(owner: Any, name: str, value: Any) -> bool:
+    return isinstance(owner, type) and any(vars(base).get(name) is value for base in owner.__mro__[1:])
 
 
 def compile_as(original: Any, replacement: Any) -> None:
@@ -124,3 +150,12 @@ def hidden(patches: Sequence[Entries]) -> Iterator[None]:
                 entries.pop(thread, None)
             else:
                 entries[thread] = stack
+
+
+@cache
+def fill_tables() -> None:
+    """Have torch fill the tables of its functions that it keeps by identity, before any of these is replaced."""
+    overrides.get_overridable_functions()
+    overrides.get_default_nowrap_functions()
+    with suppress(ImportError, AttributeError):  # private: where it is missing there is no such table to fill
+        import_module("torch.utils._device")._device_constructors()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lens.capture.patches import Entries, patched
+from lens.capture.patches import Entries, fill_tables, patched
 from lens.functions import Function, describe, tensors_in
 
 #: What makes tensors of Python data. Everything else that does (``torch.FloatTensor``, a constructor bound to another
@@ -44,6 +44,7 @@ class Watcher(Protocol):
 
 def watch_python_data(watcher: Watcher, stack: ExitStack) -> None:
     """Tell a watcher of the data that goes in and out in this thread, until the stack unwinds."""
+    fill_tables()
     for owner, names, wrap in (
         (torch, _CONSTRUCTORS, _wrap_constructor),
         (torch.Tensor, _METHODS, _wrap_constructor),

@@ -12,9 +12,7 @@ import operator
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -23,7 +21,7 @@ from types import (
     SimpleNamespace,
     WrapperDescriptorType,
 )
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn, overrides
@@ -32,11 +30,9 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.bindings import Place, binding, bound_at, reached_from
 from lens.capture.item_slots import emptying
-from lens.capture.patches import Property, compile_as
+from lens.capture.patches import Property, awake, compile_as, fill_tables, is_asleep
 from lens.functions import Kind, describe, is_openable, unpatched
 
-#: What puts a replacement in, and what puts the original back.
-Swap: TypeAlias = "tuple[partial[Any], partial[Any]]"
 #: Makes the replacement of a function, given as what torch reports it (``Tensor.add`` for ``Tensor.__add__``).
 Wrap: TypeAlias = Callable[[Any, Any], Callable[..., Any]]
 
@@ -48,6 +44,16 @@ _BASE = Tensor.__mro__[1]
 _MOST_PARTS = 1000
 
 
+class Swap(NamedTuple):
+    """An attribute: what has it, its name, the replacement, and what puts that in and what puts the original back."""
+
+    owner: Any
+    name: str
+    new: Any
+    put: partial[Any]
+    back: partial[Any]
+
+
 class SwapTable:
     """The replacements of all functions of torch that work on tensors, made once, and their places.
 
@@ -56,7 +62,7 @@ class SwapTable:
     """
 
     def __init__(self, wrap: Wrap) -> None:
-        _fill_caches()
+        fill_tables()
         self._wrap = wrap
         #: By id of the original: the original and its replacement.
         self._replacements: dict[int, tuple[Any, Any]] = {}
@@ -67,7 +73,9 @@ class SwapTable:
         self._originals = {id(new): (new, old) for old, new in self._replacements.values()}
         #: The same for unchangeable containers of functions, while a trace runs.
         self._containers: dict[int, tuple[Any, Any]] = {}
-        self._of_classes = [*self._in_tensor(), *self._in_cells(), *self._in_operators(), *self._in_namespace()]
+        swaps = (*self._in_tensor(), *self._in_cells(), *self._in_operators(), *self._in_namespace())
+        #: By the identity of what has the attribute, and its name.
+        self._of_classes = {(id(swap.owner), swap.name): swap for swap in swaps}
         self._of_modules: list[Place] = []
         #: The names of the modules that were searched.
         self._loaded: set[str] = set()
@@ -88,16 +96,38 @@ class SwapTable:
             self._loaded = set(sys.modules)
         main = self._in_names(_names(sys.modules.get("__main__")))
         reached = (place for place in reached_from(model, loaded) if self._is_ours(bound_at(place)))
-        return [*self._of_modules, *main, *reached]
+        patched = ((p.owner, p.name) for p in awake() if isinstance(p.owner, ModuleType))
+        others = [
+            (vars(owner), name) for owner, name in patched if self._is_ours(unpatched(getattr(owner, name, None)))
+        ]
+        return [*self._of_modules, *main, *reached, *others]
 
     def put(self, places: Iterable[Place]) -> None:
         """Put all replacements in."""
-        perform([*(put for put, _ in self._of_classes), *emptying()])
+        swaps = dict(self._of_classes)
+        for key, current in self._shared():
+            if _is_over(current, swaps[key].new):
+                del swaps[key]
+            else:
+                _set_beneath(swaps[key].new, current)
+        perform([*(swap.put for swap in swaps.values()), *emptying()])
         perform([binding(place, self.replacement(bound_at(place))) for place in places])
 
     def restore(self, places: Iterable[Place]) -> None:
         """Put the originals back, except where the program has bound something else meanwhile."""
-        perform([*self._freeing(places), *(restore for _, restore in self._of_classes), *emptying()])
+        swaps = dict(self._of_classes)
+        for key, current in self._shared():
+            swap = swaps[key]
+            if current is not swap.new:  # it goes when what has been put over it goes
+                del swaps[key]
+            elif (beneath := _beneath(swap.new)) is not None:
+                swaps[key] = swap._replace(back=partial(setattr, swap.owner, swap.name, beneath))
+        perform([*self._freeing(places), *(swap.back for swap in swaps.values()), *emptying()])
+
+    def _shared(self) -> list[tuple[tuple[int, str], Any]]:
+        """The attributes that traces by other backends have replaced as well, and what is there now."""
+        keys = {(id(made.owner), made.name): made.owner for made in awake()}
+        return [(key, vars(owner).get(key[1])) for key, owner in keys.items() if key in self._of_classes]
 
     def free(self, model: Iterable[nn.Module]) -> None:
         """After that, have the program forget the replacements that it found and bound while they were in place."""
@@ -147,7 +177,7 @@ class SwapTable:
         getter, setter = value.__get__, value.__set__
         if describe(getter).recorded or describe(setter).recorded:
             wrapped = Property(self._wrap(getter, getter), self._wrap(setter, setter), value.__delete__)
-            wrapped.lens_original = value
+            wrapped.lens_original, wrapped.lens_patch = value, wrapped.fset
             yield _attribute(Tensor, name, wrapped)
 
     def _in_cells(self) -> Iterator[Swap]:
@@ -156,8 +186,9 @@ class SwapTable:
             for cell in getattr(function, "__closure__", None) or ():
                 content = cell.cell_contents
                 if not isinstance(content, FunctionType) and id(content) in self._replacements:
-                    swap = partial(setattr, cell, "cell_contents")
-                    yield partial(swap, self._replacements[id(content)][1]), partial(swap, content)
+                    bind = partial(setattr, cell, "cell_contents")
+                    new = self._replacements[id(content)][1]
+                    yield Swap(cell, "cell_contents", new, partial(bind, new), partial(bind, content))
 
     def _in_operators(self) -> Iterator[Swap]:
         for kind in (OpOverloadPacket, OpOverload, HigherOrderOperator):
@@ -195,21 +226,41 @@ def perform(actions: Iterable[partial[Any]]) -> None:
 def _attribute(owner: Any, name: str, replacement: Any) -> Swap:
     put = partial(setattr, owner, name, replacement)
     own = vars(owner).get(name)
+    back: partial[Any] = partial(setattr, owner, name, unpatched(own))
     if own is None or getattr(own, "lens_inherited", False):  # replaced by another trace just now
-        return put, partial(delattr, owner, name)
-    return put, partial(setattr, owner, name, unpatched(own))
+        back = partial(delattr, owner, name)
+    return Swap(owner, name, replacement, put, back)
+
+
+def _is_over(value: Any, replacement: Any) -> bool:
+    """Whether a value is the replacement, or one that was put over it."""
+    while value is not replacement and hasattr(value, "lens_original"):
+        value = value.lens_original
+    return value is replacement
+
+
+def _set_beneath(replacement: Any, other: Any) -> None:
+    """Have a replacement, which takes the place of another trace's, call that in the threads that it is for."""
+    entries = other.lens_patch.entries
+    for part, instead in zip(_parts(replacement), _parts(other), strict=True):
+        part.beneath = instead, entries
+    _parts(replacement)[-1].covers = other
+
+
+def _beneath(replacement: Any) -> Any:
+    """Forget what a replacement has taken the place of; give it, if it is still needed."""
+    other = _parts(replacement)[-1].covers
+    for part in _parts(replacement):
+        part.beneath = part.covers = None
+    return None if other is None or is_asleep(other) else other
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return (value.fget, value.fset) if isinstance(value, property) else (value,)
 
 
 def _names(owner: Any) -> dict[str, Any]:
     return vars(owner) if isinstance(owner, (ModuleType, nn.Module)) else {}
-
-
-def _fill_caches() -> None:
-    """Have torch fill the tables of its functions that it keeps by identity, before anything is replaced."""
-    overrides.get_overridable_functions()
-    overrides.get_default_nowrap_functions()
-    with suppress(ImportError, AttributeError):  # private: where it is missing there is no such table to fill
-        import_module("torch.utils._device")._device_constructors()
 
 
 def _functions() -> Iterator[tuple[Any, Any]]:
@@ -227,7 +278,7 @@ def _functions() -> Iterator[tuple[Any, Any]]:
     owners = [Tensor, *(m for name, m in list(sys.modules.items()) if name.partition(".")[0] == "torch")]
     held = (function for owner in owners for function in list(vars(owner).values()))
     openable = (function for function in held if type(function) is FunctionType and is_openable(function))
-    for function in (*listed, *openable):
+    for function in map(unpatched, (*listed, *openable)):
         if type(function) is FunctionType:
             yield function, function
 
