@@ -102,9 +102,11 @@ _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__c
 #: Names that end in an underscore and change no values.
 _NOT_IN_PLACE = frozenset({"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"})
 #: Functions that show another part of the memory than that of the tensors given to them.
-_REACH = frozenset({"as_strided", "as_strided_", "set_", "resize_", "resize_as_"})
+_REACH = frozenset({"as_strided", "as_strided_", "set_", "resize_", "resize_as_", "__deepcopy__"})
 #: Functions that change where in memory a tensor lies, and no memory.
-_MOVE = _REACH - {"as_strided"} | {"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "data"}
+_MOVE = frozenset({"as_strided_", "set_", "resize_", "resize_as_", "data"}) | {
+    *("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"),
+}
 #: A parameter: its position and its name.
 Place: TypeAlias = tuple[int, str]
 #: Functions that write running statistics if a flag says so: the flag, and the statistics. Schemas declare these
@@ -138,6 +140,7 @@ class Function:
         kind: How a call of it is recorded.
         moves: What it writes to stays in memory as it is; the tensor lies elsewhere afterwards.
         reaches: It may show memory that none of its arguments shows.
+        copies: ``__deepcopy__``, which is given a memo: the addresses of what has been copied before.
         plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
@@ -159,6 +162,7 @@ class Function:
     plain: bool = field(init=False)
     moves: bool = field(init=False)
     reaches: bool = field(init=False)
+    copies: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
@@ -169,6 +173,7 @@ class Function:
         short = self.ref.name.partition(".")[0]
         object.__setattr__(self, "moves", self.may_write and short in _MOVE)
         object.__setattr__(self, "reaches", short in _REACH)
+        object.__setattr__(self, "copies", short == "__deepcopy__")
         plain = self.kind is Kind.OP and not (self.may_write or self.random or self.reaches)
         plain = plain and self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
         object.__setattr__(self, "plain", plain)

@@ -1,5 +1,6 @@
 """Value semantics of memory: each test is a small case of something that was once recorded wrongly."""
 
+import copy
 import ctypes
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import lens
 from lens.errors import ReplayError, StaleValueError
 from lens.ir.payloads import PayloadStore
+from lens.ir.templates import Map
 from lens.ir.verifier import find_problems
 from lens.replay import Interpreter
 from lens.validate.check import check
@@ -105,6 +107,30 @@ def test_as_strided_depends_on_whoever_shows_that_memory():
     op = only(history, "as_strided")
     assert only(history, "__setitem__").results[0] in op.reads
     assert torch.equal(history["output_1"].tensor_contents, torch.zeros(2))
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_deep_copies_share_memory_as_what_they_copy_does(backend):
+    """What stands in the memo are addresses of this run: none is an argument of the recorded call."""
+
+    def forward(x):
+        y = x * 2
+        memo = {}
+        first, last = y[:1], y[1:]
+        before = copy.deepcopy(first, memo)
+        y.add_(1)
+        late = copy.deepcopy(last, memo)  # the memory of ``first`` has been copied: the copy of before the write
+        pair = copy.deepcopy([y, last])
+        pair[0].mul_(3)
+        return before.sum(), late, pair[1] + 1
+
+    history = traced(forward, backend=backend)
+    copies = [op for op in history.graph.ops if op.function.name == "__deepcopy__"]
+    assert [op.args[1] for op in copies] == [Map("dict", ())] * 4
+    x = torch.rand(2, 3)
+    program = history.to_fx()
+    for given, wanted in zip(program(x), Body(forward)(x), strict=True):
+        assert torch.equal(given, wanted)
 
 
 def test_the_base_of_a_view_is_not_computed_from_the_view():

@@ -128,6 +128,8 @@ class Recorder(LeafRecorder):
         """Note the operands of a coming call; save what it overwrites, unless its interior (``opened``) tells that."""
         site = self.inside_site or self._locator.find(frame, self.call_site)
         self.running = function
+        if function.copies:  # addresses of this run mean other objects, or none, in the next
+            args, kwargs = (args[0], {}), None
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
         operands: list[int] = []

@@ -119,8 +119,8 @@ class Builder:
     def _find_writes(self) -> None:
         """Fill ``roots``, ``written`` and ``touched``. Raises RenderError where leaves share memory that is written."""
         for value in self.trace.values:
-            alias = value.alias_of
-            self.roots.append(value.id if alias is None else self.roots[alias])
+            alias = value.alias_of  # that of memory that came from outside may be a later value
+            self.roots.append(value.id if alias is None or alias > value.id else self.roots[alias])
         objects = self.payloads.objects
         for op in self.trace.ops:
             may_write, integers = op.function.mutates or op.kwargs, self.integers.get(op.id, ())
@@ -233,8 +233,24 @@ class Builder:
         if op.id in self.noise:
             address = place(self.root, f"lens_noise.{name}", self.noise[op.id])
             return with_noise(self.graph, op, operands, self.graph.get_attr(address), name)
+        if op.function.name == "__deepcopy__" and self.trace.values[op.results[0]].alias_of is not None:
+            return self._copied_before(op, name)
         operands += [self._size(form) for form in self.integers.get(op.id, ())]
         return add_call(self.graph, op, operands, self._objects(op), name)
+
+    def _copied_before(self, op: Op, name: str) -> fx.Node:
+        """The node of a deep copy of a tensor whose memory the copy of another has: a view of that copy."""
+        result = self.trace.values[op.results[0]]
+        other, layout = self.trace.values[result.alias_of or 0], self.payloads.layouts.get(result.id)
+        if layout is None or layout.conj or layout.neg or other.type.dtype != result.type.dtype:
+            raise RenderError(
+                f"{op.function} cannot be part of a program: its result lies in memory that was copied before, and the "
+                "trace does not tell where",
+                where=str(op.location or f"op {op.id}"),
+                hint="to_onnx_structure and the other exports of the graph need no program",
+            )
+        given = (self.nodes[other.id], result.type.shape, layout.strides, layout.offset)
+        return self.graph.create_node("call_method", "as_strided", given, {}, name)
 
     def _size(self, form: Form) -> fx.Node:
         """The node of an integer that follows from the sizes of the inputs."""

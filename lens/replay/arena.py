@@ -45,6 +45,10 @@ class Arena:
                 self.placed[value] = self.show(layout, tensor.dtype, tuple(tensor.shape))
                 _fill(self.placed[value], tensor)
 
+    def holds(self, layout: Layout | None) -> bool:
+        """Whether the arena has the memory of this layout."""
+        return layout is not None and layout.memory in self._memories
+
     def show(self, layout: Layout, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor on memory that the arena has."""
         storage, start = self._memories[layout.memory]

@@ -94,7 +94,7 @@ class _Runner:
         if written or op.effects:
             arena = self._arena(op, values, written)
             operands = [arena.placed.get(v, values[v]) for v in op.operands]
-        if arena and function.reaches and op.results and op.results[0] in self.payloads.layouts:
+        if arena and function.reaches and op.results and arena.holds(self.payloads.layouts.get(op.results[0])):
             return self._shown(op, arena)
         args, kwargs = self._arguments(op, operands)
         try:
