@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from lens.errors import ReplayError
 from lens.functions import describe, resolve
 from lens.ir.elements import Op, ValueId
-from lens.ir.templates import Template
+from lens.ir.templates import Template, slots
 from lens.replay.interpreter import Interpreter
 from lens.validate.comparing import same
 from lens.validate.nonsense import Nonsense
@@ -109,7 +109,16 @@ def _is_coarse(deaf: Deaf) -> bool:
 
 
 def _tells_where(deaf: Deaf) -> bool:
-    return describe(resolve(deaf.op.function)).reaches
+    function = describe(resolve(deaf.op.function))
+    alias = deaf.interpreter.graph.values[deaf.op.results[0]].alias_of if deaf.op.results else None
+    return function.reaches and not (function.copies and alias is None)
+
+
+def _is_of_a_block_mask(deaf: Deaf) -> bool:
+    """The fifth argument of ``flex_attention`` holds lists of blocks for a kernel; its function masks each score."""
+    if deaf.name != "flex_attention" or len(deaf.op.args) < 5:
+        return False
+    return deaf.value in {deaf.op.operands[i] for i in slots(deaf.op.args[4])}
 
 
 def _is_closed_over(deaf: Deaf) -> bool:
@@ -198,6 +207,7 @@ SPECIAL_CASES = (
     SpecialCase("overwritten", "is overwritten, and what was there before does not matter", _is_overwritten),
     SpecialCase("model", "gives its shape, dtype or device, not its values", _is_model),
     SpecialCase("place", "says where the memory lies that is shown", _tells_where),
+    SpecialCase("blocks", "says which blocks a kernel may leave out; in full, all are masked", _is_of_a_block_mask),
     SpecialCase("closed over", "is closed over by the function, which finds it by itself", _is_closed_over),
     SpecialCase("irreplaceable", "is of a layout or dtype for which lens has no other contents", _cannot_be_replaced),
     SpecialCase("cancels", "stands in several places that cancel each other", _cancels),
