@@ -59,9 +59,9 @@ class AddressBook:
             found = self._lookup(tensor)
         return found
 
-    def registered(self) -> list[Named]:
-        """The parameters and buffers of the model, each once, in the order of its modules."""
-        return list(self._tensors.values())
+    def registered(self) -> Mapping[int, Named]:
+        """The parameters and buffers of the model by id, each once, in the order of its modules."""
+        return self._tensors
 
     def all_tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor that the model holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from operator import itemgetter
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ from lens.ir.tape import Site, Tape, ValueRow
 
 #: Tensors of no class of their own.
 TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
+#: Of a tensor with its names, and of a reserved one.
+_TENSOR, _STORAGE = itemgetter(0), itemgetter(2)
 #: The row of a value that is described at the end.
 _UNDESCRIBED: ValueRow = ((), None, None, None, None, None)
 
@@ -94,17 +97,14 @@ class LeafRecorder:
     def prepare(self) -> None:
         """Give the parameters and buffers of the model their values; sealing leaves out what nothing uses."""
         values, begin = self._values, len(self._values)
-        # Others are met when they are used: subclasses, and what a lazy module has yet to shape.
-        known = self._by_id
-        plain = [
-            named
-            for named in self.addresses.registered()
-            if type(named[0]) in TENSOR_TYPES and id(named[0]) not in known
-        ]
-        rest = self.tensors.reserve(plain, begin)
+        named, known = self.addresses.registered(), self._by_id
+        if not (TENSOR_TYPES.issuperset(map(type, map(_TENSOR, named.values()))) and known.keys().isdisjoint(named)):
+            # The others are met when they are used: subclasses, and what a lazy module has yet to shape.
+            named = {n: one for n, one in named.items() if type(one[0]) in TENSOR_TYPES and n not in known}
+        rest = self.tensors.reserve(named, begin)
         reserved = self.tensors.reserved
         values += [_UNDESCRIBED] * len(reserved)
-        self.memory.leaf_storages.update([row[2] for row in reserved.values()])
+        self.memory.leaf_storages.update(map(_STORAGE, reserved.values()))
         for tensor, kind, addresses in rest:
             self.leaf(tensor, kind, addresses)
         self.tape.prepared = range(begin, len(values))

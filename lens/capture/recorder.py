@@ -386,17 +386,19 @@ class Recorder(LeafRecorder):
 
         An unseen write to one is left for an op to find: asking for a version here would come to the mode.
         """
-        by_id = self._by_id
         for item in items:
             kind = type(item)
             if kind in TENSOR_TYPES:
-                record = by_id.get(id(item))
-                is_settled = record is not None and record() is item and not record.pending
-                values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
+                values.append(self._settled_value(item))
             elif kind in _SEQUENCES:
                 self._values_in(item, values)
             elif kind not in ATOMS:
                 self.encoder.encode(item, values)
+
+    def _settled_value(self, tensor: torch.Tensor) -> int:
+        record = self._by_id.get(id(tensor))
+        is_settled = record is not None and record() is tensor and not record.pending
+        return record.value if is_settled else self.value_of(tensor)  # type: ignore[union-attr]
 
     def _values_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
         """The values of the tensors in a list, without a call for each."""
@@ -445,7 +447,10 @@ class Recorder(LeafRecorder):
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
-        self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
+        if kwargs or len(args) != 1 or type(args[0]) is not torch.Tensor:
+            self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
+        else:  # most calls
+            inputs.append(self._settled_value(args[0]))
         known = self.modules.get(id(module))
         if known is None:
             known = self.modules[id(module)] = [self._names_of(module), 0, module]
@@ -465,9 +470,7 @@ class Recorder(LeafRecorder):
         number, self.scope, self.call_site, self.inside_site = entered
         outputs: list[int] = []
         if type(output) is torch.Tensor:
-            record = self._by_id.get(id(output))
-            is_settled = record is not None and record() is output and not record.pending
-            outputs.append(record.value if is_settled else self.value_of(output))  # type: ignore[union-attr]
+            outputs.append(self._settled_value(output))
         elif output is not None:
             self._values_in(output if type(output) is tuple else (output,), outputs)
         self.tape.exits.append((number, len(self._ops), outputs))
