@@ -63,6 +63,11 @@ _MOMENTUM_0 = (
     "was not written to",
     "with momentum 0 the statistics are written back as they were and torch counts no write; lens records one",
 )
+_OUT_AS_IT_WAS = (
+    "replay",
+    "make no difference",
+    "with out= torch gives that tensor as it was, whatever the operand; the validator says so",
+)
 #: Entries with findings that are no faults -> their kind, a part of their text, and why they are none.
 EXEMPT = {
     "as_strided.partial_views": (
@@ -75,11 +80,8 @@ EXEMPT = {
     "_native_batch_norm_legit": _MOMENTUM_0,
     "_batch_norm_with_update": _MOMENTUM_0,
     "nn.functional.batch_norm": _MOMENTUM_0,
-    "fft.ihfftn": (
-        "replay",
-        "make no difference",
-        "with out= torch gives that tensor as it was, whatever the operand; the validator says so",
-    ),
+    "fft.ihfftn": _OUT_AS_IT_WAS,
+    "fft.ihfft2": _OUT_AS_IT_WAS,
     "broadcast_shapes": ("calls", "nothing is recorded", "takes and gives sizes; no tensor takes part"),
 }
 #: Entries whose results depend on uninitialised memory; torch is told to fill it, or nothing could be compared.

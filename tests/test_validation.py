@@ -111,7 +111,15 @@ def trained():
     return nn.Sequential(nn.Conv1d(2, 4, 2), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Dropout1d())
 
 
+def switched_off(x):
+    """Operands that one number or flag makes of no account, where another value of all of them fits no call."""
+    counts = torch.zeros((), dtype=torch.int64).index_add(0, torch.tensor([0]), x.sum().long() + 7, alpha=0)
+    diagonal = torch.linalg.solve_triangular(x[:1, :1] + 1, x[:, :1], upper=True, left=False, unitriangular=True)
+    return diagonal + counts
+
+
 RIGHT = {
+    "switched off": (switched_off, (2, 3)),
     "augmented item": (augmented_item, (2, 3)),
     "two ifs": (two_ifs, (2, 3)),
     "explicit generator": (explicit_generator, (2, 3)),

@@ -6,7 +6,8 @@ The paper's example is a product with a tensor of zeros. What an operation write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from attrs import evolve, frozen
@@ -156,10 +157,17 @@ def _is_hidden(deaf: Deaf) -> bool:
 
 
 def _is_switched_off(deaf: Deaf) -> bool:
-    """A difference shows when the numbers among the arguments are other ones, at last one of the operand's own."""
+    """A difference shows when the numbers and flags among the arguments are other ones: all of them, or one.
+
+    The numbers tried are a few plain ones and at last one of the operand's own.
+    """
     plain = deaf.tensor.layout is torch.strided and not deaf.tensor.is_nested
     own = deaf.tensor.flatten()[:1].tolist() if plain else []
-    variants = (_with_numbers(deaf.op, number) for number in (0.6, -1.7, 0, 1, 2, *own))
+    numbers = (0.6, -1.7, 0, 1, 2, *own)
+    variants = itertools.chain(
+        (_with_numbers(deaf.op, number) for number in numbers),
+        (_with_number_at(deaf.op, place, number) for place in _places(deaf.op) for number in numbers),
+    )
     return any(op != deaf.op and deaf.differs(op, deaf.operands, deaf.value) for op in variants)
 
 
@@ -179,13 +187,31 @@ def _is_plain_in_its_dtype(deaf: Deaf) -> bool:
 
 def _with_numbers(op: Op, number: float) -> Op:
     """An op with this number in place of its own, and its flags turned over."""
+    return evolve(
+        op,
+        args=tuple([_changed(arg, number) for arg in op.args]),
+        kwargs=tuple([(name, _changed(arg, number)) for name, arg in op.kwargs]),
+    )
 
-    def changed(template: Template) -> Template:
-        if isinstance(template, bool):
-            return not template
-        return number if isinstance(template, (int, float)) else template
 
-    return evolve(op, args=tuple(map(changed, op.args)), kwargs=tuple((name, changed(arg)) for name, arg in op.kwargs))
+def _places(op: Op) -> Iterator[int | str]:
+    """The arguments of an op that are numbers or flags: positions and names."""
+    yield from (place for place, arg in enumerate(op.args) if isinstance(arg, (int, float)))
+    yield from (name for name, arg in op.kwargs if isinstance(arg, (int, float)))
+
+
+def _with_number_at(op: Op, place: int | str, number: float) -> Op:
+    """An op with this number as that argument, or with that flag turned over."""
+    if isinstance(place, int):
+        return evolve(op, args=(*op.args[:place], _changed(op.args[place], number), *op.args[place + 1 :]))
+    kwargs = tuple([(name, _changed(arg, number) if name == place else arg) for name, arg in op.kwargs])
+    return evolve(op, kwargs=kwargs)
+
+
+def _changed(template: Template, number: float) -> Template:
+    if isinstance(template, bool):
+        return not template
+    return number if isinstance(template, (int, float)) else template
 
 
 def _cannot_be_replaced(deaf: Deaf) -> bool:
