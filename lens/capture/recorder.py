@@ -8,7 +8,7 @@ can wait is left to sealing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -64,23 +64,16 @@ _SEQUENCES = frozenset({tuple, list})
 _MOST_PLACES = 4096
 
 
-#: Types of the arguments of a call -> which of them are no constants that stand for themselves, and the slot of each
-#: that is a tensor; None where its number depends on what stands in a container before it.
-_PLACES: dict[tuple[type, ...], tuple[tuple[int, Slot | None], ...]] = {}
+#: Types of the arguments of a call -> which of them are no constants that stand for themselves, and whether these are
+#: tensors.
+_PLACES: dict[tuple[type, ...], tuple[tuple[int, bool], ...]] = {}
 
 
-def _places(kinds: tuple[type, ...]) -> tuple[tuple[int, Slot | None], ...]:
-    found: list[tuple[int, Slot | None]] = []
-    slots: Iterator[Slot] = iter(SLOTS)
-    for place, kind in enumerate(kinds):
-        if kind in ATOMS:
-            continue
-        if kind not in TENSOR_TYPES:
-            slots = iter(())
-        found.append((place, next(slots, None)))
+def _places(kinds: tuple[type, ...]) -> tuple[tuple[int, bool], ...]:
+    found = tuple([(place, kind in TENSOR_TYPES) for place, kind in enumerate(kinds) if kind not in ATOMS])
     if len(_PLACES) < _MOST_PLACES:  # it keeps the types alive
-        _PLACES[kinds] = tuple(found)
-    return tuple(found)
+        _PLACES[kinds] = found
+    return found
 
 
 class Recorder(LeafRecorder):
@@ -159,14 +152,14 @@ class Recorder(LeafRecorder):
             places = _places(kinds)
         by_id, reserved = self._by_id, self.tensors.reserved
         encoded: list[RawTemplate] = [*given]
-        for place, slot in places:
+        for place, is_tensor in places:
             arg = given[place]
-            if slot is None:
+            if not is_tensor:
                 if type(arg) is not tuple or not ATOMS.issuperset(map(type, arg)):
                     encoded[place] = self._encoded(arg, operands)
                 continue
             # The usual kinds of tensor without a call: 1 us per operation.
-            encoded[place] = slot
+            encoded[place] = SLOTS[len(operands)]
             number = id(arg)
             leaf = reserved.get(number)
             if leaf is not None:
@@ -190,7 +183,7 @@ class Recorder(LeafRecorder):
         return encoded, by_name
 
     def _encoded(self, arg: Any, operands: list[int]) -> RawTemplate:
-        """The template of an argument that is no plain constant, and no tensor whose slot is known."""
+        """The template of an argument that is no plain constant or tensor."""
         kind = type(arg)
         if kind in _SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
             first = len(operands)
