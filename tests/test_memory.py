@@ -10,7 +10,7 @@ from models import Body, InPlaceThroughView, TwoBranches
 from torch import nn
 
 import lens
-from lens.errors import ReplayError, StaleValueError
+from lens.errors import RenderError, ReplayError, StaleValueError
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map
 from lens.ir.verifier import find_problems
@@ -131,6 +131,17 @@ def test_deep_copies_share_memory_as_what_they_copy_does(backend):
     program = history.to_fx()
     for given, wanted in zip(program(x), Body(forward)(x), strict=True):
         assert torch.equal(given, wanted)
+
+
+def test_a_deep_copy_in_memory_of_another_dtype_is_replayed_and_no_program():
+    def forward(x):
+        y = x * 2
+        return copy.deepcopy([y, y.view(torch.int32)])[1] + 1
+
+    history = traced(forward)
+    assert check(history).ok
+    with pytest.raises(RenderError, match="memory that was copied before"):
+        history.to_fx()
 
 
 def test_the_base_of_a_view_is_not_computed_from_the_view():
