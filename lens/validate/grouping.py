@@ -132,14 +132,27 @@ class _Grouping:
         return len(first.reads) == len(second.reads) and all(a == b or self.apart(a, b) == period for a, b in pairs)
 
     def unfolded(self) -> Iterator[str]:
-        """No op is alone that does again, right away, to its own result what it did."""
+        """No op is alone that does again, right away, to its own result what it did; unless the loop of these ops
+        overlapped a longer one, which won."""
         for op in self.graph.ops[:-1]:
-            again = self.graph.ops[op.id + 1]
-            alone = self.size[op.id] == self.size[again.id] == 1 and not self.owns[op.id]
-            if alone and self.key(op.id) == self.key(again.id) and op.location == again.location:
-                others = [(a, b) for a, b in zip(op.reads, again.reads, strict=False) if a != b]
-                if others and all(self.graph.values[b].producer == op.id for _, b in others):
-                    yield f"op {again.id} does again what op {op.id} did, and is no pass of its layer"
+            again = OpId(op.id + 1)
+            alone = self.size[op.id] == self.size[again] == 1 and not self.owns[op.id]
+            if alone and self.repeats(again):
+                first, last = op.id, again
+                while first and self.repeats(first):
+                    first = OpId(first - 1)
+                while last + 1 < len(self.graph.ops) and self.repeats(last + 1):
+                    last += 1
+                if all(self.facet.rule[near] != "loop" for near in range(first, last + 1)):
+                    yield f"op {again} does again what op {op.id} did, and is no pass of its layer"
+
+    def repeats(self, number: int) -> bool:
+        """Whether an op does to the result of the one before what that did, in the same place of the code."""
+        before, op = self.graph.ops[number - 1], self.graph.ops[number]
+        if self.key(before.id) != self.key(op.id) or before.location != op.location:
+            return False
+        others = [(a, b) for a, b in zip(before.reads, op.reads, strict=False) if a != b]
+        return bool(others) and all(self.graph.values[b].producer == before.id for _, b in others)
 
     def apart(self, a: int, b: int) -> int | None:
         """How many ops apart two values were made in the same place; None if in another."""
