@@ -142,7 +142,7 @@ class _Grouping:
                 while first and self.repeats(first):
                     first = OpId(first - 1)
                 while last + 1 < len(self.graph.ops) and self.repeats(last + 1):
-                    last += 1
+                    last = OpId(last + 1)
                 if all(self.facet.rule[near] != "loop" for near in range(first, last + 1)):
                     yield f"op {again} does again what op {op.id} did, and is no pass of its layer"
 
