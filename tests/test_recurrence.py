@@ -352,6 +352,7 @@ def complaints(graph, facet):
 
 @given(programs())
 @example([(name, (place,), None) for place, name in enumerate("aaaadaad")])  # "aad" twice wins, two "a" are left
+@example([(name, (place,), None) for place, name in enumerate("baaabaaabaccb")])  # broken off before "cc"
 @settings(max_examples=100, deadline=None)
 def test_the_validator_knows_right_folding_from_wrong(program):
     """It has no complaint; and none of the passes that rules one and two made can be taken out of its layer unseen."""
@@ -367,6 +368,19 @@ def test_the_validator_knows_right_folding_from_wrong(program):
             order = {}
             layer = tuple(order.setdefault(number, len(order)) for number in apart)
             assert complaints(graph, evolve(facet, layer=layer, rule=tuple(rule)))
+
+
+@pytest.mark.parametrize(
+    ("text", "layer"),
+    [
+        ("aaaa", (0, 1, 2, 2)),  # the first rounds left out
+        ("aaaaaa", (0, 1, 2, 3, 2, 3)),  # folded two by two, which is shorter
+    ],
+)
+def test_the_validator_sees_a_loop_that_lost_its_first_rounds(text, layer):
+    graph = graph_of([(name, (place,), None) for place, name in enumerate(text)])
+    rule = tuple(["loop" if layer.count(number) > 1 else "" for number in layer])
+    assert "does again what op 0 did" in complaints(graph, Recurrence(layer, rule))[0]
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,6 @@ def make_selection(save: Save, modules: Mapping[str, nn.Module]) -> Selection:
     Raises:
         InputError: if it is none of these.
     """
-    if type(save) is str and save in ("all", "none"):
-        return Selection(everything=save == "all")
     keys, predicates = split(save, "save", _TAKES, modules)
     if keys in (("all",), ("none",)) and not predicates:
         return Selection(everything=keys == ("all",))

@@ -40,7 +40,8 @@ def grouping_violations(history: ModelHistory) -> Iterator[str]:
 class _Grouping:
     def __init__(self, graph: Graph, facet: Recurrence, layers: list[list[OpId]]) -> None:
         self.graph, self.facet, self.layers = graph, facet, layers
-        self.size = {op: len(ops) for ops in layers for op in ops}
+        self.passes = {op: ops for ops in layers for op in ops}
+        self.size = {op: len(ops) for op, ops in self.passes.items()}
         parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
         self.owns = [tuple((i, v) for i, v in enumerate(op.operands) if v in parameters) for op in graph.ops]
 
@@ -118,8 +119,8 @@ class _Grouping:
         following = ops[-1] + period
         if following >= len(self.graph.ops) or self.size[OpId(following)] > 1:
             return
-        if any(self.facet.rule[OpId(op)] != "loop" for op in range(ops[-1] + 1, following)):
-            return
+        if any(OpId(op - period) not in self.passes[OpId(op)] for op in range(ops[-1] + 1, following)):
+            return  # the last round breaks off before
         if self.goes_on(ops[-1], OpId(following), period):
             yield f"op {following} goes on the loop of op {ops[-1]}, and is no pass of its layer"
 
@@ -132,27 +133,42 @@ class _Grouping:
         return len(first.reads) == len(second.reads) and all(a == b or self.apart(a, b) == period for a, b in pairs)
 
     def unfolded(self) -> Iterator[str]:
-        """No op is alone that does again, right away, to its own result what it did; unless the loop of these ops
-        overlapped a longer one, which won."""
-        for op in self.graph.ops[:-1]:
-            again = OpId(op.id + 1)
-            alone = self.size[op.id] == self.size[again] == 1 and not self.owns[op.id]
-            if alone and self.repeats(again):
-                first, last = op.id, again
-                while first and self.repeats(first):
-                    first = OpId(first - 1)
-                while last + 1 < len(self.graph.ops) and self.repeats(last + 1):
-                    last = OpId(last + 1)
-                if all(self.facet.rule[near] != "loop" for near in range(first, last + 1)):
-                    yield f"op {again} does again what op {op.id} did, and is no pass of its layer"
+        """No op is alone that does again, right away, to its own result what it did; unless a loop that is as long won
+        against the one of these ops, and left them over."""
+        for run in self.runs():
+            if any(self.length_of_loop(op) >= len(run) for op in run):
+                continue
+            for op, again in pairwise(run):
+                if self.size[op] == self.size[again] == 1 and self.repeats(op, again):
+                    yield f"op {again} does again what op {op} did, and is no pass of its layer"
 
-    def repeats(self, number: int) -> bool:
+    def runs(self) -> Iterator[list[OpId]]:
+        """The longest stretches of ops that could be loops of one op a round. They may share their ends."""
+        run: list[OpId] = []
+        for op in self.graph.ops:
+            if len(run) > 1 and not self.goes_on(run[-1], op.id, 1):
+                yield run
+                run = run[-1:]
+            if len(run) == 1 and not self.repeats(run[0], op.id):
+                run = []
+            run.append(op.id)
+        if len(run) > 1:
+            yield run
+
+    def repeats(self, before: OpId, after: OpId) -> bool:
         """Whether an op does to the result of the one before what that did, in the same place of the code."""
-        before, op = self.graph.ops[number - 1], self.graph.ops[number]
-        if self.key(before.id) != self.key(op.id) or before.location != op.location:
+        first, second = self.graph.ops[before], self.graph.ops[after]
+        if self.owns[before] or first.location != second.location or self.key(before) != self.key(after):
             return False
-        others = [(a, b) for a, b in zip(before.reads, op.reads, strict=False) if a != b]
-        return bool(others) and all(self.graph.values[b].producer == before.id for _, b in others)
+        others = [b for a, b in zip(first.reads, second.reads, strict=False) if a != b]
+        return bool(others) and all(self.graph.values[b].producer == before for b in others)
+
+    def length_of_loop(self, op: OpId) -> int:
+        """How many ops the loop around an op has, a broken-off last round taken for a whole one; 0 if none is."""
+        ops = self.passes[op]
+        if self.facet.rule[op] != "loop" or len(ops) < 2:
+            return 0
+        return ops[-1] - ops[0] + ops[1] - ops[0]
 
     def apart(self, a: int, b: int) -> int | None:
         """How many ops apart two values were made in the same place; None if in another."""
