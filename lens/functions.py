@@ -142,7 +142,6 @@ class Function:
         reaches: It may show memory that none of its arguments shows.
         copies: ``__deepcopy__``, which is given a memo: the addresses of what has been copied before.
         plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
-        plain_at_times: So it is where ``written`` says that it writes to nothing: batch norm in eval mode.
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
         statistics: The flag, and the arguments written if it is true; None if there is no such flag.
@@ -161,7 +160,6 @@ class Function:
     random: bool = field(init=False)
     chance: Place | None = field(init=False)
     plain: bool = field(init=False)
-    plain_at_times: bool = field(init=False)
     moves: bool = field(init=False)
     reaches: bool = field(init=False)
     copies: bool = field(init=False)
@@ -176,10 +174,9 @@ class Function:
         object.__setattr__(self, "moves", self.may_write and short in _MOVE)
         object.__setattr__(self, "reaches", short in _REACH)
         object.__setattr__(self, "copies", short == "__deepcopy__")
-        plain = self.kind is Kind.OP and not (self.writes or self.random or self.reaches)
+        plain = self.kind is Kind.OP and not (self.may_write or self.random or self.reaches)
         plain = plain and self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
-        object.__setattr__(self, "plain", plain and self.statistics is None)
-        object.__setattr__(self, "plain_at_times", plain and self.statistics is not None)
+        object.__setattr__(self, "plain", plain)
 
     def draws(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
         """Whether a call with these arguments may draw random numbers."""

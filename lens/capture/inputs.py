@@ -93,8 +93,8 @@ def _positional_names(model: Callable[..., Any]) -> Sequence[str]:
     forward = model.forward if isinstance(model, nn.Module) else model
     function = forward.__func__ if type(forward) is MethodType else forward
     if type(function) is FunctionType and not vars(function):  # a signature takes 0.1 ms
-        code = function.__code__
-        return code.co_varnames[function is not forward : code.co_argcount]
+        code, first = function.__code__, 0 if function is forward else 1
+        return code.co_varnames[first : code.co_argcount]
     signature = _signature(model)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in signature.parameters.values() if p.kind in kinds] if signature is not None else ()

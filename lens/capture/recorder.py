@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from lens.capture.addresses import AddressBook
-from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder, shorten
+from lens.capture.encoding import SLOTS, shorten
 from lens.capture.keeping import generator_states
-from lens.capture.leaves import TENSOR_TYPES, LeafRecorder
+from lens.capture.operands import OperandRecorder
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import Locator, is_closed
 from lens.capture.stopping import Stop
@@ -60,23 +60,9 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
 #: Reads whose result shares its memory with the tensor.
 _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPE = {torch.Tensor}
-_SEQUENCES = frozenset({tuple, list})
-_MOST_PLACES = 4096
 
 
-#: Types of the arguments of a call -> which of them are no constants that stand for themselves, and whether these are
-#: tensors.
-_PLACES: dict[tuple[type, ...], tuple[tuple[int, bool], ...]] = {}
-
-
-def _places(kinds: tuple[type, ...]) -> tuple[tuple[int, bool], ...]:
-    found = tuple([(place, kind in TENSOR_TYPES) for place, kind in enumerate(kinds) if kind not in ATOMS])
-    if len(_PLACES) < _MOST_PLACES:  # it keeps the types alive
-        _PLACES[kinds] = found
-    return found
-
-
-class Recorder(LeafRecorder):
+class Recorder(OperandRecorder):
     """Writes the tape of one run in one thread.
 
     Args:
@@ -99,7 +85,6 @@ class Recorder(LeafRecorder):
         super().__init__(addresses, selection, locator)
         self.keep_fast_paths = keep_fast_paths
         self.composites = composites
-        self.encoder = ArgumentEncoder(self.value_of)
         self.scope: int | None = None
         #: While a composite or a module runs that calls no code of the user: its site, which its interior shares.
         self.inside_site: Site = None
@@ -140,56 +125,6 @@ class Recorder(LeafRecorder):
             written = self._about_to_write(function, args, kwargs or {}, operands)
         generators = generator_states(args, kwargs) if function.random and function.draws(args, kwargs) else None
         return function, len(self._ops), operands, encoded, by_name, site, written, generators
-
-    def _encode(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, operands: list[int]
-    ) -> tuple[list[RawTemplate], dict[str, RawTemplate] | None]:
-        """The templates of a call's arguments; the values of the tensors among them are appended to ``operands``."""
-        given = (*args, *kwargs.values()) if kwargs else args
-        kinds = (*map(type, given),)
-        places = _PLACES.get(kinds)
-        if places is None:
-            places = _places(kinds)
-        by_id, reserved = self._by_id, self.tensors.reserved
-        encoded: list[RawTemplate] = [*given]
-        for place, is_tensor in places:
-            arg = given[place]
-            if not is_tensor:
-                if type(arg) is not tuple or not ATOMS.issuperset(map(type, arg)):
-                    encoded[place] = self._encoded(arg, operands)
-                continue
-            # The usual kinds of tensor without a call: 1 us per operation.
-            encoded[place] = SLOTS[len(operands)]
-            number = id(arg)
-            leaf = reserved.get(number)
-            if leaf is not None:
-                known = leaf[0] if leaf[1] == arg._version else self.value_of(arg)
-            else:
-                record = by_id.get(number)
-                if (
-                    record is not None
-                    and record() is arg
-                    and not record.pending
-                    and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
-                ):
-                    known = record.value
-                else:
-                    known = self.value_of(arg)
-            operands.append(known)
-        if not kwargs:
-            return encoded, None
-        by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
-        del encoded[len(args) :]
-        return encoded, by_name
-
-    def _encoded(self, arg: Any, operands: list[int]) -> RawTemplate:
-        """The template of an argument that is no plain constant or tensor."""
-        kind = type(arg)
-        if kind in _SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
-            first = len(operands)
-            operands += self._values_of(arg)
-            return self.encoder.slots_in(kind, first, len(operands))
-        return self.encoder.encode(arg, operands)
 
     def _about_to_write(
         self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], operands: list[int]
@@ -381,40 +316,6 @@ class Recorder(LeafRecorder):
         names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
         return RunningOp.of(function.ref, names, self._values[value])
 
-    # Values of many tensors
-
-    def _values_in(self, items: Sequence[Any], values: list[int]) -> None:
-        """Append the values of the tensors among the arguments or results of a module, in their order.
-
-        An unseen write to one is left for an op to find: asking for a version here would come to the mode.
-        """
-        for item in items:
-            kind = type(item)
-            if kind in TENSOR_TYPES:
-                values.append(self._settled_value(item))
-            elif kind in _SEQUENCES:
-                self._values_in(item, values)
-            elif kind not in ATOMS:
-                self.encoder.encode(item, values)
-
-    def _settled_value(self, tensor: torch.Tensor) -> int:
-        record = self._by_id.get(id(tensor))
-        is_settled = record is not None and record() is tensor and not record.pending
-        return record.value if is_settled else self.value_of(tensor)  # type: ignore[union-attr]
-
-    def _values_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
-        """The values of the tensors in a list, without a call for each."""
-        by_id = self._by_id
-        return [
-            record.value
-            if (record := by_id.get(id(tensor))) is not None
-            and record() is tensor
-            and not record.pending
-            and (record.version is None or record.version == tensor._version)
-            else self.value_of(tensor)
-            for tensor in tensors
-        ]
-
     def close(self) -> None:
         """The trace is over: let go of everything at once, instead of leaving circles to the garbage collector."""
         vars(self.memory).clear()
@@ -449,10 +350,7 @@ class Recorder(LeafRecorder):
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
-        if kwargs or len(args) != 1 or type(args[0]) is not torch.Tensor:
-            self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
-        else:  # most calls
-            inputs.append(self._settled_value(args[0]))
+        self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
         known = self.modules.get(id(module))
         if known is None:
             known = self.modules[id(module)] = [self._names_of(module), 0, module]
@@ -472,7 +370,9 @@ class Recorder(LeafRecorder):
         number, self.scope, self.call_site, self.inside_site = entered
         outputs: list[int] = []
         if type(output) is torch.Tensor:
-            outputs.append(self._settled_value(output))
+            record = self._by_id.get(id(output))
+            is_settled = record is not None and record() is output and not record.pending
+            outputs.append(record.value if is_settled else self.value_of(output))  # type: ignore[union-attr]
         elif output is not None:
             self._values_in(output if type(output) is tuple else (output,), outputs)
         self.tape.exits.append((number, len(self._ops), outputs))

@@ -87,8 +87,7 @@ class _RecordingMode(TraceMode):
             return self.read(function, args, kwargs or {}, sys._getframe(1))
         recorder = self.recorder
         plain = _PLAIN_TYPES.issuperset(types)
-        at_rest = function.plain or (function.plain_at_times and not function.written(args, kwargs or {}))
-        if at_rest and plain and recorder.takes_ended and not (kwargs and "out" in kwargs):
+        if plain and function.plain and recorder.takes_ended and not (kwargs and "out" in kwargs):
             recorder.running = function
             begin = perf_counter()
             result = func(*args, **kwargs) if kwargs else func(*args)

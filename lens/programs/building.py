@@ -16,6 +16,7 @@ from attrs import define, field
 from torch import fx, nn
 
 from lens.errors import RenderError
+from lens.functions import describe, resolve
 from lens.ir.elements import Leaf, Op, Read, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
@@ -233,7 +234,7 @@ class Builder:
         if op.id in self.noise:
             address = place(self.root, f"lens_noise.{name}", self.noise[op.id])
             return with_noise(self.graph, op, operands, self.graph.get_attr(address), name)
-        if op.function.name == "__deepcopy__" and self.trace.values[op.results[0]].alias_of is not None:
+        if describe(resolve(op.function)).copies and self.trace.values[op.results[0]].alias_of is not None:
             return self._copied_before(op, name)
         operands += [self._size(form) for form in self.integers.get(op.id, ())]
         return add_call(self.graph, op, operands, self._objects(op), name)
