@@ -109,6 +109,22 @@ def test_as_strided_depends_on_whoever_shows_that_memory():
     assert torch.equal(history["output_1"].tensor_contents, torch.zeros(2))
 
 
+def test_who_shows_memory_is_a_child_of_who_showed_it_before():
+    def forward(x):
+        first, last = (x * 2).split(1)
+        first.mul_(3)
+        return last.as_strided((6,), (1,), 0)
+
+    def copies(x):
+        y = x * 2
+        return copy.deepcopy([y, y[:1]])[1] + 1
+
+    assert "mul_2_4" in traced(forward)["asstrided_1"].parent_layers
+    history = traced(copies)
+    assert history["deepcopy_2"].parent_layers == ["getitem_1_2", "deepcopy_1_3"]
+    assert history.to_networkx().has_edge("deepcopy_1_3", "deepcopy_2_4")
+
+
 @pytest.mark.parametrize("backend", ["torch_function", "decoration"])
 def test_deep_copies_share_memory_as_what_they_copy_does(backend):
     """What stands in the memo are addresses of this run: none is an argument of the recorded call."""

@@ -142,6 +142,12 @@ class Op:
         return self.operands + tuple(old for old, _ in self.effects)
 
     @property
+    def sources(self) -> tuple[ValueId, ...]:
+        """What its results are made of: its operands. An op that changes nothing has effects where it shows memory of
+        another tensor than these (``as_strided``); that one, too."""
+        return self.operands if self.function.mutates or self.function.composite else self.reads
+
+    @property
     def writes(self) -> tuple[ValueId, ...]:
         """All values it makes: results, then the new values of its effects."""
         if not self.effects:

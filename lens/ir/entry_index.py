@@ -91,7 +91,7 @@ class EntryIndex:
             if row.output is not None:
                 reads: tuple[ValueId, ...] = (row.value,)
             else:
-                reads = () if row.op is None else self.graph.ops[row.op].operands
+                reads = () if row.op is None else self.graph.ops[row.op].sources
             numbers = (self.by_value[v].number for v in reads if v in self.by_value)
             found.append(tuple(dict.fromkeys(numbers)))
         return found

@@ -74,7 +74,8 @@ def _sources(history: Traced, row: EntryRow) -> list[tuple[EntryRow, dict[str, A
     if row.op is None:
         return []
     op = history.graph.ops[row.op]
-    read = zip(op.operands, argument_names(op), strict=True)
+    names = (*argument_names(op), *["memory"] * len(op.effects))
+    read = zip(op.sources, names, strict=False)
     return [(by_value[v], {"value": v, "argument": name}) for v, name in read if v in by_value]
 
 
