@@ -1,7 +1,6 @@
 """A transformer with 70 billion parameters, traced on the meta device in a fresh process: nothing is allocated."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from itertools import pairwise
 import torch
 
 import lens
+from benchmarks.resident import peak_memory
 from lens.model_specs import import_torchvision
 
 TOKENS = 4096
@@ -35,7 +35,7 @@ def main() -> None:
     import_torchvision()  # which transformers imports, if it is there
     from transformers import LlamaConfig, LlamaModel
 
-    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    imports = peak_memory()
     config = LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,
@@ -68,8 +68,8 @@ def main() -> None:
                 "build": build,
                 "plain": plain,
                 "trace": trace,
-                "imports": imports * 1024,
-                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "imports": imports,
+                "peak": peak_memory(),
             }
         )
     )

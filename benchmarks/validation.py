@@ -1,6 +1,6 @@
 """What validation costs: time as a multiple of the plain forward, memory as a multiple of the payloads.
 
-    python benchmarks/validation.py [--rounds 5] [MODEL SIZE ...]
+    python -m benchmarks.validation [--rounds 5] [MODEL SIZE ...]
 
 Time: medians of interleaved rounds in one process. Memory: the peak of resident memory during the validation, over
 what was resident before it, in a process of its own per model (Linux only).
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import lens
+from benchmarks.resident import resident
 from lens.model_specs import import_torchvision
 
 DEFAULT = ("resnet18", "64", "resnet50", "224", "vgg16", "64", "vgg16", "224", "vit_b_16", "224")
@@ -52,12 +53,6 @@ def times(name: str, size: int, rounds: int) -> str:
     cells = [f"{forward * 1e3:.1f} ms"]
     cells += [f"{median(v) * 1e3:.0f} ms = {median(v) / forward:.1f}x" for v in (checks, whole)]
     return " | ".join(cells)
-
-
-def resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith(field))
-    return int(line.split()[1]) << 10
 
 
 def payload_bytes(history: lens.ModelHistory) -> int:
@@ -106,7 +101,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for name, size in pairs:
-        command = [sys.executable, __file__, name, str(size), "--memory"]
+        command = [sys.executable, "-m", "benchmarks.validation", name, str(size), "--memory"]
         peaks = []
         for way in ("check", "whole"):
             done = subprocess.run([*command, way], capture_output=True, text=True, check=True)

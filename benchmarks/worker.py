@@ -7,7 +7,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import select
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import torch
 import lens
 from benchmarks.jobs import LENS, count_ops, lens_jobs, record, torchlens_jobs
 from benchmarks.models import make_case
+from benchmarks.resident import peak_memory
 
 COMMAND = (sys.executable, "-m", "benchmarks.worker")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -109,7 +109,7 @@ def _peak(model: str, job: str) -> None:
         else:
             known = lens_jobs if job in LENS else torchlens_jobs
             result = (_bare(case) if job in ("plain", "trace", "trace all") else known(case))[job]()
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **_held(case, result)}))
+    print(json.dumps({"peak": peak_memory(), **_held(case, result)}))
 
 
 def _bare(case):

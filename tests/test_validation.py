@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
 
 import planted_faults
@@ -22,6 +23,9 @@ from lens.model_specs import import_torchvision
 from lens.replay import Interpreter
 from lens.validate.invariants import violations
 from lens.validate.report import ADVICE
+
+#: What is run in a process of its own imports the benchmarks.
+REPOSITORY = Path(__file__).parents[1]
 
 
 def report(function, *args, **options):
@@ -467,22 +471,23 @@ def test_time_in_relation_to_the_plain_forward():
 
 
 MEMORY = """
-import resource, torch, lens
+import torch, lens
+from benchmarks.resident import peak_memory
 from torch import nn
 model = nn.Sequential(nn.Linear(5000, 5000), nn.ReLU(), nn.Linear(5000, 10)).eval()
 x = torch.randn(8, 5000)
 with torch.no_grad():
     lens.validate.check(lens.trace(nn.Linear(4, 4), torch.ones(1, 4)))
     history = lens.trace(model, x)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     assert lens.validate.check(history).ok
     del history
     assert lens.validate_saved_activations(model, x)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * 5000 * 5000))
+print((peak_memory() - before) / (4 * 5000 * 5000))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is measured in Linux's unit")
 def test_memory_in_relation_to_the_payloads():
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert float(done.stdout) < 0.2
