@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from lens.capture.addresses import AddressBook
-from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder
+from lens.capture.encoding import ATOMS, ArgumentEncoder, slot
 from lens.capture.leaves import TENSOR_TYPES, LeafRecorder
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
 from lens.ir.tape import RawTemplate
+from lens.ir.templates import Slot
 
 _SEQUENCES = frozenset({tuple, list})
-_MOST_PLACES = 4096
+_MOST_PLANS = 4096
 
 
-#: Types of the arguments of a call -> which of them are no constants that stand for themselves, and whether these are
-#: tensors.
-_PLACES: dict[tuple[type, ...], tuple[tuple[int, bool], ...]] = {}
+#: Stands in a plan for what is neither a constant nor a tensor.
+_OTHER = Slot(-1)
+#: Which arguments of a call are no constants that stand for themselves, and the slots that they get: None for tensors
+#: after something else, which may take slots of its own.
+_Plan: TypeAlias = "tuple[tuple[int, Slot | None], ...]"
+#: Types of the arguments of a call -> its plan.
+_PLANS: dict[tuple[type, ...], _Plan] = {}
 
 
-def _places(kinds: tuple[type, ...]) -> tuple[tuple[int, bool], ...]:
-    found = tuple([(place, kind in TENSOR_TYPES) for place, kind in enumerate(kinds) if kind not in ATOMS])
-    if len(_PLACES) < _MOST_PLACES:  # it keeps the types alive
-        _PLACES[kinds] = found
+def _plan(kinds: tuple[type, ...]) -> _Plan:
+    places = [place for place, kind in enumerate(kinds) if kind not in ATOMS]
+    are_tensors = [kinds[place] in TENSOR_TYPES for place in places]
+    first = [*are_tensors, False].index(False)
+    slots: list[Slot | None] = [*map(slot, range(first)), *(None if one else _OTHER for one in are_tensors[first:])]
+    found = tuple(zip(places, slots, strict=True))
+    if len(_PLANS) < _MOST_PLANS:  # it keeps the types alive
+        _PLANS[kinds] = found
     return found
 
 
@@ -43,35 +52,34 @@ class OperandRecorder(LeafRecorder):
         """The templates of a call's arguments; the values of the tensors among them are appended to ``operands``."""
         given = (*args, *kwargs.values()) if kwargs else args
         kinds = (*map(type, given),)
-        places = _PLACES.get(kinds)
-        if places is None:
-            places = _places(kinds)
+        plan = _PLANS.get(kinds)
+        if plan is None:
+            plan = _plan(kinds)
         by_id, reserved = self._by_id, self.tensors.reserved
         encoded: list[RawTemplate] = [*given]
-        for place, is_tensor in places:
+        for place, its_slot in plan:
             arg = given[place]
-            if not is_tensor:
+            if its_slot is _OTHER:
                 if type(arg) is not tuple or not ATOMS.issuperset(map(type, arg)):
                     encoded[place] = self._encoded(arg, operands)
                 continue
+            encoded[place] = its_slot or slot(len(operands))
             # The usual kinds of tensor without a call: 1 us per operation.
-            encoded[place] = SLOTS[len(operands)]
             number = id(arg)
             leaf = reserved.get(number)
             if leaf is not None:
-                known = leaf[0] if leaf[1] == arg._version else self.value_of(arg)
+                operands.append(leaf[0] if leaf[1] == arg._version else self.value_of(arg))
+                continue
+            record = by_id.get(number)
+            if (
+                record is not None
+                and record() is arg
+                and not record.pending
+                and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
+            ):
+                operands.append(record.value)
             else:
-                record = by_id.get(number)
-                if (
-                    record is not None
-                    and record() is arg
-                    and not record.pending
-                    and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
-                ):
-                    known = record.value
-                else:
-                    known = self.value_of(arg)
-            operands.append(known)
+                operands.append(self.value_of(arg))
         if not kwargs:
             return encoded, None
         by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))

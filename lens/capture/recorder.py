@@ -176,7 +176,8 @@ class Recorder(OperandRecorder):
     ) -> None:
         """Note a call of a ``plain`` function after it: what ``start`` and ``finish`` do, in one go.
 
-        What such a call was given is as it was before, and it has no interior.
+        What such a call was given is as it was before, and it has no interior. The frame is looked at only where
+        ``inside_site`` is None.
         """
         self.running = None
         operands: list[int] = []
@@ -279,7 +280,7 @@ class Recorder(OperandRecorder):
                     tensor.device,
                     tensor.layout,
                     alias,
-                    None if grad is None else type(grad).__name__,
+                    None if grad is None else type(grad),
                 )
             )
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn

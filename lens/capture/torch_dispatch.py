@@ -276,7 +276,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensor = record()
             if tensor is not None and tensor.requires_grad and tensor.grad_fn is not None:
                 *row, _ = values[record.value]
-                values[record.value] = (*row, type(tensor.grad_fn).__name__)  # type: ignore[assignment]
+                values[record.value] = (*row, type(tensor.grad_fn))  # type: ignore[assignment]
         return seen
 
     def end(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -91,7 +91,9 @@ class _RecordingMode(TraceMode):
             recorder.running = function
             begin = perf_counter()
             result = func(*args, **kwargs) if kwargs else func(*args)
-            recorder.ended(function, args, kwargs, result, perf_counter() - begin, sys._getframe(1))
+            duration = perf_counter() - begin
+            frame = None if recorder.inside_site else sys._getframe(1)  # making one takes 0.2 us
+            recorder.ended(function, args, kwargs, result, duration, frame)
             return result
         opened = plain and function.composite and function not in self.opened
         call = recorder.start(function, args, kwargs, sys._getframe(1), opened)

@@ -143,7 +143,7 @@ class UnseenWrites:
     def new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
         """A new value for a tensor whose memory was written to."""
         value = len(self.tape.values)
-        self.tape.values.append((*odd_type(tensor), record.value, grad_name(tensor)))
+        self.tape.values.append((*odd_type(tensor), record.value, grad_type(tensor)))
         record.value = value
         return value
 
@@ -155,7 +155,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(*flat)
 
 
-def grad_name(tensor: torch.Tensor) -> str | None:
+def grad_type(tensor: torch.Tensor) -> type | None:
     """The class of a tensor's autograd node, if it has one and asking does no harm.
 
     A view whose memory was written to makes its node when it is asked for it, and torch then allows writes that it
@@ -164,7 +164,7 @@ def grad_name(tensor: torch.Tensor) -> str | None:
     if is_lazy(tensor) or tensor._is_view():
         return None
     grad = tensor.grad_fn
-    return None if grad is None else type(grad).__name__
+    return None if grad is None else type(grad)
 
 
 def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:
