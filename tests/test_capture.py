@@ -454,3 +454,15 @@ def test_the_state_of_a_generator_is_kept_where_a_call_drew(train, p, kept):
     history = lens.trace(nn.Dropout(p).train(train), torch.ones(8), seed=1)
     assert len(history.payloads.rng_states) == kept
     assert check(history).failed == ()
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "torch_dispatch", "decoration"])
+def test_calls_that_take_and_return_more_tensors_than_there_are_shared_slots(backend):
+    """A tensor after a list of so many gets a slot of its own, and so does each result."""
+
+    def forward(x):
+        return torch._foreach_add([x] * 4200, x.sum())[-1]
+
+    x = torch.arange(3.0)
+    history = lens.trace(Body(forward), x, backend=backend)
+    assert torch.equal(history["output_1"].tensor_contents, forward(x))

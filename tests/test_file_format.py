@@ -6,7 +6,6 @@
 import json
 import os
 import re
-import resource
 import time
 import tracemalloc
 import zlib
@@ -23,6 +22,7 @@ from models import Body, TwoBranches
 from strategies import graphs
 
 import lens
+from benchmarks.resident import peak_memory
 from lens.errors import FileFormatError, LensError, PayloadError, ReplayError
 from lens.history import ModelHistory
 from lens.ir import elements
@@ -325,11 +325,11 @@ def record(name, seconds=None):
 
 @pytest.fixture(scope="module", autouse=True)
 def _outcomes():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     yield
     if CASES > 1000:
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(f"\n{CASES} cases: {OUTCOMES}, the process grew by {grown // 1024} MB at most")
+        grown = peak_memory() - before
+        print(f"\n{CASES} cases: {OUTCOMES}, the process grew by {grown >> 20} MB at most")
 
 
 def packed_after_version(*parts):

@@ -487,7 +487,7 @@ print((peak_memory() - before) / (4 * 5000 * 5000))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is measured in Linux's unit")
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit was measured with Linux's account of a process")
 def test_memory_in_relation_to_the_payloads():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert float(done.stdout) < 0.2

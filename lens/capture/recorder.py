@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lens.capture.addresses import AddressBook
-from lens.capture.encoding import SLOTS, shorten
+from lens.capture.encoding import SLOTS, shorten, slot
 from lens.capture.keeping import generator_states
 from lens.capture.operands import OperandRecorder
 from lens.capture.selection import RunningOp, Selection
@@ -205,12 +205,18 @@ class Recorder(OperandRecorder):
     ) -> RawTemplate:
         """Give the tensors in what a call returned their values; the template of it."""
         if type(result) is torch.Tensor:
-            return self._result(result, function, operands, written, results, yields)
+            self._result(result, function, operands, written, results, yields)
+            return SLOTS[0]
         if type(result) is tuple and set(map(type, result)) == _TENSOR_TYPE:
-            return tuple([self._result(tensor, function, operands, written, results, yields) for tensor in result])
-        return self.encoder.encode_with(
-            result, lambda tensor: self._result(tensor, function, operands, written, results, yields)
-        )
+            for tensor in result:
+                self._result(tensor, function, operands, written, results, yields)
+            return self.encoder.slots_in(tuple, 0, len(results))
+
+        def visit(tensor: torch.Tensor) -> Slot:
+            self._result(tensor, function, operands, written, results, yields)
+            return slot(len(results) - 1)
+
+        return self.encoder.encode_with(result, visit)
 
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
@@ -249,7 +255,7 @@ class Recorder(OperandRecorder):
         written: Sequence[torch.Tensor],
         results: list[int],
         yields: list[int | None],
-    ) -> Slot:
+    ) -> None:
         """Give a returned tensor a new value."""
         values = self._values
         value = len(values)
@@ -290,7 +296,6 @@ class Recorder(OperandRecorder):
         if alias is not None and function.reaches and not written:
             self.memory.reach(len(self._ops), operands, record, tensor)
         results.append(value)
-        return SLOTS[len(results) - 1]
 
     # Writes in place
 
