@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from counting import calls
 from models import (
     Body,
     Conditional,
@@ -448,15 +448,10 @@ def test_the_backend_is_listed():
     assert "composites" in info.capabilities
 
 
-def test_putting_the_replacements_in_takes_milliseconds():
+def test_putting_the_replacements_in_takes_some_fifty_thousand_calls():
     model, x = nn.ReLU(), torch.ones(2)
-    lens.trace(model, x, backend="decoration")
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        lens.trace(model, x, backend="decoration")
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.1
+    lens.trace(model, x, backend="decoration")  # the first time replacements are made
+    assert calls(lambda: lens.trace(model, x, backend="decoration")) < 75_000
 
 
 class HoldsFunctions(nn.Module):

@@ -6,13 +6,13 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import onnx
 import onnxruntime
 import pytest
 import torch
+from counting import calls_per_op
 from models import Body, Conditional, Containers, InPlaceThroughView, LSTMLoop, SetItem, TwoBranches
 from real_models import REAL_MODELS, images, tokens, transformer, vision
 from torch import nn
@@ -399,11 +399,10 @@ class Steps(nn.Module):
 
 
 def test_structure_of_ten_thousand_operations():
-    history = lens.trace(Steps(5000), torch.ones(1, 2), save="none")
-    begin = time.process_time()
-    content = OnnxStructureRenderer().render(history)
-    assert time.process_time() - begin < 3
-    model = onnx.load_from_string(content)
+    small, large = [lens.trace(Steps(n), torch.ones(1, 2), save="none") for n in (1250, 5000)]
+    few, many = calls_per_op(OnnxStructureRenderer().render, small, large)
+    assert many < min(400, 1.1 * few)
+    model = onnx.load_from_string(OnnxStructureRenderer().render(large))
     onnx.checker.check_model(model, full_check=True)
     assert len(operations(model)) == 10_000
     assert len(model.functions) < 10  # calls that are alike share a function
