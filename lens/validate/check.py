@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from lens.ir.payloads import PayloadStore
 from lens.replay.interpreter import Interpreter, makes_garbage, why_not_run
 from lens.stages import stage
 from lens.validate.comparing import difference, same
+from lens.validate.group_testing import reacting
 from lens.validate.invariants import violations
 from lens.validate.nonsense import Nonsense
 from lens.validate.report import Report, Status, Verdict
@@ -50,8 +52,9 @@ def check(
     Raises:
         PayloadError: an output is to be compared and was not saved, or the values were changed before they were saved.
 
-    Takes about four times the forward pass: one run per operation and one per operand. Random number generators are
-    left as they are. Source: paper, "Validating the accuracy of saved activations".
+    Takes about four times the forward pass: one run per operation and one per operand; fewer for an operation of many
+    operands (``lens.validate.group_testing``). Random number generators are left as they are. Source: paper,
+    "Validating the accuracy of saved activations".
     """
     if history.graph.meta.transformed:
         raise PayloadError(
@@ -226,8 +229,12 @@ class _Check:
     ) -> tuple[tuple[ValueId, ...], dict[str, str]]:
         """The operands that the results depend on; of the others by rule why they do not."""
         depends, notes = [], {}
-        for value in dict.fromkeys(op.operands):
-            if self._reacts(op, operands, value, saved):
+        memories = Counter(map(_memory, (*operands.values(), *saved.values())))
+        asked = {value: operands[value] for value in op.operands}
+        known = reacting(lambda some: self.interpreter.run_op(op, {**operands, **some}), asked, saved, self.nonsense)
+        for value in asked:
+            shared = memories[_memory(operands[value])] > 1
+            if value in known or self._reacts(op, operands, value, saved, shared):
                 depends.append(value)
                 continue
             place = op.operands.index(value)
@@ -244,10 +251,9 @@ class _Check:
         operands: dict[ValueId, torch.Tensor],
         value: ValueId,
         saved: dict[ValueId, torch.Tensor],
+        shared: bool,
     ) -> bool:
-        """Whether nonsense in place of an operand changes the results."""
-        memories = [_memory(t) for v, t in (*saved.items(), *operands.items()) if v != value]
-        shared = _memory(operands[value]) in memories
+        """Whether nonsense in place of an operand, whose memory may be ``shared`` with another, changes the results."""
         for substitute in self.nonsense.substitutes(operands[value], shared):
             with substitute as tensor:
                 try:

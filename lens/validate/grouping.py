@@ -44,15 +44,15 @@ class _Grouping:
         self.size = {op: len(ops) for op, ops in self.passes.items()}
         parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
         self.owns = [tuple((i, v) for i, v in enumerate(op.operands) if v in parameters) for op in graph.ops]
-
-    def key(self, op: OpId) -> Hashable:
-        """Function, non-tensor arguments and parameters."""
-        row = self.graph.ops[op]
-        return row.function, row.args, row.kwargs, self.owns[op]
+        #: Per op the number of its function, non-tensor arguments and parameters.
+        self.keys: list[int] = []
+        numbers: dict[Hashable, int] = {}  # a long argument takes long to hash
+        for op, own in zip(graph.ops, self.owns, strict=True):
+            self.keys.append(numbers.setdefault((op.function, op.args, op.kwargs, own), len(numbers)))
 
     def unlike(self, ops: list[OpId]) -> Iterator[str]:
         """Passes of one layer call one function, with equal arguments and parameters."""
-        if len({self.key(op) for op in ops}) > 1:
+        if len({self.keys[op] for op in ops}) > 1:
             yield f"ops {ops[:4]} are passes of one layer and are not alike"
 
     def unfounded(self, ops: list[OpId]) -> Iterator[str]:
@@ -75,8 +75,8 @@ class _Grouping:
         for op in self.graph.ops:
             if self.owns[op.id]:
                 layer = self.facet.layer[op.id]
-                if first.setdefault(self.key(op.id), layer) != layer:
-                    yield f"op {op.id} has the parameters of layer {first[self.key(op.id)]} and is another layer"
+                if first.setdefault(self.keys[op.id], layer) != layer:
+                    yield f"op {op.id} has the parameters of layer {first[self.keys[op.id]]} and is another layer"
 
     def left_out(self) -> Iterator[str]:
         """Rule two has nothing left to do and did nothing else: of ops without parameters that stand in one place
@@ -90,7 +90,7 @@ class _Grouping:
                 for op in ops:
                     for place, near in self.beside(self.graph.ops[op]):
                         if not self.owns[near]:
-                            found[place, self.key(near)].add(near)
+                            found[place, self.keys[near]].add(near)
                 founded.update(*(near for near in found.values() if len(near) > 1))
         for op in sorted(founded):
             if self.size[op] == 1:
@@ -105,7 +105,7 @@ class _Grouping:
         for index, value in enumerate(op.writes):
             count: Counter[Hashable] = Counter()
             for user in self.graph.users(value):
-                way = self.graph.ops[user].reads.index(value), self.key(user)
+                way = self.graph.ops[user].reads.index(value), self.keys[user]
                 count[way] += 1
                 yield ("user", index, way[0], count[way]), user
         for place, value in enumerate(op.reads):
@@ -127,7 +127,7 @@ class _Grouping:
     def goes_on(self, here: OpId, there: OpId, period: int) -> bool:
         """Whether an op does at one place of the code to later values what another does to earlier ones."""
         first, second = self.graph.ops[here], self.graph.ops[there]
-        if self.key(here) != self.key(there) or first.location != second.location:
+        if self.keys[here] != self.keys[there] or first.location != second.location:
             return False
         pairs = list(zip(first.reads, second.reads, strict=False))
         return len(first.reads) == len(second.reads) and all(a == b or self.apart(a, b) == period for a, b in pairs)
@@ -158,7 +158,7 @@ class _Grouping:
     def repeats(self, before: OpId, after: OpId) -> bool:
         """Whether an op does to the result of the one before what that did, in the same place of the code."""
         first, second = self.graph.ops[before], self.graph.ops[after]
-        if self.owns[before] or first.location != second.location or self.key(before) != self.key(after):
+        if self.owns[before] or first.location != second.location or self.keys[before] != self.keys[after]:
             return False
         others = [b for a, b in zip(first.reads, second.reads, strict=False) if a != b]
         return bool(others) and all(self.graph.values[b].producer == before for b in others)
