@@ -10,6 +10,7 @@ from models import Body, InPlaceThroughView, TwoBranches
 from torch import nn
 
 import lens
+from lens.capture.tensor_table import TensorTable
 from lens.errors import RenderError, ReplayError, StaleValueError
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map
@@ -505,3 +506,15 @@ def test_a_parameter_has_the_value_and_the_type_that_it_began_with(what, save):
         if what != "out of sight":  # lost, and says so
             assert torch.equal(history.payloads.read(leaf.value), torch.arange(1.0, 7.0).reshape(2, 3))
             assert check(history).ok, what
+
+
+def test_views_of_one_memory_are_not_gone_through_for_each_new_one(monkeypatch):
+    seen, records_on = [], TensorTable.records_on
+    monkeypatch.setattr(
+        TensorTable, "records_on", lambda table, storage: (seen.extend(found := records_on(table, storage)), found)[1]
+    )
+    x = torch.randn(1000, 2)
+    history = traced(lambda x: torch.stack([part * 2 for part in x.unbind(0)]), x)
+    first = history.graph.inputs.values[0]
+    assert sum(value.alias_of == first for value in history.graph.values) == 1000
+    assert len(seen) < 5 * len(x)

@@ -156,6 +156,9 @@ class TensorTable:
         elif type(known) is TensorRecord and known.storage == storage:
             self._by_storage[storage] = [known, record]
             record.shared = True
+        elif type(known) is list and len(known) & (len(known) - 1) and self._is_live(known[0], storage):
+            known.append(record)  # dead ones are sorted out each time that the list has doubled, or begins with one
+            record.shared = True
         else:
             others = self.records_on(storage)
             self._by_storage[storage] = [*others, record] if others else record
@@ -165,8 +168,8 @@ class TensorTable:
     def alias(self, record: TensorRecord, preferred: Sequence[int]) -> int | None:
         """The value that a tensor just added shares memory with: one of the preferred ones, else the newest."""
         newest: int | None = None
-        for member in self._by_storage[record.storage]:  # type: ignore[union-attr]  # those that were alive
-            if member is not record:
+        for member in self._by_storage[record.storage]:  # type: ignore[union-attr]
+            if member is not record and self._is_live(member, record.storage):
                 newest = member.value
                 if newest in preferred:
                     break
@@ -203,7 +206,11 @@ class TensorTable:
         if isinstance(known, int):
             known = self._meet(known)
         members = known if isinstance(known, (list, tuple)) else (known,)
-        return [m for m in members if m.storage == storage and m() is not None]
+        return [m for m in members if self._is_live(m, storage)]
+
+    @staticmethod
+    def _is_live(record: TensorRecord, storage: int | None) -> bool:
+        return record.storage == storage and record() is not None
 
     def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, torch.Tensor, bool]]:
         """The other live records on the same memory, each with its tensor and: does it overlap with this tensor."""
