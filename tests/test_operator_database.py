@@ -90,5 +90,5 @@ def test_wrong_saved_values_are_found(plant):
 
 
 def test_a_disturbed_generator_is_found(plant):
-    plant(Recorder, "_results", lambda results: lambda self, *call: (torch.rand(1), results(self, *call))[1])
+    plant(Recorder, "_result", lambda result: lambda self, *call: (torch.rand(1), result(self, *call))[1])
     assert "result" in kinds(torch.exp, torch.randn(3))

@@ -49,7 +49,7 @@ class LeafRecorder:
         #: Set by a backend that can tell the value of a tensor which comes as an object never met.
         self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
         # Looked up once: these are read for every operation.
-        self._by_id, self._values = self.tensors.by_id, self.tape.values
+        self._by_id, self._reserved, self._values = self.tensors.by_id, self.tensors.reserved, self.tape.values
         self._hold_leaves = self.keeper.everything or self.keeper.leaves
         self.memory = Memory(self)  # type: ignore[arg-type]
 

@@ -98,6 +98,7 @@ class Recorder(OperandRecorder):
         self.collect: Callable[[], bool] = lambda: False
         self._ops = self.tape.ops
         self._hold_all, self._selective = self.keeper.holds_all, self.keeper.selective
+        self._holds_some = not self.keeper.nothing
         #: By id: names, calls so far, the module (kept, so that ids stay unique).
         self.modules: dict[int, list[Any]] = {}
 
@@ -118,8 +119,7 @@ class Recorder(OperandRecorder):
             args, kwargs = (args[0], {}), None
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
-        operands: list[int] = []
-        encoded, by_name = self._encode(args, kwargs, operands)
+        operands, encoded, by_name = self._encode(args, kwargs)
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = self._about_to_write(function, args, kwargs or {}, operands)
@@ -180,12 +180,15 @@ class Recorder(OperandRecorder):
         ``inside_site`` is None.
         """
         self.running = None
-        operands: list[int] = []
-        encoded, by_name = self._encode(args, kwargs, operands)
-        results: list[int] = []
-        form = self._results(result, function, operands, (), results, [])
-        if not results:
-            return
+        operands, encoded, by_name = self._encode(args, kwargs)
+        form: RawTemplate
+        if type(result) is torch.Tensor:
+            results, form = [self._result(result, function, operands, ())], SLOTS[0]
+        else:
+            results = []
+            form = self._results(result, function, operands, (), results)
+            if not results:
+                return
         site = self.inside_site or self._locator.find(frame, self.call_site)
         rows = self._ops
         rows.append(
@@ -201,19 +204,19 @@ class Recorder(OperandRecorder):
         operands: list[int],
         written: Sequence[torch.Tensor],
         results: list[int],
-        yields: list[int | None],
+        yields: list[int | None] | None = None,
     ) -> RawTemplate:
         """Give the tensors in what a call returned their values; the template of it."""
         if type(result) is torch.Tensor:
-            self._result(result, function, operands, written, results, yields)
+            results.append(self._result(result, function, operands, written, yields))
             return SLOTS[0]
         if type(result) is tuple and set(map(type, result)) == _TENSOR_TYPE:
             for tensor in result:
-                self._result(tensor, function, operands, written, results, yields)
+                results.append(self._result(tensor, function, operands, written, yields))
             return self.encoder.slots_in(tuple, 0, len(results))
 
         def visit(tensor: torch.Tensor) -> Slot:
-            self._result(tensor, function, operands, written, results, yields)
+            results.append(self._result(tensor, function, operands, written, yields))
             return slot(len(results) - 1)
 
         return self.encoder.encode_with(result, visit)
@@ -253,19 +256,17 @@ class Recorder(OperandRecorder):
         function: Function,
         operands: list[int],
         written: Sequence[torch.Tensor],
-        results: list[int],
-        yields: list[int | None],
-    ) -> None:
-        """Give a returned tensor a new value."""
-        values = self._values
+        yields: list[int | None] | None = None,
+    ) -> int:
+        """Give a returned tensor a new value; the one that it had, if any, goes to ``yields``."""
+        values, number = self._values, id(tensor)
         value = len(values)
-        record = self._by_id.get(id(tensor))
-        if record is None and id(tensor) in self.tensors.reserved:
+        record = self._by_id.get(number)
+        if record is None and number in self._reserved:
             record = self.tensors.find(tensor)
-        alias: int | None = None
+        alias = had = None
         if record is not None and record() is tensor:
-            alias = record.value
-            yields.append(alias)
+            alias = had = record.value
             record.value = value
             if record.pending:
                 self.memory.drop_pending(record)
@@ -276,7 +277,8 @@ class Recorder(OperandRecorder):
                 alias = self.tensors.alias(record, operands)
                 if self.memory.exposed:
                     self.memory.snap(record, tensor)
-            yields.append(None)
+        if yields is not None:
+            yields.append(had)
         try:
             grad = tensor.grad_fn
             values.append(
@@ -291,11 +293,11 @@ class Recorder(OperandRecorder):
             )
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
             values.append((*odd_type(tensor), alias, None))
-        if self._hold_all or (self._selective and self._wants(function, value)):
+        if self._holds_some and (self._hold_all or self._wants(function, value)):
             self.keeper.hold(record, value, tensor)
         if alias is not None and function.reaches and not written:
             self.memory.reach(len(self._ops), operands, record, tensor)
-        results.append(value)
+        return value
 
     # Writes in place
 
@@ -311,7 +313,7 @@ class Recorder(OperandRecorder):
 
     def hold_if_wanted(self, function: Function, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Hold the value that a tensor has now, if the selection wants it."""
-        if self._hold_all or (self._selective and self._wants(function, record.value)):
+        if self._holds_some and (self._hold_all or self._wants(function, record.value)):
             self.keeper.hold(record, record.value, tensor)
 
     def _wants(self, function: Function, value: int) -> bool:

@@ -116,7 +116,7 @@ class TensorTable:
             self.reserve({number: named[number] for number in named if number in alone}, value)
             return [one for number, one in named.items() if number not in alone]
         facts = zip(itertools.count(value), versions, storages, map(_TRAINED, tensors), named.values(), strict=False)
-        self.reserved = dict(zip(named, facts, strict=True))
+        self.reserved.update(zip(named, facts, strict=True))
         self._by_storage.update(zip(storages, named, strict=True))
         return []
 
