@@ -50,17 +50,21 @@ def with_hooks(case: Case) -> list[Any]:
     return kept
 
 
-def record(case: Case, save: Any) -> Recorder:
-    """Only the recording, up to the end of the forward pass: no graph, no passes."""
+def record(case: Case, save: Any, use: Callable[[Recorder], Any] = Recorder.close) -> Any:
+    """Only the recording, up to the end of the forward pass: no graph, no passes. What ``use`` makes of the recorder.
+
+    As in ``lens.trace``, rows are used before the garbage collector is as it was, which would go through them.
+    """
     recorder = Recorder(
         AddressBook(case.model), make_selection(save, ()), Locator((MODULE_CALL_FILE,)), composites=False
     )
     for name, tensor in named_tensors(case.model, case.args, {}):
         recorder.leaf(tensor, "input", (name,))
     recorder.prepare()
-    with old_objects_set_aside(), registry.find("backends", "torch_function")().record(recorder):
-        case.model(*case.args)
-    return recorder
+    with old_objects_set_aside():
+        with registry.find("backends", "torch_function")().record(recorder):
+            case.model(*case.args)
+        return use(recorder)
 
 
 #: Name -> what it means, for the table.
@@ -92,8 +96,8 @@ def lens_jobs(case: Case) -> dict[str, Job]:
         "plain": lambda: case.model(*case.args),
         "mode": lambda: under_empty_mode(case),
         "hooks": lambda: with_hooks(case),
-        "record": lambda: record(case, "none").close(),
-        "record all": lambda: record(case, "all").close(),
+        "record": lambda: record(case, "none"),
+        "record all": lambda: record(case, "all"),
         "trace": lambda: lens.trace(case.model, case.args, save="none"),
         "trace all": lambda: lens.trace(case.model, case.args),
         "validate": lambda: lens.validate_saved_activations(case.model, case.args),

@@ -91,7 +91,7 @@ def _stages(count: int) -> dict[str, float]:
     case = Case(Chain(count // 2), (torch.ones(1, 8),))
     with torch.no_grad():
         timed("plain", lambda: case.model(*case.args))
-        timed("recording", lambda: record(case, "none").close())
+        timed("recording", lambda: record(case, "none"))
     seconds["recording"] -= seconds.pop("plain")
     tape = synthetic_tape(count)
     graph = timed("sealing", lambda: seal(tape, Meta(capabilities=("reads",))))

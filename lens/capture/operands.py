@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -19,19 +18,28 @@ from lens.ir.templates import Slot
 
 _SEQUENCES = frozenset({tuple, list})
 _MOST_PLANS = 4096
+#: Takes some of the arguments of a call.
+_Take: TypeAlias = Callable[[Sequence[Any]], Sequence[torch.Tensor]]
+
+
+class _Group(NamedTuple):
+    """An argument that is neither a constant nor a tensor, and the tensors after it, up to the next such."""
+
+    place: int
+    tensors: _Take
+    places: tuple[int, ...]
 
 
 class _Plan(NamedTuple):
-    """What to do with the arguments of a call, by their types."""
+    """What to do with the arguments of a call, by their types. Constants stand for themselves."""
 
     #: The template, if all are tensors: most calls have few types of arguments, and share it.
     slots: tuple[Slot, ...] | None
-    #: Takes the tensors that come before all of ``others`` out of the arguments.
-    tensors: Callable[[Sequence[Any]], Sequence[torch.Tensor]]
+    #: Takes the tensors before the first group out of the arguments.
+    tensors: _Take
     #: The places of these tensors and their slots.
     places: tuple[tuple[int, Slot], ...]
-    #: The places of what is neither such a tensor nor a constant, which stands for itself.
-    others: tuple[int, ...]
+    groups: tuple[_Group, ...]
 
 
 #: Types of the arguments of a call -> its plan. The type itself, if it is one argument.
@@ -40,19 +48,31 @@ _PLANS: dict[type | tuple[type, ...], _Plan] = {}
 
 def _plan(key: type | tuple[type, ...]) -> _Plan:
     kinds = key if isinstance(key, tuple) else (key,)
-    open_places = [place for place, kind in enumerate(kinds) if kind not in ATOMS]
-    tensors = list(itertools.takewhile(lambda place: kinds[place] in TENSOR_TYPES, open_places))
-    slots = tuple(map(slot, range(len(tensors))))
-    first = tensors[0] if tensors else 0
+    tensors: list[list[int]] = [[]]
+    others: list[int] = []
+    for place, kind in enumerate(kinds):
+        if kind in TENSOR_TYPES:
+            tensors[-1].append(place)
+        elif kind not in ATOMS:
+            others.append(place)
+            tensors.append([])
+    first, *following = tensors
+    slots = tuple(map(slot, range(len(first))))
     found = _Plan(
-        slots if len(tensors) == len(kinds) else None,
-        itemgetter(*tensors) if len(tensors) > 1 else itemgetter(slice(first, first + len(tensors))),
-        tuple(zip(tensors, slots, strict=True)),
-        tuple(open_places[len(tensors) :]),
+        slots if len(first) == len(kinds) else None,
+        _taker(first),
+        tuple(zip(first, slots, strict=True)),
+        tuple(_Group(place, _taker(after), tuple(after)) for place, after in zip(others, following, strict=True)),
     )
     if len(_PLANS) < _MOST_PLANS:  # it keeps the types alive
         _PLANS[key] = found
     return found
+
+
+def _taker(places: list[int]) -> _Take:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
 
 
 class OperandRecorder(LeafRecorder):
@@ -75,17 +95,21 @@ class OperandRecorder(LeafRecorder):
             kinds = type(first), type(second)
         else:
             kinds = (*map(type, given),)
-        slots, tensors, places, others = _PLANS.get(kinds) or _plan(kinds)
+        slots, tensors, places, groups = _PLANS.get(kinds) or _plan(kinds)
         if slots is not None and not kwargs:
             return self._values_of(given), slots, None
         operands = self._values_of(tensors(given))
         encoded: list[RawTemplate] = [*given]
         for place, its_slot in places:
             encoded[place] = its_slot
-        for place in others:
+        for place, more, after in groups:
             arg = given[place]
             if type(arg) is not tuple or not ATOMS.issuperset(map(type, arg)):
                 encoded[place] = self._encoded(arg, operands)
+            if after:
+                for number, its_place in enumerate(after, len(operands)):
+                    encoded[its_place] = slot(number)
+                operands += self._values_of(more(given))
         if not kwargs:
             return operands, encoded, None
         by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
