@@ -181,13 +181,14 @@ class Recorder(OperandRecorder):
         """
         self.running = None
         operands, encoded, by_name = self._encode(args, kwargs)
+        results: Sequence[int]
         form: RawTemplate
         if type(result) is torch.Tensor:
-            results, form = [self._result(result, function, operands, ())], SLOTS[0]
+            results, form = (self._result(result, function, operands, ()),), SLOTS[0]
         else:
-            results = []
-            form = self._results(result, function, operands, (), results)
-            if not results:
+            results = made = list[int]()
+            form = self._results(result, function, operands, (), made)
+            if not made:
                 return
         site = self.inside_site or self._locator.find(frame, self.call_site)
         rows = self._ops
