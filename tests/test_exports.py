@@ -412,10 +412,10 @@ class Long(nn.Module):
         return x
 
 
-def test_ten_thousand_operations_are_exported_with_few_calls_for_each(tmp_path):
-    short, long = [lens.trace(Long(n), torch.randn(1, 2), save="none") for n in (125, 500)]
-    assert len(long.graph.ops) == 10_000
-    most = {"graphml": 1000}  # three seconds, where a call takes 0.3 us
+def test_thousands_of_operations_are_exported_with_few_calls_for_each(tmp_path):
+    short, long = [lens.trace(Long(n), torch.randn(1, 2), save="none") for n in (50, 200)]
+    assert len(long.graph.ops) == 4000
+    most = {"graphml": 1000}  # three seconds for 10,000, where a call takes 0.3 us
     for name, cls in renderer_classes().items():
         if not cls.needs_model and name != "mermaid":
             few, many = calls_per_op(lambda history, name=name: history.export(tmp_path / name, name), short, long)

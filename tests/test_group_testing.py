@@ -12,7 +12,7 @@ from lens.replay import Interpreter
 from lens.validate.group_testing import reacting
 from lens.validate.nonsense import Nonsense
 
-MANY = 300
+MANY = 150
 
 
 def runs_of_the_widest(monkeypatch, function, x):
@@ -35,8 +35,8 @@ def of_each_and_of_one(x):
         (lambda x: torch.stack([part + 1 for part in x]), torch.arange(MANY), 25),  # one element has nothing to roll
         (lambda x: torch.cat([part > 0 for part in x.split(1)]), torch.randn(MANY), 25),
         (lambda x: torch.block_diag(*[part * 2 for part in x]), torch.randn(60, 2), 25),
-        (of_each_and_of_one, torch.randn(MANY), 150),  # one operand matters everywhere
-        (lambda x: torch.cat([x[: i % 2].sin() for i in range(MANY)]), torch.randn(2), 200),  # half of them are empty
+        (of_each_and_of_one, torch.randn(MANY), 120),  # one operand matters everywhere
+        (lambda x: torch.cat([x[: i % 2].sin() for i in range(MANY)]), torch.randn(2), 130),  # half of them are empty
         (
             lambda x: torch.linalg.multi_dot([part * 2 for part in x]),
             torch.randn(40, 2, 2),

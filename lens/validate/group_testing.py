@@ -21,8 +21,10 @@ from lens.validate.nonsense import Nonsense
 
 #: So many operands are better replaced one by one.
 _FEW = 32
-#: So many elements of the results are looked at.
-_LOOKED_AT = 1 << 22
+#: So many elements of the results are looked at, spread over them.
+_LOOKED_AT = 1 << 18
+#: So many elements may be made for substitutes that are no views of noise.
+_MADE = 1 << 20
 _Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
 
 
@@ -42,7 +44,13 @@ def reacting(
     """
     if len(operands) <= _FEW:
         return set()
-    substitutes = {v: other for v, tensor in operands.items() if (other := _other(nonsense, tensor)) is not None}
+    substitutes: dict[ValueId, torch.Tensor] = {}
+    room = _MADE
+    for value, tensor in operands.items():
+        room -= 0 if tensor.is_floating_point() else tensor.numel()
+        other = _other(nonsense, tensor) if room >= 0 or tensor.is_floating_point() else None
+        if other is not None:
+            substitutes[value] = other
     results = {v: tensor for v, tensor in saved.items() if _has_plain_elements(tensor)}
     return set(_reacting(lambda changed: run({**operands, **changed}), substitutes, results, list(substitutes)))
 
@@ -79,7 +87,7 @@ def _told(
     """The numbers of candidates that an element tells; none where the operation refuses the nonsense."""
     digits = range((len(candidates) - 1).bit_length())
     expected = _elements(results.values())
-    rounds = {kind: [torch.zeros_like(t, dtype=torch.int64) for _ in range(2)] for kind, t in expected.items()}
+    rounds = {kind: [torch.zeros_like(t, dtype=torch.int32) for _ in range(2)] for kind, t in expected.items()}
     for digit in digits:
         for wanted in (0, 1):
             replaced = [value for number, value in enumerate(candidates) if number >> digit & 1 == wanted]
@@ -90,7 +98,7 @@ def _told(
             if any(changed[v].shape != t.shape or changed[v].dtype != t.dtype for v, t in results.items()):
                 return set()
             for kind, found in _elements([changed[v] for v in results]).items():
-                rounds[kind][wanted] |= _differ(found, expected[kind]).to(torch.int64) << digit
+                rounds[kind][wanted] |= _differ(found, expected[kind]).to(torch.int32) << digit
     told: set[int] = set()
     for without, with_it in rounds.values():
         told.update(torch.unique(with_it[without ^ with_it == (1 << len(digits)) - 1]).tolist())
