@@ -95,7 +95,7 @@ def _told(
                 changed = run({value: substitutes[value] for value in replaced})
             except ReplayError:
                 return set()
-            if any(changed[v].shape != t.shape or changed[v].dtype != t.dtype for v, t in results.items()):
+            if any(_kind(changed[v]) != _kind(tensor) for v, tensor in results.items()):
                 return set()
             for kind, found in _elements([changed[v] for v in results]).items():
                 rounds[kind][wanted] |= _differ(found, expected[kind]).to(torch.int32) << digit
@@ -103,6 +103,10 @@ def _told(
     for without, with_it in rounds.values():
         told.update(torch.unique(with_it[without ^ with_it == (1 << len(digits)) - 1]).tolist())
     return {number for number in told if number < len(candidates)}
+
+
+def _kind(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
 
 def _elements(tensors: Collection[torch.Tensor]) -> dict[tuple[torch.dtype, torch.device], torch.Tensor]:
