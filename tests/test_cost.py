@@ -29,11 +29,11 @@ MODELS = {
 }
 #: Python calls of lens per operation: of ``lens.trace(save="none")``, and of what ``save="all"`` adds.
 CALLS = {
-    "chain": (48, 2),
-    "linear": (49, 2),
-    "rnn": (52, 2),
-    "cell": (113, 4),  # how often an address is used again varies
-    "while": (56, 2),
+    "chain": (47, 2),
+    "linear": (48, 2),
+    "rnn": (51, 2),
+    "cell": (106, 4),  # how often an address is used again varies
+    "while": (55, 2),
     "resnet18": (104, 11.5),  # saved leaves get records, others do not
     "densenet121": (96, 11),
 }

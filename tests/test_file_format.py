@@ -313,7 +313,7 @@ def test_hostile_bytes_give_a_typed_error_in_bounded_time(tmp_path_factory, data
         record(type(error).__name__)
     took = time.process_time() - begin
     record("slowest", took)
-    assert took < 20  # it does not hang
+    assert took < 5
 
 
 OUTCOMES = {"slowest": 0.0}
@@ -359,7 +359,7 @@ def test_lengths_that_lie_cost_nothing(case, tmp_path):
         lens.load(path)
     took, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert took < 10
+    assert took < 2
     assert peak < 20 * len(HUGE[case]) + 2**21  # 2 MB: the reader's own buffer
 
 
@@ -398,7 +398,7 @@ def test_documents_that_would_take_forever_or_lie(change, message, tmp_path):
     begin = time.perf_counter()
     with pytest.raises(FileFormatError, match=message):
         lens.load(path)
-    assert time.perf_counter() - begin < 10
+    assert time.perf_counter() - begin < 2
 
 
 @given(place=st.integers(0, 10**9), bit=st.integers(0, 7))

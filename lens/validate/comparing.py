@@ -43,11 +43,16 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> str:
     if expected.is_quantized:
         found, expected = found.dequantize(), expected.dequantize()
     a, b = comparable(found.to_dense()), comparable(expected.to_dense())
-    unequal = (a != b) & ~((a != a) & (b != b))
+    unequal = differing(a, b)
     text = f"{int(unequal.sum())} of {unequal.numel()} elements differ"
     if a.dtype.is_floating_point or a.dtype.is_complex:
         text += f", by up to {float((a - b).abs()[unequal].max()):.3g}" if unequal.any() else ""
     return text
+
+
+def differing(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Which elements of two comparable tensors differ; any NaN equals any NaN."""
+    return (a != b) & ~((a != a) & (b != b))
 
 
 def comparable(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from lens.errors import ReplayError
 from lens.ir.elements import ValueId
-from lens.validate.comparing import comparable, same
+from lens.validate.comparing import comparable, differing, same
 from lens.validate.nonsense import Nonsense
 
 #: So many operands are better replaced one by one.
@@ -98,7 +98,7 @@ def _told(
             if any(_kind(changed[v]) != _kind(tensor) for v, tensor in results.items()):
                 return set()
             for kind, found in _elements([changed[v] for v in results]).items():
-                rounds[kind][wanted] |= _differ(found, expected[kind]).to(torch.int32) << digit
+                rounds[kind][wanted] |= differing(found, expected[kind]).to(torch.int32) << digit
     told: set[int] = set()
     for without, with_it in rounds.values():
         told.update(torch.unique(with_it[without ^ with_it == (1 << len(digits)) - 1]).tolist())
@@ -116,7 +116,3 @@ def _elements(tensors: Collection[torch.Tensor]) -> dict[tuple[torch.dtype, torc
     for tensor in tensors:
         parts.setdefault((tensor.dtype, tensor.device), []).append(tensor.reshape(-1)[::step])
     return {kind: comparable(torch.cat(some)) for kind, some in parts.items()}
-
-
-def _differ(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a != b) & ~((a != a) & (b != b))
