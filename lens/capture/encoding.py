@@ -15,6 +15,7 @@ from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol
 
 #: Shared slot nodes; calls with more tensors than this make their own.
 SLOTS = tuple(Slot(i) for i in range(4096))
+FIRST_SLOT = SLOTS[0]
 
 #: Types of the constants that stand for themselves in a template.
 ATOMS = frozenset({type(None), bool, int, float, complex, str})

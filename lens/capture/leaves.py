@@ -42,7 +42,7 @@ class LeafRecorder:
         self.tensors = TensorTable()
         self.keeper = Keeper(selection)
         self.addresses = addresses
-        self._locator = locator
+        self.locator = locator
         self.call_site: Site = None
         #: What a tensor is that was never met and is not the model's.
         self.stranger: LeafKind = "external"
@@ -69,7 +69,7 @@ class LeafRecorder:
             # A tensor without data cannot hide where its values come from.
             kind: LeafKind = "constant" if tensor.is_meta else self.stranger
             names = (f"tensor_{len(self.tape.leaves) + 1}",) if kind == "input" else ()
-            return self.leaf(tensor, kind, names, self._locator.find(sys._getframe(1), self.call_site))
+            return self.leaf(tensor, kind, names, self.locator.find(sys._getframe(1), self.call_site))
         if record.version is not None and record.version != tensor._version:
             self.memory.look(record, tensor)
         if record.pending:

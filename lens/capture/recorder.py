@@ -13,14 +13,14 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lens.capture.addresses import AddressBook
-from lens.capture.encoding import SLOTS, shorten, slot
+from lens.capture.encoding import FIRST_SLOT, SLOTS, shorten, slot
 from lens.capture.keeping import generator_states
 from lens.capture.operands import OperandRecorder
 from lens.capture.selection import RunningOp, Selection
-from lens.capture.sites import Locator, is_closed
+from lens.capture.sites import Locator, is_closed, may_be_closed
 from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
@@ -62,6 +62,23 @@ _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPE = {torch.Tensor}
 
 
+class CalledModule:
+    """A module that has been called.
+
+    Attributes:
+        names: What it is called.
+        module: The module, kept, so that ids stay unique.
+        calls: How often so far.
+        may_be_closed: Whether a call of it runs no code but torch's, if it has no hooks or other extras then.
+    """
+
+    __slots__ = ("calls", "may_be_closed", "module", "names")
+
+    def __init__(self, names: ModuleNames, module: nn.Module) -> None:
+        self.names, self.module, self.calls = names, module, 0
+        self.may_be_closed = may_be_closed(module)
+
+
 class Recorder(OperandRecorder):
     """Writes the tape of one run in one thread.
 
@@ -96,11 +113,12 @@ class Recorder(OperandRecorder):
         self.running: Function | None = None
         #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
         self.collect: Callable[[], bool] = lambda: False
-        self._ops = self.tape.ops
+        self._ops, self._scopes, self._exits = self.tape.ops, self.tape.scopes, self.tape.exits
+        self._add = self.tensors.add
         self._hold_all, self._selective = self.keeper.holds_all, self.keeper.selective
         self._holds_some = not self.keeper.nothing
-        #: By id: names, calls so far, the module (kept, so that ids stay unique).
-        self.modules: dict[int, list[Any]] = {}
+        #: By id.
+        self.modules: dict[int, CalledModule] = {}
 
     # Operations
 
@@ -113,7 +131,7 @@ class Recorder(OperandRecorder):
         opened: bool = False,
     ) -> Call:
         """Note the operands of a coming call; save what it overwrites, unless its interior (``opened``) tells that."""
-        site = self.inside_site or self._locator.find(frame, self.call_site)
+        site = self.inside_site or self.locator.find(frame, self.call_site)
         self.running = function
         if function.copies:  # addresses of this run mean other objects, or none, in the next
             args, kwargs = (args[0], {}), None
@@ -172,25 +190,25 @@ class Recorder(OperandRecorder):
         kwargs: Mapping[str, Any] | None,
         result: Any,
         duration: float,
-        frame: FrameType | None,
+        site: Site,
     ) -> None:
         """Note a call of a ``plain`` function after it: what ``start`` and ``finish`` do, in one go.
 
-        What such a call was given is as it was before, and it has no interior. The frame is looked at only where
-        ``inside_site`` is None.
+        What such a call was given is as it was before, and it has no interior. ``site`` is ``inside_site``, or where
+        there is none, what ``locator`` finds.
         """
         self.running = None
         operands, encoded, by_name = self._encode(args, kwargs)
         results: Sequence[int]
         form: RawTemplate
-        if type(result) is torch.Tensor:
-            results, form = (self._result(result, function, operands, ()),), SLOTS[0]
+        if type(result) is Tensor:
+            results, form = (self._result(result, function, operands),), FIRST_SLOT
         else:
-            results = made = list[int]()
+            made: list[int] = []
             form = self._results(result, function, operands, (), made)
             if not made:
                 return
-        site = self.inside_site or self._locator.find(frame, self.call_site)
+            results = made
         rows = self._ops
         rows.append(
             (function.ref, len(rows), operands, encoded, by_name, results, form, self.scope, site, duration, None),
@@ -256,30 +274,32 @@ class Recorder(OperandRecorder):
         tensor: torch.Tensor,
         function: Function,
         operands: list[int],
-        written: Sequence[torch.Tensor],
+        written: Sequence[torch.Tensor] = (),
         yields: list[int | None] | None = None,
     ) -> int:
         """Give a returned tensor a new value; the one that it had, if any, goes to ``yields``."""
-        values, number = self._values, id(tensor)
+        values = self._values
         value = len(values)
-        record = self._by_id.get(number)
-        if record is None and number in self._reserved:
+        record = self._by_id.get(id(tensor))
+        if record is None and id(tensor) in self._reserved:
             record = self.tensors.find(tensor)
-        alias = had = None
+        alias = None
         if record is not None and record() is tensor:
-            alias = had = record.value
+            alias = record.value
             record.value = value
             if record.pending:
                 self.memory.drop_pending(record)
             record.seen(tensor)
+            if yields is not None:
+                yields.append(alias)
         else:
-            record = self.tensors.add(tensor, value)
+            record = self._add(tensor, value)
             if record.shared:
                 alias = self.tensors.alias(record, operands)
                 if self.memory.exposed:
                     self.memory.snap(record, tensor)
-        if yields is not None:
-            yields.append(had)
+            if yields is not None:
+                yields.append(None)
         try:
             grad = tensor.grad_fn
             values.append(
@@ -334,8 +354,8 @@ class Recorder(OperandRecorder):
     def site(self, frame: FrameType | None = None) -> Site:
         """The user's line that led to a frame; by default the one that is running."""
         if frame is None:
-            return self.inside_site or self._locator.find(sys._getframe(1), self.call_site)
-        return self._locator.find(frame, self.call_site)
+            return self.inside_site or self.locator.find(sys._getframe(1), self.call_site)
+        return self.locator.find(frame, self.call_site)
 
     # Reads
 
@@ -359,36 +379,40 @@ class Recorder(OperandRecorder):
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
-        self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
-        known = self.modules.get(id(module))
-        if known is None:
-            known = self.modules[id(module)] = [self._names_of(module), 0, module]
-        known[1] += 1
+        if len(args) == 1 and not kwargs and (record := self._by_id.get(id(args[0]))) is not None:
+            is_settled = record() is args[0] and not record.pending
+            inputs.append(record.value) if is_settled else self._values_in(args, inputs)
+        else:
+            self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
+        called = self.modules.get(id(module))
+        if called is None:
+            called = self.modules[id(module)] = CalledModule(self._names_of(module), module)
+        called.calls += 1
         outer_scope, outer_site, outer_inside = self.scope, self.call_site, self.inside_site
-        self.call_site = site = self._locator.find(frame, outer_site)
-        if is_closed(module):  # 1 us less for each operation in it
+        self.call_site = site = self.locator.find(frame, outer_site)
+        if called.may_be_closed and is_closed(module):  # 1 us less for each operation in it
             self.inside_site = site
-        scopes = self.tape.scopes
+        scopes = self._scopes
         training = getattr(module, "training", False)  # frozen scripted modules have none
         self.scope = number = len(scopes)
-        scopes.append((known[0], known[1], outer_scope, training, len(self._ops), inputs, site))
+        scopes.append((called.names, called.calls, outer_scope, training, len(self._ops), inputs, site))
         return number, outer_scope, outer_site, outer_inside
 
     def exit(self, entered: Entered, output: Any) -> None:
         """Note that a module call has ended; ``output`` is None if it raised."""
         number, self.scope, self.call_site, self.inside_site = entered
         outputs: list[int] = []
-        if type(output) is torch.Tensor:
+        if type(output) is Tensor:
             record = self._by_id.get(id(output))
             is_settled = record is not None and record() is output and not record.pending
             outputs.append(record.value if is_settled else self.value_of(output))  # type: ignore[union-attr]
         elif output is not None:
             self._values_in(output if type(output) is tuple else (output,), outputs)
-        self.tape.exits.append((number, len(self._ops), outputs))
-        if self._selective and self.keeper.wants_module(self.tape.scopes[number][0]):
+        self._exits.append((number, len(self._ops), outputs))
+        if self._selective and self.keeper.wants_module(self._scopes[number][0]):
             self.encoder.encode_with(output, self._hold_now)
         if self.stop is not None and output is not None:
-            self.stop.left(*self.tape.scopes[number][:2])
+            self.stop.left(*self._scopes[number][:2])
 
     def _names_of(self, module: nn.Module) -> ModuleNames:
         name = type(module).__name__

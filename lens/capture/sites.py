@@ -28,15 +28,21 @@ _CLOSED = frozenset(
 _HOOKS_OF_ALL, _PRE_HOOKS_OF_ALL = (
     getattr(_all_modules, name, {"unknown": True}) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")
 )
-_USER, _LIBRARY, _BOUNDARY = 0, 1, 2
+_USER, _LIBRARY, _BOUNDARY = "user", "library", "boundary"
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 _LENS_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
+def may_be_closed(module: nn.Module) -> bool:
+    """Whether ``is_closed`` can be true of a module."""
+    return type(module) in _CLOSED
+
+
 def is_closed(module: nn.Module) -> bool:
-    """Whether a call of a module runs no code but torch's, so that all that happens in it comes from its call site."""
-    if type(module) not in _CLOSED:
-        return False
+    """Whether a call of a module runs no code but torch's, so that all that happens in it comes from its call site.
+
+    Asked of each call of a module that ``may_be_closed``.
+    """
     own = vars(module)  # asking a module for its attributes takes three times as long
     return not (
         own["_modules"]
@@ -48,6 +54,14 @@ def is_closed(module: nn.Module) -> bool:
     )
 
 
+class _Kinds(dict[str, str]):
+    """What files hold, by name, which all code objects of a file share and whose hash Python keeps."""
+
+    def __missing__(self, file: str) -> str:
+        kind = self[file] = _LIBRARY if file.startswith((_TORCH_DIR, _LENS_DIR)) else _USER
+        return kind
+
+
 class Locator:
     """Finds the innermost frame of the user's code.
 
@@ -56,8 +70,7 @@ class Locator:
     """
 
     def __init__(self, boundaries: tuple[str, ...]) -> None:
-        #: By file name, which all code objects of a file share and whose hash Python keeps.
-        self._kinds = dict.fromkeys(boundaries, _BOUNDARY)
+        self._kinds = _Kinds(dict.fromkeys(boundaries, _BOUNDARY))
 
     def find(self, frame: FrameType | None, call_site: Site) -> Site:
         """The innermost user frame from ``frame`` outwards, up to the enclosing module call.
@@ -68,17 +81,10 @@ class Locator:
         kinds = self._kinds
         while frame is not None:
             code = frame.f_code
-            kind = kinds.get(code.co_filename)
-            if kind is None:
-                kind = self._classify(code.co_filename)
-            if kind == _LIBRARY:
-                frame = frame.f_back
-            elif kind == _USER:
+            kind = kinds[code.co_filename]
+            if kind is _USER:
                 return code, frame.f_lasti
-            else:
+            if kind is _BOUNDARY:
                 break
+            frame = frame.f_back
         return call_site
-
-    def _classify(self, file: str) -> int:
-        kind = self._kinds[file] = _LIBRARY if file.startswith((_TORCH_DIR, _LENS_DIR)) else _USER
-        return kind

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from lens.capture.recorder import Recorder
+from lens.capture.recorder import CalledModule, Recorder
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import EXPOSED
 from lens.functions import Function
@@ -147,10 +147,10 @@ class _Splicing:
     def scope_rows(self) -> None:
         tape, job = self.main.tape, self.job
         before = {}
-        for key, (names, calls, module) in job.modules.items():
-            known = self.main.modules.setdefault(key, [names, 0, module])
-            before[names] = known[1]
-            known[1] += calls
+        for key, called in job.modules.items():
+            known = self.main.modules.setdefault(key, CalledModule(called.names, called.module))
+            before[called.names] = known.calls
+            known.calls += called.calls
         for names, call, parent, training, start, inputs, site in job.tape.scopes:
             place = self.ops + start
             row = (names, before[names] + call, self.scope(parent), training, place, self.mapped(inputs), site)
