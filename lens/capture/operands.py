@@ -7,6 +7,8 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder, slot
@@ -91,32 +93,33 @@ class OperandRecorder(LeafRecorder):
         """The values of the tensors among a call's arguments, and the templates of these."""
         if kwargs or len(args) > _MOST_IN_TURN:
             return self._encode_by_plan(args, kwargs)
-        # Most calls have few arguments; taken in turn they cost a tenth fewer instructions than by plan.
+        # Most calls have few arguments; taken in turn they cost a twentieth fewer instructions than by plan.
         by_id = self._by_id
         operands: list[int] = []
         encoded: list[RawTemplate] | None = None
         for arg in args:
             kind = type(arg)
-            if kind in TENSOR_TYPES:
+            if kind is Tensor:
                 record = by_id.get(id(arg))
-                if record is None:
-                    leaf = self._reserved.get(id(arg))
-                    is_settled = leaf is not None and leaf[1] == arg._version
-                    operands.append(leaf[0] if is_settled else self.value_of(arg))  # type: ignore[index]
-                elif record() is not arg or record.pending:
+                if record is None or record() is not arg or record.pending:
                     operands.append(self.value_of(arg))
                 elif record.version is None or record.version == arg._version:  # type: ignore[union-attr]
                     operands.append(record.value)
                 else:
                     operands.append(self.value_of(arg))  # type: ignore[arg-type]
-                if encoded is not None:
-                    encoded.append(SLOTS[len(operands) - 1])
+            elif kind is Parameter:
+                leaf = self._reserved.get(id(arg))
+                is_settled = leaf is not None and leaf[1] == arg._version
+                operands.append(leaf[0] if is_settled else self.value_of(arg))  # type: ignore[index]
             elif kind in ATOMS:
                 if encoded is None:
                     encoded = [*_FIRST_SLOTS[len(operands)]]
                 encoded.append(arg)
+                continue
             else:
                 return self._encode_by_plan(args, None)
+            if encoded is not None:
+                encoded.append(SLOTS[len(operands) - 1])
         return operands, _FIRST_SLOTS[len(operands)] if encoded is None else encoded, None
 
     def _encode_by_plan(
