@@ -82,8 +82,8 @@ class _Stretch:
         self.keys = keys
         self.start = start
         self.stop = stop
-        #: Per op, the repetition around it whose keys differ from what comes before and after. No multiple of its
-        #: period needs to be looked at, whether it is a loop or not.
+        #: Per op, the repetition around it whose keys differ from what comes before and after, and no multiple of
+        #: whose period needs to be looked at: it is a loop, or none of them is.
         self.around: dict[int, Loop] = {}
 
     def loops(self) -> list[Loop]:
@@ -133,9 +133,10 @@ class _Stretch:
                 start += 1
                 continue
             loop = Loop(start, broken + period, period)
-            if self._ends_by_keys(loop):
+            feeds_itself = self._has_cycle(start, start + period, start, period)
+            if self._ends_by_keys(loop) and (feeds_itself or not self._has_cycle(start, broken, start, period)):
                 self.around.update(dict.fromkeys(range(loop.start, loop.stop), loop))
-            if self._feeds_itself(start, period):
+            if feeds_itself:
                 yield loop
             # The next one that is not inside this: what broke it is in its first round, or before it.
             start = max(start + 1, broken - period + 1)
@@ -172,20 +173,29 @@ class _Stretch:
             loose.append(int(later.producer))
         return _Match(earliest, tuple(loose))
 
-    def _feeds_itself(self, start: int, period: int) -> bool:
-        """Whether what a round makes depends on what the round before made: a cycle among the places of the body.
+    def _has_cycle(self, first: int, last: int, start: int, period: int) -> bool:
+        """Whether the places of a body depend on each other in a circle, by what is read one period after some ops.
 
-        Rounds side by side, each from the same value or from none, have no such cycle and are no loop.
+        With the ops of the first round: whether what a round makes depends on what the round before made. Rounds side
+        by side, each from the same value or from none, have no such cycle and are no loop. With the ops of all rounds:
+        whether a loop of a multiple of the period can have one. It has no dependence whose places, modulo the period,
+        are not among these.
+
+        Args:
+            first: The first op.
+            last: The op after the last.
+            start: Where the body starts.
+            period: Its length.
         """
         readers: list[list[int]] = [[] for _ in range(period)]
         waiting = [0] * period
-        for op in range(start, start + period):
+        for op in range(first, last):
             here, there = self.graph.ops[op].reads, self.graph.ops[op + period].reads
             for a, b in zip(here, there, strict=True):
                 producer = self.graph.values[b].producer
                 if a != b and producer is not None and producer >= start:
-                    readers[(producer - start) % period].append(op - start)
-                    waiting[op - start] += 1
+                    readers[(producer - start) % period].append((op - start) % period)
+                    waiting[(op - start) % period] += 1
         ready = [place for place in range(period) if not waiting[place]]
         for place in ready:  # grows while it is walked: a topological order
             for reader in readers[place]:
