@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import FIRST_SLOT, SLOTS, shorten, slot
 from lens.capture.keeping import generator_states
-from lens.capture.operands import OperandRecorder
+from lens.capture.operands import FEW, OperandRecorder
 from lens.capture.selection import RunningOp, Selection
-from lens.capture.sites import Locator, is_closed, may_be_closed
+from lens.capture.sites import CLOSED_CLASSES, Locator, is_closed
 from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
@@ -76,7 +76,7 @@ class CalledModule:
 
     def __init__(self, names: ModuleNames, module: nn.Module) -> None:
         self.names, self.module, self.calls = names, module, 0
-        self.may_be_closed = may_be_closed(module)
+        self.may_be_closed = type(module) in CLOSED_CLASSES
 
 
 class Recorder(OperandRecorder):
@@ -137,7 +137,8 @@ class Recorder(OperandRecorder):
             args, kwargs = (args[0], {}), None
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
-        operands, encoded, by_name = self._encode(args, kwargs)
+        is_short = not kwargs and len(args) <= FEW
+        operands, encoded, by_name = self._encode_few(args) if is_short else self._encode(args, kwargs)
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = self._about_to_write(function, args, kwargs or {}, operands)
@@ -198,7 +199,8 @@ class Recorder(OperandRecorder):
         there is none, what ``locator`` finds.
         """
         self.running = None
-        operands, encoded, by_name = self._encode(args, kwargs)
+        is_short = not kwargs and len(args) <= FEW
+        operands, encoded, by_name = self._encode_few(args) if is_short else self._encode(args, kwargs)
         results: Sequence[int]
         form: RawTemplate
         if type(result) is Tensor:
@@ -379,11 +381,7 @@ class Recorder(OperandRecorder):
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs: list[int] = []
-        if len(args) == 1 and not kwargs and (record := self._by_id.get(id(args[0]))) is not None:
-            is_settled = record() is args[0] and not record.pending
-            inputs.append(record.value) if is_settled else self._values_in(args, inputs)
-        else:
-            self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
+        self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
         called = self.modules.get(id(module))
         if called is None:
             called = self.modules[id(module)] = CalledModule(self._names_of(module), module)

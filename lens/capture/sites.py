@@ -20,8 +20,8 @@ _CLOSED_FILES = [
         "pooling", "rnn", "sparse",
     )
 ]  # fmt: skip
-#: The classes of these files.
-_CLOSED = frozenset(
+#: The classes of these files: a module that ``is_closed`` is of one.
+CLOSED_CLASSES = frozenset(
     item for file in _CLOSED_FILES for item in vars(file).values() if getattr(item, "__module__", "") == file.__name__
 )
 #: private: hooks that run in every module; without them no module is known to be closed, and each call's line is sought
@@ -33,15 +33,10 @@ _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 _LENS_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
-def may_be_closed(module: nn.Module) -> bool:
-    """Whether ``is_closed`` can be true of a module."""
-    return type(module) in _CLOSED
-
-
 def is_closed(module: nn.Module) -> bool:
     """Whether a call of a module runs no code but torch's, so that all that happens in it comes from its call site.
 
-    Asked of each call of a module that ``may_be_closed``.
+    Asked of each call of a module whose class is one of ``CLOSED_CLASSES``.
     """
     own = vars(module)  # asking a module for its attributes takes three times as long
     return not (
