@@ -64,9 +64,13 @@ def test_a_lost_operation_is_found(plant):
     assert "calls" in kinds(torch.relu, torch.randn(3))
 
 
-def test_swapped_operands_are_found(plant):
-    plant(Recorder, "_encode", lambda encode: lambda self, args, *rest: encode(self, args[::-1], *rest))
-    assert {"operands", "replay"} <= kinds(torch.sub, torch.randn(3), torch.randn(3))
+@pytest.mark.parametrize(
+    ("encode", "function", "operands", "constants"),
+    [("_encode_few", torch.sub, 2, {}), ("_encode", torch.addcdiv, 3, {"value": 2.0})],
+)
+def test_swapped_operands_are_found(plant, encode, function, operands, constants):
+    plant(Recorder, encode, lambda encode: lambda self, args, *rest: encode(self, args[::-1], *rest))
+    assert {"operands", "replay"} <= kinds(function, *torch.randn(operands, 3), **constants)
 
 
 def test_a_lost_write_is_found(plant):
