@@ -9,7 +9,7 @@ from torch import nn
 
 import lens
 from lens.replay import Interpreter
-from lens.validate.group_testing import reacting
+from lens.validate.group_testing import are_deaf, reacting
 from lens.validate.nonsense import Nonsense
 
 MANY = 150
@@ -28,6 +28,16 @@ def of_each_and_of_one(x):
     return torch.stack(torch._foreach_mul([*x.split(1)], x.sum()))
 
 
+def overwriting(x):
+    old = [part * 2 for part in x.split(1)]
+    torch._foreach_copy_(old, [part * 3 for part in x.split(1)])
+    return torch.cat(old)
+
+
+def hiding(x):
+    return torch.cat(torch._foreach_mul([*(x * 2).split(1)], [*(x * 0).split(1)]))
+
+
 @pytest.mark.parametrize(
     ("function", "x", "most"),
     [
@@ -42,8 +52,10 @@ def of_each_and_of_one(x):
             torch.randn(40, 2, 2),
             100,
         ),  # all matter everywhere
+        (overwriting, torch.randn(MANY), 160),  # what was there before does not matter
+        (hiding, torch.arange(1, 41), 400),  # nor what is multiplied by zero
     ],
-    ids=["stack", "integers", "booleans", "block_diag", "foreach", "empty", "multi_dot"],
+    ids=["stack", "integers", "booleans", "block_diag", "foreach", "empty", "multi_dot", "overwritten", "hidden"],
 )
 def test_many_operands_are_proved_in_few_runs(monkeypatch, function, x, most):
     report, runs = runs_of_the_widest(monkeypatch, function, x)
@@ -81,10 +93,30 @@ def test_what_is_told_is_right_and_what_depends_on_several_is_not_told():
 
 
 def test_an_operation_that_refuses_nonsense_tells_nothing():
-    def picky(values):
+    operands = {number: torch.randn(2) for number in range(70)}
+    run = picky(operands)
+    assert reacting(run, operands, run(operands), Nonsense()) == set()
+
+
+def test_deaf_is_what_makes_no_difference_in_any_round():
+    operands = {number: torch.arange(3) for number in range(20)}
+
+    def tell(suspects, run):
+        return are_deaf(run, operands, suspects, run(operands), Nonsense())
+
+    assert tell(range(4, 20), lambda values: {0: torch.stack([values[number] for number in range(4)])})
+    assert not tell(range(20), lambda values: {0: values[7]})
+    assert not tell(range(20), lambda values: {0: values[18] - values[19]}), "equal contents undo each other"
+    assert not tell(range(5), lambda values: {0: values[19]}), "few are tried one by one"
+    assert not tell(range(20), picky(operands)), "refusing is a difference"
+
+
+def picky(operands):
+    """An operation that takes nothing but these."""
+
+    def run(values):
         if any(not torch.equal(values[number], operands[number]) for number in operands):
             raise lens.errors.ReplayError("cannot")
         return {0: torch.stack(list(values.values()))}
 
-    operands = {number: torch.randn(2) for number in range(70)}
-    assert reacting(picky, operands, picky(operands), Nonsense()) == set()
+    return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from lens.ir.payloads import PayloadStore
 from lens.replay.interpreter import Interpreter, makes_garbage, why_not_run
 from lens.stages import stage
 from lens.validate.comparing import difference, same
-from lens.validate.group_testing import reacting
+from lens.validate.group_testing import are_deaf, reacting
 from lens.validate.invariants import violations
 from lens.validate.nonsense import Nonsense
 from lens.validate.report import Report, Status, Verdict
@@ -231,18 +231,27 @@ class _Check:
         depends, notes = [], {}
         memories = Counter(map(_memory, (*operands.values(), *saved.values())))
         asked = {value: operands[value] for value in op.operands}
-        known = reacting(lambda some: self.interpreter.run_op(op, {**operands, **some}), asked, saved, self.nonsense)
+
+        def run(changed: Mapping[ValueId, torch.Tensor]) -> dict[ValueId, torch.Tensor]:
+            return self.interpreter.run_op(op, {**operands, **changed})
+
+        known = reacting(run, asked, saved, self.nonsense)
+        suspects = [value for value in asked if value not in known]
+        deaf = are_deaf(run, asked, suspects, saved, self.nonsense)
         for value in asked:
             shared = memories[_memory(operands[value])] > 1
-            if value in known or self._reacts(op, operands, value, saved, shared):
+            if value in known or (not deaf and self._reacts(op, operands, value, saved, shared)):
                 depends.append(value)
                 continue
             place = op.operands.index(value)
             case = explain(Deaf(self.interpreter, self.nonsense, op, value, operands, saved))
-            if case is None:
+            if case is None and deaf and self._reacts(op, operands, value, saved, shared):
+                depends.append(value)  # replaced together, more than two undo each other
+            elif case is None:
                 what = f"other contents of operand {place} make no difference, and no rule says why"
                 raise _StopError("failed", what, "deaf")
-            notes[case.name] = f"operand {place} {case.reason}"
+            else:
+                notes[case.name] = f"operand {place} {case.reason}"
         return tuple(depends), notes
 
     def _reacts(

@@ -4,7 +4,7 @@
 the rounds that the binary digits of ``i`` name: per digit one round for those that have it and one for the others. An
 element of the results that depends on operand ``i`` alone changes in the rounds of ``i`` and in no other, so it tells
 ``i``. One that depends on several operands tells none: it changes in both rounds of a digit, or in neither, if they
-undo each other.
+undo each other. What no element tells may be deaf: that is tried with many at a time, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from lens.validate.nonsense import Nonsense
 
 #: So many operands are better replaced one by one.
 _FEW = 32
+#: From so many operands on it is worth a run to see whether all of them are deaf.
+_SOME = 8
 #: So many elements of the results are looked at, spread over them.
 _LOOKED_AT = 1 << 18
 #: So many elements may be made for substitutes that are no views of noise.
@@ -53,6 +55,34 @@ def reacting(
             substitutes[value] = other
     results = {v: tensor for v, tensor in saved.items() if _has_plain_elements(tensor)}
     return set(_reacting(lambda changed: run({**operands, **changed}), substitutes, results, list(substitutes)))
+
+
+def are_deaf(
+    run: Callable[[_Tensors], _Tensors],
+    operands: _Tensors,
+    suspects: Sequence[ValueId],
+    saved: _Tensors,
+    nonsense: Nonsense,
+) -> bool:
+    """Whether other contents of the suspects leave the results as they were, several of them replaced at a time.
+
+    Suspect ``i``, from 1 on, is replaced in the rounds that the digits of ``i`` name: so of any two, which could undo
+    each other, one is replaced without the other in some round. False of few operands, and where nothing is told:
+    those are better replaced one by one. Arguments as of ``reacting``; ``log2(n)`` runs per kind of nonsense.
+    """
+    if len(suspects) < _SOME or sum(operands[value].numel() for value in suspects) > _MADE:
+        return False
+    numbers = {value: number for number, value in enumerate(suspects, start=1)}
+    for others in nonsense.together({value: operands[value] for value in suspects}):
+        for digit in range(len(suspects).bit_length()):
+            replaced = {value: other for value, other in others.items() if numbers[value] >> digit & 1}
+            try:
+                changed = run({**operands, **replaced})
+            except ReplayError:
+                return False
+            if any(not same(changed[value], tensor) for value, tensor in saved.items()):
+                return False
+    return True
 
 
 def _other(nonsense: Nonsense, tensor: torch.Tensor) -> torch.Tensor | None:

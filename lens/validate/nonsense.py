@@ -6,10 +6,11 @@ some elements, spread over its memory, are changed in place and put back: no cop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TypeAlias
+from itertools import zip_longest
+from typing import TypeAlias, TypeVar
 
 import torch
 from attrs import define, field
@@ -24,6 +25,7 @@ _CHANGED = 1 << 16
 _OPAQUE = frozenset({torch.uint16, torch.uint32, torch.uint64})
 #: A block in which a tensor holds nonsense.
 Substitute: TypeAlias = AbstractContextManager[torch.Tensor]
+_Key = TypeVar("_Key")
 
 
 @define
@@ -51,6 +53,17 @@ class Nonsense:
             except (RuntimeError, TypeError):  # torch does not compute with every dtype and layout
                 continue
             yield nullcontext(made)
+
+    def together(self, tensors: Mapping[_Key, torch.Tensor]) -> Iterator[dict[_Key, torch.Tensor]]:
+        """Other contents for several tensors, one kind after the other, by the keys of those that have such; their
+        own memory stays as it is."""
+        for round_ in zip_longest(*(self.substitutes(tensor, shared=True) for tensor in tensors.values())):
+            with ExitStack() as stack:
+                yield {
+                    key: stack.enter_context(substitute)
+                    for key, substitute in zip(tensors, round_, strict=True)
+                    if substitute is not None
+                }
 
     def _makers(self, tensor: torch.Tensor) -> tuple[Callable[[], torch.Tensor], ...]:
         if tensor.is_nested or tensor.layout is not torch.strided:

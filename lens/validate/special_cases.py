@@ -141,11 +141,15 @@ def _cancels(deaf: Deaf) -> bool:
 
 
 def _is_hidden(deaf: Deaf) -> bool:
-    """A difference shows when another operand is another one too."""
-    for value in dict.fromkeys(deaf.op.reads):
+    """A difference shows when another operand is another one too, or all others are: of many, that is soon told."""
+    others = [value for value in dict.fromkeys(deaf.op.reads) if value != deaf.value]
+    if len(others) > 1 and any(
+        deaf.differs(deaf.op, {**deaf.operands, **replaced}, deaf.value)
+        for replaced in deaf.nonsense.together({value: deaf.operands[value] for value in others})
+    ):
+        return True
+    for value in others:
         other = deaf.operands[value]
-        if value == deaf.value:
-            continue
         for substitute in deaf.nonsense.substitutes(other, shared=True):
             with substitute as tensor:
                 if deaf.differs(deaf.op, {**deaf.operands, value: tensor}, deaf.value):
