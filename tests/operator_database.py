@@ -103,16 +103,17 @@ class Entry:
     calls: dict[str, Callable[[int], Iterator[Call]]]
 
     def outcome(self, backend: str, samples: int = 5) -> Outcome:
-        """Try all calls with a backend; each dtype (or mode) is one trace."""
-        done, refused, findings = Counter[str](), Counter[str](), []
+        """Try all calls with a backend, in one trace."""
+        ready: list[Call] = []
+        refused = Counter[str]()
         for mode, calls in self.calls.items():
             given = list(calls(samples))
-            ready = [call for call in map(possible, given) if call is not None]
-            with no_uninitialised_memory() if self.name in UNINITIALISED else nullcontext():
-                findings += examine(ready, backend) if ready else []
-            done.update(call.variant for call in ready)
-            refused[mode] = len(given) - len(ready)
-        return Outcome(self, done, refused, tuple(findings))
+            able = [call for call in map(possible, given) if call is not None]
+            ready += able
+            refused[mode] = len(given) - len(able)
+        with no_uninitialised_memory() if self.name in UNINITIALISED else nullcontext():
+            findings = examine(ready, backend) if ready else []
+        return Outcome(self, Counter(call.variant for call in ready), refused, tuple(findings))
 
 
 @frozen
