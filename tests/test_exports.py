@@ -412,9 +412,9 @@ class Long(nn.Module):
         return x
 
 
-def test_thousands_of_operations_are_exported_with_few_calls_for_each(tmp_path):
-    short, long = [lens.trace(Long(n), torch.randn(1, 2), save="none") for n in (50, 200)]
-    assert len(long.graph.ops) == 4000
+def test_many_operations_are_exported_with_few_calls_for_each(tmp_path):
+    short, long = [lens.trace(Long(n), torch.randn(1, 2), save="none") for n in (25, 100)]
+    assert len(long.graph.ops) == 2000
     most = {"graphml": 1000}  # three seconds for 10,000, where a call takes 0.3 us
     for name, cls in renderer_classes().items():
         if not cls.needs_model and name != "mermaid":

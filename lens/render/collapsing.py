@@ -8,6 +8,7 @@ from collections.abc import Collection
 from attrs import evolve
 
 from lens.errors import RenderError
+from lens.render.crowding import Crowd, crowd
 from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node
 from lens.render.rolling import roll, without_empty
 from lens.render.sizes import human_bytes
@@ -16,6 +17,8 @@ from lens.render.sizes import human_bytes
 _MOST_RESULTS = 16
 #: More arrows than this beside the nodes, on average, cannot be told apart.
 _MOST_PASSING = 40
+#: With more of them in the whole drawing it takes more than ten seconds to lay out.
+_MOST_PASSING_IN_ALL = 8000
 #: How many nodes stay at each end of a drawing whose middle is left out.
 _END = 30
 
@@ -89,27 +92,29 @@ def fit(drawing: Drawing, most: int, rolled: bool, *, uncrowd: bool = True) -> D
     """The drawing, rolled if so asked, with no more than about so many nodes; a note says what was collapsed.
 
     First the results of calls with many of them become one node, then modules, the deepest first, then the middle.
-    Modules are collapsed too where arrows crowd a drawing (every layer of a DenseNet feeds all later ones), unless
-    ``uncrowd`` is False.
+    Modules are collapsed too where arrows crowd a drawing (every layer of a DenseNet feeds all later ones), and where
+    that does not help and there are thousands the middle is left out (every step of a loop takes a part of the input),
+    unless ``uncrowd`` is False.
     """
     homes = _homes(drawing, None, rolled)
-    total, crowded = len(set(homes.values())), uncrowd and _crowd(drawing, homes) > _MOST_PASSING
+    total, crowded = len(set(homes.values())), uncrowd and _is_crowded(drawing, homes)
     if total <= most and not crowded:
         return roll(drawing) if rolled else drawing
     done = []
-    if total > most:
+    if total > most or _crowd(drawing, homes).passing > _MOST_PASSING_IN_ALL:
         bundled = bundle_results(drawing)
         done += ["many results of one call"] if len(bundled.nodes) < len(drawing.nodes) else []
         drawing = bundled
     for depth in (None, *range(max(map(len, drawing.chains.values())), 0, -1)):
         homes = _homes(drawing, depth, rolled)
-        if len(set(homes.values())) <= most and not (uncrowd and _crowd(drawing, homes) > _MOST_PASSING):
+        if len(set(homes.values())) <= most and not (uncrowd and _is_crowded(drawing, homes)):
             break
+    too_slow = uncrowd and _crowd(drawing, homes).passing > _MOST_PASSING_IN_ALL
     if depth is not None:
         drawing = collapse_depth(drawing, depth)
         done.append(f"modules at depth {depth}")
     drawing = roll(drawing) if rolled else drawing
-    if len(drawing.nodes) > most:
+    if len(drawing.nodes) > most or (too_slow and len(drawing.nodes) > 2 * _END):
         drawing = elide_middle(drawing, min(_END, most // 2))
         done.append("the middle")
     if not done:
@@ -133,16 +138,13 @@ def _homes(drawing: Drawing, depth: int | None, rolled: bool) -> dict[str, tuple
     return found
 
 
-def _crowd(drawing: Drawing, homes: dict[str, tuple[str, str]]) -> float:
-    """How many arrows pass by a node without touching it, on average over the height of the drawing, about."""
-    ranks = dict.fromkeys(homes.values(), 0)
-    places = {home: place for place, home in enumerate(ranks)}
-    ends = dict.fromkeys((homes[edge.source], homes[edge.target]) for edge in drawing.edges)
-    forward = [(source, target) for source, target in ends if places[source] < places[target]]
-    for source, target in forward:
-        ranks[target] = max(ranks[target], ranks[source] + 1)
-    passing = sum(max(0, ranks[target] - ranks[source] - 1) for source, target in forward)
-    return passing / (1 + max(ranks.values(), default=0))
+def _is_crowded(drawing: Drawing, homes: dict[str, tuple[str, str]]) -> bool:
+    found = _crowd(drawing, homes)
+    return found.mean > _MOST_PASSING or found.passing > _MOST_PASSING_IN_ALL
+
+
+def _crowd(drawing: Drawing, homes: dict[str, tuple[str, str]]) -> Crowd:
+    return crowd(homes.values(), ((homes[edge.source], homes[edge.target]) for edge in drawing.edges))
 
 
 def _leaving(drawing: Drawing, owner: dict[str, str]) -> dict[str, str]:
