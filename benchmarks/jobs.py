@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import lens
+from benchmarks.barest import record_barely
 from benchmarks.models import Case
 from lens import registry
 from lens.capture.addresses import AddressBook
@@ -72,6 +73,7 @@ MEANINGS = {
     "plain": "the forward pass",
     "mode": "under an empty TorchFunctionMode (the floor)",
     "hooks": "with a forward hook on every module that keeps its output",
+    "barest": "the barest recorder in Python: rows of operations, nothing of modules, memory or writes",
     "record": "lens: recording, nothing saved, no graph made",
     "record all": "lens: recording, every value saved",
     "trace": "lens.trace(save='none'): recording, graph, all passes",
@@ -96,6 +98,7 @@ def lens_jobs(case: Case) -> dict[str, Job]:
         "plain": lambda: case.model(*case.args),
         "mode": lambda: under_empty_mode(case),
         "hooks": lambda: with_hooks(case),
+        "barest": lambda: record_barely(case),
         "record": lambda: record(case, "none"),
         "record all": lambda: record(case, "all"),
         "trace": lambda: lens.trace(case.model, case.args, save="none"),
