@@ -140,16 +140,18 @@ def _cancels(deaf: Deaf) -> bool:
     return False
 
 
+#: So many elements may be made to replace operands together.
+_TOGETHER = 1 << 20
+
+
 def _is_hidden(deaf: Deaf) -> bool:
     """A difference shows when another operand is another one too, or all others are: of many, that is soon told."""
-    others = [value for value in dict.fromkeys(deaf.op.reads) if value != deaf.value]
-    if len(others) > 1 and any(
-        deaf.differs(deaf.op, {**deaf.operands, **replaced}, deaf.value)
-        for replaced in deaf.nonsense.together({value: deaf.operands[value] for value in others})
-    ):
-        return True
-    for value in others:
-        other = deaf.operands[value]
+    others = {value: deaf.operands[value] for value in dict.fromkeys(deaf.op.reads) if value != deaf.value}
+    if len(others) > 1 and sum(other.numel() for other in others.values()) <= _TOGETHER:
+        for replaced in deaf.nonsense.together(others):
+            if deaf.differs(deaf.op, {**deaf.operands, **replaced}, deaf.value):
+                return True
+    for value, other in others.items():
         for substitute in deaf.nonsense.substitutes(other, shared=True):
             with substitute as tensor:
                 if deaf.differs(deaf.op, {**deaf.operands, value: tensor}, deaf.value):
