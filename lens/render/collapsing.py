@@ -17,7 +17,7 @@ from lens.render.sizes import human_bytes
 _MOST_RESULTS = 16
 #: More arrows than this beside the nodes, on average, cannot be told apart.
 _MOST_PASSING = 40
-#: With more of them in the whole drawing it takes more than ten seconds to lay out.
+#: Nor can more than this in the whole drawing, however high it is.
 _MOST_PASSING_IN_ALL = 8000
 #: How many nodes stay at each end of a drawing whose middle is left out.
 _END = 30

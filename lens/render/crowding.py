@@ -29,13 +29,14 @@ class Crowd(NamedTuple):
 def crowd(nodes: Iterable[_Node], arrows: Iterable[tuple[_Node, _Node]]) -> Crowd:
     """The crowd in a drawing of these nodes, in order of execution, with these arrows. Linear.
 
-    A node stands one rank after the last of those that point to it. Several arrows from one node to another are one;
-    those that go backwards count for nothing.
+    A node stands one rank after the last of those that point to it, but for arrows that go backwards (in rolled
+    drawings). Several arrows from one node to another are one.
     """
     ranks = dict.fromkeys(nodes, 0)
     places = {node: place for place, node in enumerate(ranks)}
-    forward = [(source, target) for source, target in dict.fromkeys(arrows) if places[source] < places[target]]
-    for source, target in forward:
-        ranks[target] = max(ranks[target], ranks[source] + 1)
-    passing = sum(max(0, ranks[target] - ranks[source] - 1) for source, target in forward)
+    distinct = dict.fromkeys(arrows)
+    for source, target in distinct:
+        if places[source] < places[target]:
+            ranks[target] = max(ranks[target], ranks[source] + 1)
+    passing = sum(max(0, abs(ranks[target] - ranks[source]) - 1) for source, target in distinct)
     return Crowd(passing, 1 + max(ranks.values(), default=0))
