@@ -17,7 +17,7 @@ from lens.render.sizes import human_bytes
 _MOST_RESULTS = 16
 #: More arrows than this beside the nodes, on average, cannot be told apart.
 _MOST_PASSING = 40
-#: Nor can more than this in the whole drawing, however high it is.
+#: More than this in the whole drawing fill it, however high it is.
 _MOST_PASSING_IN_ALL = 8000
 #: How many nodes stay at each end of a drawing whose middle is left out.
 _END = 30
@@ -97,24 +97,25 @@ def fit(drawing: Drawing, most: int, rolled: bool, *, uncrowd: bool = True) -> D
     unless ``uncrowd`` is False.
     """
     homes = _homes(drawing, None, rolled)
-    total, crowded = len(set(homes.values())), uncrowd and _is_crowded(drawing, homes)
-    if total <= most and not crowded:
+    total, found = len(set(homes.values())), _crowd(drawing, homes)
+    if total <= most and not (uncrowd and _is_too_much(found)):
         return roll(drawing) if rolled else drawing
     done = []
-    if total > most or _crowd(drawing, homes).passing > _MOST_PASSING_IN_ALL:
+    if total > most or found.passing > _MOST_PASSING_IN_ALL:
         bundled = bundle_results(drawing)
         done += ["many results of one call"] if len(bundled.nodes) < len(drawing.nodes) else []
         drawing = bundled
     for depth in (None, *range(max(map(len, drawing.chains.values())), 0, -1)):
         homes = _homes(drawing, depth, rolled)
-        if len(set(homes.values())) <= most and not (uncrowd and _is_crowded(drawing, homes)):
+        found = _crowd(drawing, homes)
+        if len(set(homes.values())) <= most and not (uncrowd and _is_too_much(found)):
             break
-    too_slow = uncrowd and _crowd(drawing, homes).passing > _MOST_PASSING_IN_ALL
     if depth is not None:
         drawing = collapse_depth(drawing, depth)
         done.append(f"modules at depth {depth}")
     drawing = roll(drawing) if rolled else drawing
-    if len(drawing.nodes) > most or (too_slow and len(drawing.nodes) > 2 * _END):
+    is_full = uncrowd and found.passing > _MOST_PASSING_IN_ALL and len(drawing.nodes) > 2 * _END
+    if len(drawing.nodes) > most or is_full:
         drawing = elide_middle(drawing, min(_END, most // 2))
         done.append("the middle")
     if not done:
@@ -138,8 +139,7 @@ def _homes(drawing: Drawing, depth: int | None, rolled: bool) -> dict[str, tuple
     return found
 
 
-def _is_crowded(drawing: Drawing, homes: dict[str, tuple[str, str]]) -> bool:
-    found = _crowd(drawing, homes)
+def _is_too_much(found: Crowd) -> bool:
     return found.mean > _MOST_PASSING or found.passing > _MOST_PASSING_IN_ALL
 
 

@@ -17,7 +17,7 @@ import torch
 from lens.errors import ReplayError
 from lens.ir.elements import ValueId
 from lens.validate.comparing import comparable, differing, same
-from lens.validate.nonsense import Nonsense
+from lens.validate.nonsense import MOST_TOGETHER, Nonsense
 
 #: So many operands are better replaced one by one.
 _FEW = 32
@@ -25,8 +25,6 @@ _FEW = 32
 _SOME = 8
 #: So many elements of the results are looked at, spread over them.
 _LOOKED_AT = 1 << 18
-#: So many elements may be made for substitutes that are no views of noise.
-_MADE = 1 << 20
 _Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
 
 
@@ -47,7 +45,7 @@ def reacting(
     if len(operands) <= _FEW:
         return set()
     substitutes: dict[ValueId, torch.Tensor] = {}
-    room = _MADE
+    room = MOST_TOGETHER
     for value, tensor in operands.items():
         room -= 0 if tensor.is_floating_point() else tensor.numel()
         other = _other(nonsense, tensor) if room >= 0 or tensor.is_floating_point() else None
@@ -70,7 +68,7 @@ def are_deaf(
     each other, one is replaced without the other in some round. False of few operands, and where nothing is told:
     those are better replaced one by one. Arguments as of ``reacting``; ``log2(n)`` runs per kind of nonsense.
     """
-    if len(suspects) < _SOME or sum(operands[value].numel() for value in suspects) > _MADE:
+    if len(suspects) < _SOME or sum(operands[value].numel() for value in suspects) > MOST_TOGETHER:
         return False
     numbers = {value: number for number, value in enumerate(suspects, start=1)}
     for others in nonsense.together({value: operands[value] for value in suspects}):

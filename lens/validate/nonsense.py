@@ -21,6 +21,8 @@ from lens.ir.layouts import Layout
 _POOL = 1 << 18
 #: How many elements of a large tensor are changed.
 _CHANGED = 1 << 16
+#: Several tensors of no more elements than this may be replaced together: their substitutes need memory.
+MOST_TOGETHER = 1 << 20
 #: Dtypes that torch hardly computes with.
 _OPAQUE = frozenset({torch.uint16, torch.uint32, torch.uint64})
 #: A block in which a tensor holds nonsense.

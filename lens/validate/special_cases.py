@@ -18,7 +18,7 @@ from lens.ir.elements import Op, ValueId
 from lens.ir.templates import Template, slots
 from lens.replay.interpreter import Interpreter
 from lens.validate.comparing import same
-from lens.validate.nonsense import Nonsense
+from lens.validate.nonsense import MOST_TOGETHER, Nonsense
 
 
 @frozen
@@ -140,14 +140,10 @@ def _cancels(deaf: Deaf) -> bool:
     return False
 
 
-#: So many elements may be made to replace operands together.
-_TOGETHER = 1 << 20
-
-
 def _is_hidden(deaf: Deaf) -> bool:
     """A difference shows when another operand is another one too, or all others are: of many, that is soon told."""
     others = {value: deaf.operands[value] for value in dict.fromkeys(deaf.op.reads) if value != deaf.value}
-    if len(others) > 1 and sum(other.numel() for other in others.values()) <= _TOGETHER:
+    if len(others) > 1 and sum(other.numel() for other in others.values()) <= MOST_TOGETHER:
         for replaced in deaf.nonsense.together(others):
             if deaf.differs(deaf.op, {**deaf.operands, **replaced}, deaf.value):
                 return True
