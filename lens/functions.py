@@ -142,9 +142,14 @@ class Function:
         reaches: It may show memory that none of its arguments shows.
         copies: ``__deepcopy__``, which is given a memo: the addresses of what has been copied before.
         plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
+        fresh: A plain function all of whose results are new, each in memory of its own.
+        fresh_unless: The position of the flag that keeps one from being so (batch norm's ``training``), if it has one.
+        rewrites: One that would be plain, but that it writes to its first argument, and returns that.
+        quick: Plain, or one of these.
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
         statistics: The flag, and the arguments written if it is true; None if there is no such flag.
+        returns_fresh: The tensors that it returns, but for those that it writes to, are new, each in memory of its own.
     """
 
     callable: Callable[..., Any]
@@ -153,6 +158,7 @@ class Function:
     read: str = ""
     writes: tuple[int | str, ...] = ()
     statistics: tuple[Place, tuple[Place, ...]] | None = None
+    returns_fresh: bool = False
     # Derived, because they are asked for at every call.
     may_write: bool = field(init=False)
     recorded: bool = field(init=False)
@@ -160,6 +166,10 @@ class Function:
     random: bool = field(init=False)
     chance: Place | None = field(init=False)
     plain: bool = field(init=False)
+    fresh: bool = field(init=False)
+    fresh_unless: int | None = field(init=False)
+    rewrites: bool = field(init=False)
+    quick: bool = field(init=False)
     moves: bool = field(init=False)
     reaches: bool = field(init=False)
     copies: bool = field(init=False)
@@ -174,9 +184,17 @@ class Function:
         object.__setattr__(self, "moves", self.may_write and short in _MOVE)
         object.__setattr__(self, "reaches", short in _REACH)
         object.__setattr__(self, "copies", short == "__deepcopy__")
-        plain = self.kind is Kind.OP and not (self.may_write or self.random or self.reaches)
-        plain = plain and self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
+        in_c = self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
+        bare = in_c and self.kind is Kind.OP and not (self.random or self.reaches)
+        plain, fresh = bare and not self.may_write, in_c and self.returns_fresh
+        flag = self.statistics[0][0] if self.statistics is not None and not self.writes else None
+        rewrites = bare and self.writes == (0,) and not (self.statistics or self.moves or short == "__setitem__")
         object.__setattr__(self, "plain", plain)
+        object.__setattr__(self, "returns_fresh", fresh)
+        object.__setattr__(self, "fresh", plain and fresh)
+        object.__setattr__(self, "fresh_unless", flag if bare and fresh else None)
+        object.__setattr__(self, "rewrites", rewrites)
+        object.__setattr__(self, "quick", plain or rewrites or self.fresh_unless is not None)
 
     def draws(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
         """Whether a call with these arguments may draw random numbers."""
@@ -251,6 +269,7 @@ def describe(function: Callable[..., Any]) -> Function:
         Kind.COMPOSITE if composite else Kind.OP,
         writes=writes,
         statistics=_in_place_flag(function) if composite else _UPDATES_STATISTICS.get(short),
+        returns_fresh=not isinstance(function, torch._ops.OpOverload) and _returns_fresh(short, schemas),
     )
 
 
@@ -397,7 +416,14 @@ def _schemas(function: Any, name: str) -> list[Any]:
 
 
 #: Python operators whose schemas stand under another name.
-_ATEN_NAMES = {"__getitem__": "slice", "__setitem__": "copy_", "__matmul__": "matmul"}
+_ATEN_NAMES = {
+    **{f"__{name}__": name for name in ("add", "sub", "mul", "matmul", "lt", "le", "gt", "ge", "eq", "ne")},
+    "__radd__": "add",
+    "__rmul__": "mul",
+    "__truediv__": "div",
+    "__getitem__": "slice",
+    "__setitem__": "copy_",
+}
 
 
 def _writes(function: Any, name: str, schemas: list[Any]) -> tuple[int | str, ...]:
@@ -427,6 +453,45 @@ def _declared_writes(name: str, schemas: list[Any]) -> tuple[int | str, ...]:
 
 def _has_random_tag(schemas: list[Any]) -> bool:
     return any(torch.Tag.nondeterministic_seeded in schema.tags for schema in schemas)
+
+
+#: Operators made of others (so that their schemas promise nothing) that return one new tensor in memory of its own.
+_MADE_FRESH = frozenset(
+    [
+        *("linear", "matmul", "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "group_norm"),
+        *("softmax", "log_softmax", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "dropout"),
+    ]
+)
+
+
+def _returns_fresh(name: str, schemas: list[Any]) -> bool:
+    """Whether schemas promise that the tensors which an operator returns share no memory with what it was given.
+
+    They do where the operator has a kernel of its own, which autograd relies on. A private one may break the promise
+    (``_unsafe_view``), and ``lift`` does. Lists of tensors are left out: they may be parts of one memory.
+    """
+    name = _ATEN_NAMES.get(name, name)
+    returning = [one for one in schemas if any("Tensor" in str(r.type) for r in one._schema.returns)]
+    functional = [one for one in returning if not _writes_anywhere(one._schema)]
+    if not functional or name.startswith("_") or name == "lift":
+        return False
+    returns = [r for one in functional for r in one._schema.returns if "Tensor" in str(r.type)]
+    if any(r.alias_info is not None or str(r.type) != "Tensor" for r in returns):
+        return False
+    return name in _MADE_FRESH or not any(map(_is_composed, functional))
+
+
+def _writes_anywhere(schema: Any) -> bool:
+    return any(one.alias_info is not None and one.alias_info.is_write for one in schema.arguments)
+
+
+def _is_composed(operator: Any) -> bool:
+    # private: without it no operator is known to be fresh, and all are recorded the general way
+    has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
+    try:
+        return bool(has_kernel(operator.name(), "CompositeImplicitAutograd"))
+    except RuntimeError:  # an operator of TorchScript only
+        return True
 
 
 def _returns_view(schema: Any) -> bool:

@@ -138,7 +138,7 @@ class Run(AbstractContextManager["Run"]):
         tape.inputs = (tuple(map(slot, range(len(given)))), given)
         read = {value for row in tape.ops for value in row[2]}
         made = {value for row in tape.ops for value in row[5]}
-        alive = [record.value for record in recorder.tensors.by_id.values() if record() is not None]
+        alive = [record.value for record in recorder.tensors.records() if record() is not None]
         results = sorted({value for value in alive if value in made and value not in read})
         tape.outputs = (tuple(map(slot, range(len(results)))), results)
 
@@ -250,8 +250,9 @@ class Run(AbstractContextManager["Run"]):
         while traceback is not None and traceback.tb_next is not None:
             traceback = traceback.tb_next
         site = None if traceback is None else (traceback.tb_frame.f_code, traceback.tb_lasti)
-        running = "" if self.recorder.running is None else str(self.recorder.running.ref)
-        return Fault(type(error).__name__, str(error), running, SiteTable().locate(site))
+        running = self.recorder.running()
+        name = "" if running is None else str(running.ref)
+        return Fault(type(error).__name__, str(error), name, SiteTable().locate(site))
 
 
 def _named(key: str | int, history: ModelHistory) -> Sequence[EntryRow]:

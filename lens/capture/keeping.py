@@ -52,7 +52,8 @@ class Keeper:
         self.on_failure: Callable[[], object] = lambda: None
         #: Keeps lens's own calls out of the trace; a backend sets it that would see them all the same.
         self.unseen = UNSEEN
-        self._held: dict[int, tuple[torch.Tensor, int | None]] = {}
+        #: What is held, by value: the tensor, and torch's count of writes to it then.
+        self.held: dict[int, tuple[torch.Tensor, int | None]] = {}
         self._states: dict[int, dict[str, torch.Tensor]] = {}
         self._lost: dict[int, str] = {}
         #: Where values lie that share memory with one that is written.
@@ -108,7 +109,7 @@ class Keeper:
             version = version_of(tensor)
         else:
             record.held += (value,)
-        self._held[value] = (tensor, version)
+        self.held[value] = (tensor, version)
 
     def _hold_transformed(self, transform: Change, value: int, tensor: torch.Tensor) -> None:
         if self.failure is not None:
@@ -124,7 +125,7 @@ class Keeper:
                 return
             if storage_of(kept) == storage_of(tensor):
                 kept = kept.clone()  # a later write must not reach it
-        self._held[value] = (kept, version_of(kept))
+        self.held[value] = (kept, version_of(kept))
 
     def copy(self, record: TensorRecord) -> None:
         """Replace what is held of a tensor by a copy, because its memory is about to be written to."""
@@ -132,13 +133,13 @@ class Keeper:
         if tensor is not None:
             copy = tensor.detach().clone()
             for value in record.held:
-                self._held[value] = (copy, version_of(copy))
+                self.held[value] = (copy, version_of(copy))
         record.held = ()
 
     def lose(self, record: TensorRecord) -> None:
         """Note that what is held of a tensor has been overwritten."""
         for value in record.held:
-            self._lost[value] = _described(self._held.pop(value)[0])
+            self._lost[value] = _described(self.held.pop(value)[0])
         record.held = ()
 
     def refresh(self, record: TensorRecord) -> None:
@@ -146,7 +147,7 @@ class Keeper:
         tensor = record()
         if tensor is not None:
             for value in record.held:
-                self._held[value] = (tensor, version_of(tensor))
+                self.held[value] = (tensor, version_of(tensor))
 
     # Random number generators
 
@@ -159,7 +160,7 @@ class Keeper:
 
     def take_over(self, other: Keeper, values: Mapping[int, int], ops: int, memories: Mapping[int, int]) -> None:
         """Keep what another keeper has; its values, op positions and numbers of memories as they are called here."""
-        self._held.update((values[value], held) for value, held in other._held.items())
+        self.held.update((values[value], held) for value, held in other.held.items())
         self._lost.update((values[value], what) for value, what in other._lost.items())
         self._states.update((ops + position, states) for position, states in other._states.items())
         self.picked.update(values[value] for value in other.picked)
@@ -172,9 +173,9 @@ class Keeper:
         """Everything that was kept; ``ids`` are the ids of the values in the graph."""
         values: dict[ValueId, Payload] = {ValueId(ids[v]): Stale(what) for v, what in self._lost.items()}
         values.pop(ValueId(UNUSED), None)
-        lost = {storage_of(t) for t, version in self._held.values() if version is not None and t._version != version}
+        lost = {storage_of(t) for t, version in self.held.values() if version is not None and t._version != version}
         lost.discard(None)
-        for value, (tensor, version) in self._held.items():
+        for value, (tensor, version) in self.held.items():
             if ids[value] == UNUSED:
                 continue
             gone = bool(lost) and storage_of(tensor) in lost

@@ -39,8 +39,8 @@ class LeafRecorder:
 
     def __init__(self, addresses: AddressBook, selection: Selection, locator: Locator) -> None:
         self.tape = Tape()
-        self.tensors = TensorTable()
         self.keeper = Keeper(selection)
+        self.tensors = TensorTable(self.keeper.held)
         self.addresses = addresses
         self.locator = locator
         self.call_site: Site = None
@@ -49,7 +49,8 @@ class LeafRecorder:
         #: Set by a backend that can tell the value of a tensor which comes as an object never met.
         self.recognise: Callable[[torch.Tensor], int | None] = lambda _: None
         # Looked up once: these are read for every operation.
-        self._by_id, self._reserved, self._values = self.tensors.by_id, self.tensors.reserved, self.tape.values
+        self._by_id, self._fresh, self._reserved = self.tensors.by_id, self.tensors.fresh, self.tensors.reserved
+        self._values = self.tape.values
         self._hold_leaves = self.keeper.everything or self.keeper.leaves
         self.memory = Memory(self)  # type: ignore[arg-type]
 

@@ -206,7 +206,7 @@ class Memory(UnseenWrites):
 
     # Memory that is shown again
 
-    def reach(self, position: int, operands: list[int], record: TensorRecord, tensor: torch.Tensor) -> None:
+    def reach(self, position: int, operands: Sequence[int], record: TensorRecord, tensor: torch.Tensor) -> None:
         """Make an op that shows memory anew (``as_strided``) depend on a tensor that showed this part of it.
 
         If none does that is still there, what lies in this memory comes from outside the graph.

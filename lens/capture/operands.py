@@ -7,11 +7,9 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
-from torch.nn import Parameter
 
 from lens.capture.addresses import AddressBook
-from lens.capture.encoding import ATOMS, SLOTS, ArgumentEncoder, slot
+from lens.capture.encoding import ATOMS, ArgumentEncoder, slot
 from lens.capture.leaves import TENSOR_TYPES, LeafRecorder
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
@@ -20,10 +18,6 @@ from lens.ir.templates import Slot
 
 _SEQUENCES = frozenset({tuple, list})
 _MOST_PLANS = 4096
-#: Up to so many arguments are encoded without a plan: those of most calls.
-FEW = 3
-#: The templates of calls with so many tensors and nothing else.
-_FIRST_SLOTS = tuple(SLOTS[:number] for number in range(FEW + 1))
 #: Takes some of the arguments of a call.
 _Take: TypeAlias = Callable[[Sequence[Any]], Sequence[torch.Tensor]]
 
@@ -87,39 +81,7 @@ class OperandRecorder(LeafRecorder):
         super().__init__(addresses, selection, locator)
         self.encoder = ArgumentEncoder(self.value_of)
 
-    def _encode_few(
-        self, args: Sequence[Any]
-    ) -> tuple[list[int], Sequence[RawTemplate], dict[str, RawTemplate] | None]:
-        """What ``_encode`` does, for up to ``FEW`` arguments by position: with 2,300 instructions less of 85,000."""
-        by_id = self._by_id
-        operands: list[int] = []
-        encoded: list[RawTemplate] | None = None
-        for arg in args:
-            kind = type(arg)
-            if kind is Tensor:
-                record = by_id.get(id(arg))
-                if record is None or record() is not arg or record.pending:
-                    operands.append(self.value_of(arg))
-                elif record.version is None or record.version == arg._version:  # type: ignore[union-attr]
-                    operands.append(record.value)
-                else:
-                    operands.append(self.value_of(arg))  # type: ignore[arg-type]
-            elif kind is Parameter:
-                leaf = self._reserved.get(id(arg))
-                is_settled = leaf is not None and leaf[1] == arg._version
-                operands.append(leaf[0] if is_settled else self.value_of(arg))  # type: ignore[index]
-            elif kind in ATOMS:
-                if encoded is None:
-                    encoded = [*_FIRST_SLOTS[len(operands)]]
-                encoded.append(arg)
-                continue
-            else:
-                return self._encode(args, None)
-            if encoded is not None:
-                encoded.append(SLOTS[len(operands) - 1])
-        return operands, _FIRST_SLOTS[len(operands)] if encoded is None else encoded, None
-
-    def _encode(
+    def encode(
         self, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     ) -> tuple[list[int], Sequence[RawTemplate], dict[str, RawTemplate] | None]:
         """The values of the tensors among a call's arguments, and the templates of these."""
@@ -155,15 +117,28 @@ class OperandRecorder(LeafRecorder):
             return self.encoder.slots_in(kind, first, len(operands))
         return self.encoder.encode(arg, operands)
 
-    def _values_in(self, items: Sequence[Any], values: list[int]) -> None:
-        """Append the values of the tensors among the arguments or results of a module, in their order.
+    def _values_given(self, items: Sequence[Any]) -> Sequence[int]:
+        """The values of the tensors among the arguments or results of a module, in their order.
 
         An unseen write to one is left for an op to find: asking for a version here would come to the mode.
         """
-        by_id = self._by_id
+        if len(items) == 1:
+            known = self._fresh.get(id(items[0]))
+            if known is not None and known[0]() is items[0]:
+                return known[1]  # most modules are given, and return, one tensor that an operation has just made
+        values: list[int] = []
+        self._values_in(items, values)
+        return values
+
+    def _values_in(self, items: Sequence[Any], values: list[int]) -> None:
+        by_id, fresh = self._by_id, self._fresh
         for item in items:
             kind = type(item)
             if kind in TENSOR_TYPES:
+                known = fresh.get(id(item))
+                if known is not None and known[0]() is item:
+                    values += known[1]
+                    continue
                 record = by_id.get(id(item))
                 is_settled = record is not None and record() is item and not record.pending
                 values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
@@ -174,10 +149,14 @@ class OperandRecorder(LeafRecorder):
 
     def _values_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
         """The values of tensors: of the usual ones without a call for each, which takes 1 us."""
-        by_id, reserved = self._by_id, self._reserved
+        by_id, fresh, reserved = self._by_id, self._fresh, self._reserved
         values: list[int] = []
         for tensor in tensors:
             number = id(tensor)
+            known = fresh.get(number)
+            if known is not None and known[0]() is tensor and known[2] == tensor._version:
+                values += known[1]
+                continue
             leaf = reserved.get(number)
             if leaf is not None:
                 values.append(leaf[0] if leaf[1] == tensor._version else self.value_of(tensor))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import FIRST_SLOT, SLOTS, shorten, slot
 from lens.capture.keeping import generator_states
-from lens.capture.operands import FEW, OperandRecorder
+from lens.capture.operands import OperandRecorder
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import CLOSED_CLASSES, Locator, is_closed
 from lens.capture.stopping import Stop
@@ -107,16 +108,18 @@ class Recorder(OperandRecorder):
         self.inside_site: Site = None
         #: What the run is to end at, if at anything.
         self.stop: Stop | None = None
-        #: Whether a backend may tell of a call of a plain function when it is over only.
+        #: Whether a backend may tell of a call of a ``quick`` function when it is over only.
         self.takes_ended = True
-        #: The function whose call has begun and not ended, for the report of a fault.
-        self.running: Function | None = None
+        #: The last function whose call has begun and not ended as it should, and the number of op rows then.
+        self._begun: tuple[Function, int] | None = None
         #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
         self.collect: Callable[[], bool] = lambda: False
         self._ops, self._scopes, self._exits = self.tape.ops, self.tape.scopes, self.tape.exits
-        self._add = self.tensors.add
+        self._add, self._find = self.tensors.add, self.tensors.find
         self._hold_all, self._selective = self.keeper.holds_all, self.keeper.selective
         self._holds_some = not self.keeper.nothing
+        #: Whether fresh tensors need nothing but their entry: what is saved is nothing, or all just as it is.
+        self.keeps_fresh = self.keeper.nothing or (self._hold_all and selection.transform is None)
         #: By id.
         self.modules: dict[int, CalledModule] = {}
 
@@ -132,13 +135,12 @@ class Recorder(OperandRecorder):
     ) -> Call:
         """Note the operands of a coming call; save what it overwrites, unless its interior (``opened``) tells that."""
         site = self.inside_site or self.locator.find(frame, self.call_site)
-        self.running = function
+        self._begun = function, len(self._ops)
         if function.copies:  # addresses of this run mean other objects, or none, in the next
             args, kwargs = (args[0], {}), None
         if opened and not self.composites:
             return function, len(self._ops), None, args, kwargs, site, (), None
-        is_short = not kwargs and len(args) <= FEW
-        operands, encoded, by_name = self._encode_few(args) if is_short else self._encode(args, kwargs)
+        operands, encoded, by_name = self.encode(args, kwargs)
         written: Sequence[torch.Tensor] = ()
         if not opened and (function.may_write or (kwargs and "out" in kwargs)):
             written = self._about_to_write(function, args, kwargs or {}, operands)
@@ -160,7 +162,7 @@ class Recorder(OperandRecorder):
         A call that made no tensor, wrote to none and has no interior was no operation; it leaves no row.
         """
         function, begin, operands, args, kwargs, site, written, generators = call
-        self.running = None
+        self._begun = None
         ops = self._ops
         position = len(ops)
         if operands is None:
@@ -177,52 +179,33 @@ class Recorder(OperandRecorder):
             self.memory.written(call, position, results, yields)
         inside = tuple(yields) if begin < position else None
         ops.append(
-            (function.ref, begin, operands, args, kwargs, results, form, self.scope, site, duration, inside),
+            (function.ref, position - begin, operands, args, kwargs, results, form, self.scope, site, duration, inside),
         )
         if generators:
             self.keeper.keep_generators(position, generators)
         if self.stop is not None and results:
-            self.stop.ran(self._described(function, results[0]), results[0], self.keeper)
+            self.stop.ran(self.described(function, results[0]), results[0], self.keeper)
 
-    def ended(
-        self,
-        function: Function,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None,
-        result: Any,
-        duration: float,
-        site: Site,
-    ) -> None:
-        """Note a call of a ``plain`` function after it: what ``start`` and ``finish`` do, in one go.
+    def fails(self, function: Function) -> None:
+        """Note that the call of a ``plain`` function has raised."""
+        self._begun = function, len(self._ops)
 
-        What such a call was given is as it was before, and it has no interior. ``site`` is ``inside_site``, or where
-        there is none, what ``locator`` finds.
-        """
-        self.running = None
-        is_short = not kwargs and len(args) <= FEW
-        operands, encoded, by_name = self._encode_few(args) if is_short else self._encode(args, kwargs)
-        results: Sequence[int]
-        form: RawTemplate
+    def running(self) -> Function | None:
+        """The function whose call has raised, if nothing has been recorded since; for the report of a fault."""
+        return self._begun[0] if self._begun is not None and self._begun[1] == len(self._ops) else None
+
+    def results_of(self, result: Any, function: Function, operands: Sequence[int]) -> tuple[Sequence[int], RawTemplate]:
+        """The values and the template of what a ``plain`` function returned."""
         if type(result) is Tensor:
-            results, form = (self._result(result, function, operands),), FIRST_SLOT
-        else:
-            made: list[int] = []
-            form = self._results(result, function, operands, (), made)
-            if not made:
-                return
-            results = made
-        rows = self._ops
-        rows.append(
-            (function.ref, len(rows), operands, encoded, by_name, results, form, self.scope, site, duration, None),
-        )
-        if self.stop is not None:
-            self.stop.ran(self._described(function, results[0]), results[0], self.keeper)
+            return (self._result(result, function, operands),), FIRST_SLOT
+        results: list[int] = []
+        return results, self._results(result, function, operands, (), results)
 
     def _results(
         self,
         result: Any,
         function: Function,
-        operands: list[int],
+        operands: Sequence[int],
         written: Sequence[torch.Tensor],
         results: list[int],
         yields: list[int | None] | None = None,
@@ -275,33 +258,30 @@ class Recorder(OperandRecorder):
         self,
         tensor: torch.Tensor,
         function: Function,
-        operands: list[int],
+        operands: Sequence[int],
         written: Sequence[torch.Tensor] = (),
         yields: list[int | None] | None = None,
     ) -> int:
         """Give a returned tensor a new value; the one that it had, if any, goes to ``yields``."""
         values = self._values
         value = len(values)
-        record = self._by_id.get(id(tensor))
-        if record is None and id(tensor) in self._reserved:
-            record = self.tensors.find(tensor)
-        alias = None
-        if record is not None and record() is tensor:
-            alias = record.value
+        record = self._find(tensor)
+        alias = None if record is None else record.value
+        if yields is not None:
+            yields.append(alias)
+        if record is not None:
             record.value = value
             if record.pending:
                 self.memory.drop_pending(record)
             record.seen(tensor)
-            if yields is not None:
-                yields.append(alias)
+        elif function.returns_fresh and self.keeps_fresh and type(tensor) is Tensor and not tensor.is_inference():
+            self._keep_fresh(tensor, value)
         else:
             record = self._add(tensor, value)
             if record.shared:
                 alias = self.tensors.alias(record, operands)
                 if self.memory.exposed:
                     self.memory.snap(record, tensor)
-            if yields is not None:
-                yields.append(None)
         try:
             grad = tensor.grad_fn
             values.append(
@@ -316,11 +296,19 @@ class Recorder(OperandRecorder):
             )
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
             values.append((*odd_type(tensor), alias, None))
+        if record is None:
+            return value
         if self._holds_some and (self._hold_all or self._wants(function, value)):
             self.keeper.hold(record, value, tensor)
         if alias is not None and function.reaches and not written:
             self.memory.reach(len(self._ops), operands, record, tensor)
         return value
+
+    def _keep_fresh(self, tensor: torch.Tensor, value: int) -> None:
+        """Note a new tensor in memory of its own."""
+        self._fresh[id(tensor)] = ref(tensor), (value,), tensor._version
+        if self._holds_some:
+            self.keeper.held[value] = tensor, tensor._version
 
     # Writes in place
 
@@ -341,9 +329,10 @@ class Recorder(OperandRecorder):
 
     def _wants(self, function: Function, value: int) -> bool:
         asked = self.keeper.selection.predicate is not None
-        return (asked and self.keeper.picks(self._described(function, value), value)) or self.keeper.wants(function.ref)
+        return (asked and self.keeper.picks(self.described(function, value), value)) or self.keeper.wants(function.ref)
 
-    def _described(self, function: Function, value: int) -> RunningOp:
+    def described(self, function: Function, value: int) -> RunningOp:
+        """What a function of the user is told of an operation."""
         names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
         return RunningOp.of(function.ref, names, self._values[value])
 
@@ -380,8 +369,7 @@ class Recorder(OperandRecorder):
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
-        inputs: list[int] = []
-        self._values_in((*args, *kwargs.values()) if kwargs else args, inputs)
+        inputs = self._values_given((*args, *kwargs.values()) if kwargs else args)
         called = self.modules.get(id(module))
         if called is None:
             called = self.modules[id(module)] = CalledModule(self._names_of(module), module)
@@ -399,13 +387,7 @@ class Recorder(OperandRecorder):
     def exit(self, entered: Entered, output: Any) -> None:
         """Note that a module call has ended; ``output`` is None if it raised."""
         number, self.scope, self.call_site, self.inside_site = entered
-        outputs: list[int] = []
-        if type(output) is Tensor:
-            record = self._by_id.get(id(output))
-            is_settled = record is not None and record() is output and not record.pending
-            outputs.append(record.value if is_settled else self.value_of(output))  # type: ignore[union-attr]
-        elif output is not None:
-            self._values_in(output if type(output) is tuple else (output,), outputs)
+        outputs = self._values_given(output if type(output) is tuple else (output,))
         self._exits.append((number, len(self._ops), outputs))
         if self._selective and self.keeper.wants_module(self._scopes[number][0]):
             self.encoder.encode_with(output, self._hold_now)

@@ -160,11 +160,11 @@ class _Splicing:
             stop, outputs = ends.get(number, (len(job.tape.ops), ()))
             tape.exits.append((self.scopes + number, self.ops + stop, self.mapped(outputs)))
 
-    def op_row(self, fn: Any, begin: int, operands: Any, args: Any, kwargs: Any, *rest: Any) -> tuple[Any, ...]:
+    def op_row(self, fn: Any, interior: int, operands: Any, args: Any, kwargs: Any, *rest: Any) -> tuple[Any, ...]:
         results, form, scope, site, duration, yields = rest
         return (
             fn,
-            self.ops + begin,
+            interior,
             self.mapped(operands),
             [self.template(arg) for arg in args],
             {name: self.template(arg) for name, arg in kwargs.items()} if kwargs else None,
@@ -190,7 +190,7 @@ class _Splicing:
         makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
         makers.update((new, op) for op, _, new in self.job.tape.effects)
         table = self.main.tensors
-        for record in list(self.job.tensors.by_id.values()):
+        for record in self.job.tensors.records():
             tensor = record()
             if tensor is None:
                 continue

@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.bindings import Place, binding, bound_at, reached_from
 from lens.capture.item_slots import emptying
+from lens.capture.keeping import UNSEEN
 from lens.capture.patches import Property, awake, compile_as, fill_tables, is_asleep
 from lens.functions import Kind, describe, is_openable, unpatched
 
@@ -42,6 +43,9 @@ _C_MODULES = ("_nn", "_linalg", "_special", "_fft", "_sparse", "_nested")
 _BASE = Tensor.__mro__[1]
 #: Longer tuples are data.
 _MOST_PARTS = 1000
+#: What operators are probed with. Made here, once: while a trace begins, modes of others may look on.
+with UNSEEN():
+    _PROBED = torch.zeros(1, device="cpu")
 
 
 class Swap(NamedTuple):
@@ -300,8 +304,7 @@ class _Probe(TorchFunctionMode):
 
 def _reported(operator: Any) -> Any:
     """As what torch reports an operator: ``Tensor.add`` for ``Tensor.__add__`` and ``Tensor.__radd__``."""
-    tensor = torch.zeros(1)
-    for arguments in ((tensor, tensor), (tensor,)):
+    for arguments in ((_PROBED, _PROBED), (_PROBED,)):
         probe = _Probe()
         try:
             with probe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import TypeAlias
 
@@ -66,6 +66,9 @@ class TensorRecord(weakref.ref[torch.Tensor]):
 #: A tensor of the model before anything but a use has happened to it: its value, torch's count of writes to it, its
 #: storage, whether it is trained, and its names, with the tensor itself.
 Reserved: TypeAlias = tuple[int, int, int, bool, Named]
+#: A tensor that an operation made in memory of its own, before anything but a use has happened to it: a weak reference
+#: to it, its value alone in a tuple (which the rows that name only this value share), torch's count of writes to it.
+Fresh: TypeAlias = "tuple[weakref.ref[torch.Tensor], tuple[int], int]"
 
 
 class TensorTable:
@@ -75,24 +78,42 @@ class TensorTable:
     Python uses again is recognised.
 
     Most parameters are used and nothing else happens to them: no write, no other tensor in their memory. They are
-    reserved together before the run, which keeps them alive, and get a record when something else happens.
+    reserved together before the run, which keeps them alive, and get a record when something else happens. So do most
+    results of operations, the fresh ones: they get theirs when they are found, or when a tensor comes in memory that no
+    record has, which may be that of one of them. Most are dead before (docs/adr/010-fresh-results.md).
+
+    Args:
+        held: The values whose payloads are held: those of fresh tensors by reference.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: Container[int] = ()) -> None:
+        self._held = held
         self.by_id: dict[int, TensorRecord] = {}
         #: One record stands for itself: most tensors share their memory with no other. A number is the id of a
         #: reserved tensor.
         self._by_storage: dict[int | None, TensorRecord | list[TensorRecord] | int] = {}
         self.reserved: dict[int, Reserved] = {}
+        #: By id. An entry whose tensor is dead stays until the id is used again, or all are met.
+        self.fresh: dict[int, Fresh] = {}
         #: Told of a reserved tensor that gets its record.
         self.met: Callable[[TensorRecord, Reserved], None] = lambda record, reserved: None
 
     def find(self, tensor: torch.Tensor) -> TensorRecord | None:
         """The record of a tensor, if it was met before."""
-        record = self.by_id.get(id(tensor))
+        number = id(tensor)
+        fresh = self.fresh.get(number)
+        if fresh is not None and fresh[0]() is tensor:
+            del self.fresh[number]
+            return self._meet_fresh(tensor, fresh)
+        record = self.by_id.get(number)
         if record is None:
-            return self._meet(id(tensor)) if id(tensor) in self.reserved else None
+            return self._meet(number) if number in self.reserved else None
         return record if record() is tensor else None
+
+    def records(self) -> list[TensorRecord]:
+        """The records of all tensors met, of dead ones too. Linear."""
+        self._meet_all_fresh()
+        return list(self.by_id.values())
 
     def reserve(self, named: Mapping[int, Named], value: int) -> list[Named]:
         """Reserve tensors of the model, with values from ``value`` on; the rest, which need records, are given back.
@@ -135,6 +156,32 @@ class TensorTable:
         for number in list(self.reserved) if ids is None else ids:
             self._meet(number)
 
+    def _meet_fresh(self, tensor: torch.Tensor, fresh: Fresh) -> TensorRecord:
+        """Give a fresh tensor its record."""
+        self.by_id[id(tensor)] = record = TensorRecord(tensor)
+        _, (record.value,), record.version = fresh
+        record.pending, record.shared = (), False
+        record.held = (record.value,) if record.value in self._held else ()
+        try:
+            storage = record.storage = tensor.untyped_storage()._cdata
+        except _NO_STORAGE:
+            record.storage = None
+            return record
+        known = self._by_storage.get(storage)
+        if known is None:
+            self._by_storage[storage] = record
+        else:
+            self._register(record, known)
+        return record
+
+    def _meet_all_fresh(self) -> None:
+        waiting = list(self.fresh.values())
+        self.fresh.clear()
+        for fresh in waiting:
+            tensor = fresh[0]()
+            if tensor is not None:
+                self._meet_fresh(tensor, fresh)
+
     def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
         """A new record; ``shared`` says whether its memory was met before."""
         self.by_id[id(tensor)] = record = TensorRecord(tensor)
@@ -151,6 +198,30 @@ class TensorTable:
             record.storage = None
             return record
         known = self._by_storage.get(storage)
+        if self.fresh and not (type(known) is TensorRecord and known() is not None):
+            known = self._known(storage)
+        if known is None:
+            self._by_storage[storage] = record
+        else:
+            self._register(record, known)
+        return record
+
+    def _known(self, storage: int | None) -> TensorRecord | list[TensorRecord] | int | None:
+        """Who has this memory, as far as is known; if nobody that lives, fresh tensors may."""
+        known = self._by_storage.get(storage)
+        if self.fresh and not self._is_in_use(known, storage):
+            self._meet_all_fresh()
+            return self._by_storage.get(storage)
+        return known
+
+    def _is_in_use(self, known: TensorRecord | list[TensorRecord] | int | None, storage: int | None) -> bool:
+        if type(known) is TensorRecord:
+            return self._is_live(known, storage)
+        return any(self._is_live(one, storage) for one in known) if type(known) is list else known is not None
+
+    def _register(self, record: TensorRecord, known: TensorRecord | list[TensorRecord] | int | None) -> None:
+        """Note a record as one of those that have its memory, besides the known ones."""
+        storage = record.storage
         if known is None or (type(known) is TensorRecord and known() is None):  # memory used again
             self._by_storage[storage] = record
         elif type(known) is TensorRecord and known.storage == storage:
@@ -163,7 +234,6 @@ class TensorTable:
             others = self.records_on(storage)
             self._by_storage[storage] = [*others, record] if others else record
             record.shared = bool(others)
-        return record
 
     def alias(self, record: TensorRecord, preferred: Sequence[int]) -> int | None:
         """The value that a tensor just added shares memory with: one of the preferred ones, else the newest."""
@@ -202,10 +272,12 @@ class TensorTable:
 
     def records_on(self, storage: int | None) -> list[TensorRecord]:
         """The records of live tensors on a memory, oldest first."""
-        known = self._by_storage.get(storage, ()) if storage is not None else ()
+        known = None if storage is None else self._known(storage)
+        if known is None:
+            return []
         if isinstance(known, int):
             known = self._meet(known)
-        members = known if isinstance(known, (list, tuple)) else (known,)
+        members = known if isinstance(known, list) else (known,)
         return [m for m in members if self._is_live(m, storage)]
 
     @staticmethod

@@ -255,7 +255,9 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A tensor was given other memory: it stands for the value that is there."""
         if self.places.find(tensor) is None:
             self.recorder.leaf(tensor, "external", (), self.recorder.site(frame))
-        self.latest.append(self.tensors.by_id[id(tensor)])
+        found = self.tensors.find(tensor)
+        assert found is not None
+        self.latest.append(found)
         return tensor
 
     def is_latest(self, record: TensorRecord) -> bool:
@@ -286,5 +288,5 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with UNSEEN():
             self.settle()
             self.tensors.meet_reserved()
-            alive = [tensor for record in self.tensors.by_id.values() if (tensor := record()) is not None]
+            alive = [tensor for record in self.tensors.records() if (tensor := record()) is not None]
             self.look_at(alive, {}, sys._getframe(0))

@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager
 from inspect import isgetsetdescriptor
 from threading import get_ident
 from time import perf_counter
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
 import torch
 from torch import nn, overrides
 
+from lens.capture.fast_lane import fast_lane
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
 from lens.capture.opening import Opener, TraceMode, pushed, wrap_guard
 from lens.capture.patches import Entries, Property, patched
@@ -44,6 +45,7 @@ class TorchFunctionBackend:
         """Watch this thread while the block lasts."""
         with ExitStack() as stack:
             mode = _RecordingMode(emit)
+            stack.callback(vars(mode).pop, "__torch_function__", None)  # it holds the mode
             sight = Sight(emit, mode, stack)
             sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
             watch_regions(sight, self.record)
@@ -62,14 +64,25 @@ class TorchFunctionBackend:
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
+class _Described(dict[Callable[..., Any], Function]):
+    """What is known of the callables met in a trace."""
+
+    def __missing__(self, func: Callable[..., Any]) -> Function:
+        function = self[func] = describe(unpatched(func))
+        return function
+
+
 class _RecordingMode(TraceMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
         self.opener = Opener()
-        self.functions: dict[Callable[..., Any], Function] = {}
+        self.functions = _Described()
         #: Composites whose opened copy is running: if one comes back from inside itself, it runs as it is.
         self.opened: set[Function] = set()
+        if recorder.takes_ended:
+            lane = fast_lane(recorder, self.functions, self.handle)
+            self.__torch_function__ = MethodType(lane, self)  # type: ignore[method-assign]
 
     def __torch_function__(
         self,
@@ -78,26 +91,21 @@ class _RecordingMode(TraceMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        function = self.functions.get(func)
-        if function is None:
-            function = self.functions[func] = describe(unpatched(func))
+        return self.handle(func, types, args, kwargs)
+
+    def handle(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any] | None
+    ) -> Any:
+        """Run any call and record it. Who calls this was called by the code that the call comes from."""
+        function = self.functions[func]
         recorder = self.recorder
-        plain = not types or _PLAIN_TYPES.issuperset(types)
-        if plain and function.plain and recorder.takes_ended and not (kwargs and "out" in kwargs):
-            recorder.running = function
-            begin = perf_counter()
-            result = func(*args, **kwargs) if kwargs else func(*args)
-            duration = perf_counter() - begin
-            # Making a frame takes 0.2 us.
-            site = recorder.inside_site or recorder.locator.find(sys._getframe(1), recorder.call_site)
-            recorder.ended(function, args, kwargs, result, duration, site)
-            return result
         if not function.recorded:
             if function.kind is Kind.METADATA:
                 return func(*args, **kwargs) if kwargs else func(*args)
-            return self.read(function, args, kwargs or {}, sys._getframe(1))
+            return self.read(function, args, kwargs or {}, sys._getframe(2))
+        plain = not types or _PLAIN_TYPES.issuperset(types)
         opened = plain and function.composite and function not in self.opened
-        call = recorder.start(function, args, kwargs, sys._getframe(1), opened)
+        call = recorder.start(function, args, kwargs, sys._getframe(2), opened)
         if opened:
             begin = perf_counter()
             result = self.run_opened(function, site_of(call), args, kwargs or {})

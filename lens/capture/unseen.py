@@ -50,7 +50,7 @@ class UnseenWrites:
 
     def disclose(self) -> None:
         """Say so if there were tensors whose writes nobody counts, nor compares what is in them."""
-        for record in self.tensors.by_id.values():
+        for record in self.tensors.by_id.values():  # fresh tensors have a count
             counted = record.version is not None or record.storage is None or record.exposed
             if not counted and id(record) not in self._untrusted:
                 self.tape.unseen.append((UNCOUNTED, None))

@@ -32,7 +32,7 @@ def value_by_wrapping(recorder: Recorder, tensor: torch.Tensor) -> int | None:
         return _derive(recorder, _WRAP, inner, tensor)
     if not recorder.encoder.has_met_subclass:
         return None
-    for record in list(recorder.tensors.by_id.values()):
+    for record in recorder.tensors.records():
         outer = record()
         if outer is not None and any(part is tensor for part in _parts(outer)):
             return _derive(recorder, _UNWRAP, [outer], tensor)

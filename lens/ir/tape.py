@@ -47,11 +47,11 @@ ValueRow: TypeAlias = "tuple[tuple[int, ...], object, object, object, int | None
 class OpRow(NamedTuple):
     """One call, appended when it returns. The recorder writes it as a bare tuple in this order.
 
-    ``begin`` is the number of op rows when the call began: the rows since then are its interior.
+    ``interior`` is how many of the rows before it were written while the call ran.
     """
 
     function: FnRef
-    begin: int
+    interior: int
     operands: Sequence[int]
     args: Sequence[RawTemplate]
     kwargs: Mapping[str, RawTemplate] | None
@@ -136,9 +136,9 @@ def _order_leaves(tape: Tape) -> None:
     before = [row for row in tape.leaves if row[1] < tape.prepared.start]
     waiting = {row[1]: row for row in tape.leaves[len(before) :]}
     by_beginning = tape.ops
-    if any(op[1] < place for place, op in enumerate(by_beginning)):
-        newest_first = by_beginning[::-1]
-        by_beginning = sorted(newest_first, key=itemgetter(1))  # a composite before its interior
+    if any(map(itemgetter(1), by_beginning)):
+        newest_first = [(place - op[1], op) for place, op in enumerate(by_beginning)][::-1]
+        by_beginning = [op for _, op in sorted(newest_first, key=itemgetter(0))]  # a composite before its interior
     used = [waiting.pop(value) for op in by_beginning for value in op[2] if value in waiting]
     others = itertools.chain(
         (read.value for read in tape.reads),
@@ -204,7 +204,7 @@ class _Sealing:
         ops = []
         numbers: Iterator[Any] = itertools.count()  # a call of OpId costs 0.1 us
         for i, row in zip(numbers, self.tape.ops, strict=False):
-            fn, begin, operands, args, kwargs, results, form, scope, site, duration, yields = row
+            fn, interior, operands, args, kwargs, results, form, scope, site, duration, yields = row
             ops.append(
                 _op(
                     i,
@@ -218,8 +218,8 @@ class _Sealing:
                     scope,
                     locate(site),
                     duration,
-                    i - begin,
-                    tuple([None if v is None else self.ids[v] for v in yields]) if yields and i > begin else (),
+                    interior,
+                    tuple([None if v is None else self.ids[v] for v in yields]) if yields and interior else (),
                 )
             )
         return tuple(ops)

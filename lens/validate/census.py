@@ -103,7 +103,7 @@ class CensusRecorder(Recorder):
             lost = [one for one in running.calls if one.writes]
             self.excused["inside a call that made no tensor"] += len(running.calls) - len(lost)
             self._hand_out(lost)
-        elif running.opened and rows[-1][1] < before and None not in (rows[-1][10] or ()):
+        elif running.opened and rows[-1][1] and None not in (rows[-1][10] or ()):
             self._hand_out(running.calls)  # the composite will be dissolved into its interior
         else:
             self.owned += len(running.calls)
