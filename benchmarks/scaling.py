@@ -49,7 +49,7 @@ def synthetic_tape(ops: int) -> Tape:
     def op(function, operands, kind, *constants, scope=0):
         result = value(kind)
         args = [*SLOTS[: len(operands)], *constants]
-        tape.ops.append((function, len(tape.ops), operands, args, None, [result], SLOTS[0], scope, None, 1e-6, None))
+        tape.ops.append((function, 0, operands, args, None, [result], SLOTS[0], scope, None, 1e-6, None))
         return result
 
     x, weight = value(MATRIX), value(((8, 8), "float32"))

@@ -23,6 +23,7 @@ NAMES = [
     ("torch._C", "_is_torch_function_all_disabled", ["decoration"]),
     ("torch._C", "_VariableFunctions", ["decoration"]),
     ("torch._C", "_linalg _special _fft _sparse _nested", []),
+    ("torch._C", "_dispatch_has_kernel_for_dispatch_key", []),
     ("torch._C", "ScriptFunction ScriptMethod", []),
     ("torch.utils._python_dispatch", "TorchDispatchMode", ["torch_dispatch"]),
     ("torch.utils._python_dispatch", "_disable_current_modes", []),

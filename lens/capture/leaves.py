@@ -56,7 +56,10 @@ class LeafRecorder:
 
     def value_of(self, tensor: torch.Tensor) -> int:
         """The value that a tensor stands for; a tensor never met becomes a leaf."""
-        reserved = self.tensors.reserved.get(id(tensor))
+        fresh = self._fresh.get(id(tensor))
+        if fresh is not None and fresh[0]() is tensor and fresh[2] == tensor._version:
+            return fresh[1][0]
+        reserved = self._reserved.get(id(tensor))
         if reserved is not None and reserved[1] == tensor._version:
             return reserved[0]
         record = self.tensors.find(tensor)
