@@ -1,5 +1,6 @@
 """Recurrence: the paper's figures, models that are and are not recurrent, and the slow reference."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ import lens
 from lens.ir.facets import Labels, Recurrence
 from lens.ir.parser import parse
 from lens.model_specs import import_torchvision
+from lens.passes import loops
 from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.recurrence import RecurrencePass
@@ -335,6 +337,27 @@ def programs(draw):
         if draw(st.booleans()):  # an early exit: a part of one more round
             emit(shape[: draw(st.integers(0, len(shape)))], newest(), side)
     return program[:26]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_side_by_side_are_looked_at_n_log_n_times(rows, monkeypatch):
+    """``[f(x) for _ in range(n)]``, and then as many views or products of these: no loops, whatever the period."""
+    looks = Counter()
+    match = loops._Stretch._match
+
+    def counted(self, op, period):
+        looks[self.stop] += 1
+        return match(self, op, period)
+
+    monkeypatch.setattr(loops._Stretch, "_match", counted)
+    for count in (100, 800):
+        program = [("a", (0,), None)] * count
+        for row in range(rows):
+            program += [("bc"[row], (row * count + place + 1,), None) for place in range(count)]
+        layers = folded(graph_of(program))
+        assert len(set(layers)) == len(program)
+    few, many = (looks[total] / total for total in sorted(looks))
+    assert many <= 2 * few
 
 
 #: Repeats with a period of two, side by side; only in rounds of four does one feed the next.

@@ -91,9 +91,16 @@ class _Stretch:
         found: dict[Loop, None] = {}
         for period in range(1, (self.stop - self.start) // 2 + 1):
             anchor = self.start
+            barrier = anchor - 1  # the last anchor that corresponds to none: no loop goes across it
             while anchor + period < self.stop:
                 step = anchor + period
-                if not self._known(anchor, period) and self._match(anchor, period) is not None:
+                if self._known(anchor, period):
+                    anchor = step
+                    continue
+                match = self._match(anchor, period)
+                if match is None:
+                    barrier = anchor
+                elif self._may_hold(match, barrier, period):
                     run_start, run_stop = self._run(anchor, period)
                     for loop in self._loops_in(run_start, run_stop, period):
                         found[loop] = None
@@ -105,6 +112,11 @@ class _Stretch:
         """Whether a loop whose period divides this one is around both anchors already."""
         loop = self.around.get(anchor)
         return loop is not None and period % loop.period == 0 and anchor + period < loop.stop
+
+    def _may_hold(self, match: _Match, barrier: int, period: int) -> bool:
+        """Whether a loop can reach back to what an anchor reads: all ops from there on have to correspond."""
+        earliest = match.earliest
+        return earliest > barrier and self.keys[earliest] == self.keys[earliest + period]
 
     def _ends_by_keys(self, loop: Loop) -> bool:
         """Whether the keys alone stop a loop at both ends: then no multiple of its period reaches further."""
