@@ -19,6 +19,7 @@ from attrs import field, frozen
 
 from lens.errors import ReplayError
 from lens.ir.elements import FnRef, split_function_name
+from lens.schemas import has_random_tag, returns_fresh, returns_view, schemas_of
 
 
 class Kind(IntEnum):
@@ -253,14 +254,14 @@ def describe(function: Callable[..., Any]) -> Function:
     if short in _METADATA:
         return Function(function, FnRef(namespace, name), Kind.METADATA)
     composite = is_openable(function)
-    schemas = _schemas(function, short)
+    schemas = schemas_of(function, short)
     writes = _writes(function, short, schemas)
     ref = FnRef(
         namespace,
         name,
         mutates=bool(writes) or (short in _UPDATES_STATISTICS and not composite),
-        random=short in _HIDDEN_RANDOM or namespace == "torch.nn.init" or _has_random_tag(schemas),
-        view=any(_returns_view(schema._schema) for schema in schemas),
+        random=short in _HIDDEN_RANDOM or namespace == "torch.nn.init" or has_random_tag(schemas),
+        view=any(returns_view(schema._schema) for schema in schemas),
         composite=composite,
     )
     return Function(
@@ -269,7 +270,7 @@ def describe(function: Callable[..., Any]) -> Function:
         Kind.COMPOSITE if composite else Kind.OP,
         writes=writes,
         statistics=_in_place_flag(function) if composite else _UPDATES_STATISTICS.get(short),
-        returns_fresh=not isinstance(function, torch._ops.OpOverload) and _returns_fresh(short, schemas),
+        returns_fresh=returns_fresh(short, schemas),
     )
 
 
@@ -403,29 +404,6 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-def _schemas(function: Any, name: str) -> list[Any]:
-    """The operator overloads that a function stands for; empty if torch knows none of its name."""
-    if isinstance(function, torch._ops.OpOverload):
-        return [function]
-    packet = function
-    if not isinstance(function, torch._ops.OpOverloadPacket):
-        packet = getattr(torch.ops.aten, _ATEN_NAMES.get(name, name), None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):  # no operator, or a dunder of the namespace object
-        return []
-    return [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
-
-
-#: Python operators whose schemas stand under another name.
-_ATEN_NAMES = {
-    **{f"__{name}__": name for name in ("add", "sub", "mul", "matmul", "lt", "le", "gt", "ge", "eq", "ne")},
-    "__radd__": "add",
-    "__rmul__": "mul",
-    "__truediv__": "div",
-    "__getitem__": "slice",
-    "__setitem__": "copy_",
-}
-
-
 def _writes(function: Any, name: str, schemas: list[Any]) -> tuple[int | str, ...]:
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return _declared_writes(name, schemas)
@@ -449,50 +427,3 @@ def _declared_writes(name: str, schemas: list[Any]) -> tuple[int | str, ...]:
     if name in _UPDATES_STATISTICS:
         places -= {position for position, _ in _UPDATES_STATISTICS[name][1]}
     return tuple(sorted(places, key=str))
-
-
-def _has_random_tag(schemas: list[Any]) -> bool:
-    return any(torch.Tag.nondeterministic_seeded in schema.tags for schema in schemas)
-
-
-#: Operators made of others (so that their schemas promise nothing) that return one new tensor in memory of its own.
-_MADE_FRESH = frozenset(
-    [
-        *("linear", "matmul", "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "group_norm"),
-        *("softmax", "log_softmax", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "dropout"),
-    ]
-)
-
-
-def _returns_fresh(name: str, schemas: list[Any]) -> bool:
-    """Whether schemas promise that the tensors which an operator returns share no memory with what it was given.
-
-    They do where the operator has a kernel of its own, which autograd relies on. A private one may break the promise
-    (``_unsafe_view``), and ``lift`` does. Lists of tensors are left out: they may be parts of one memory.
-    """
-    name = _ATEN_NAMES.get(name, name)
-    returning = [one for one in schemas if any("Tensor" in str(r.type) for r in one._schema.returns)]
-    functional = [one for one in returning if not _writes_anywhere(one._schema)]
-    if not functional or name.startswith("_") or name == "lift":
-        return False
-    returns = [r for one in functional for r in one._schema.returns if "Tensor" in str(r.type)]
-    if any(r.alias_info is not None or str(r.type) != "Tensor" for r in returns):
-        return False
-    return name in _MADE_FRESH or not any(map(_is_composed, functional))
-
-
-def _writes_anywhere(schema: Any) -> bool:
-    return any(one.alias_info is not None and one.alias_info.is_write for one in schema.arguments)
-
-
-def _is_composed(operator: Any) -> bool:
-    # private: without it no operator is known to be fresh, and all are recorded the general way
-    has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
-    try:
-        return bool(has_kernel(operator.name(), "CompositeImplicitAutograd"))
-    except RuntimeError:  # an operator of TorchScript only
-        return True
-
-
-def _returns_view(schema: Any) -> bool:
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)

@@ -162,16 +162,9 @@ class TensorTable:
         _, (record.value,), record.version = fresh
         record.pending, record.shared = (), False
         record.held = (record.value,) if record.value in self._held else ()
-        try:
-            storage = record.storage = tensor.untyped_storage()._cdata
-        except _NO_STORAGE:
-            record.storage = None
-            return record
-        known = self._by_storage.get(storage)
-        if known is None:
-            self._by_storage[storage] = record
-        else:
-            self._register(record, known)
+        storage = record.storage = storage_of(tensor)
+        if storage is not None:
+            self._register(record, self._by_storage.get(storage))
         return record
 
     def _meet_all_fresh(self) -> None:
@@ -192,18 +185,9 @@ class TensorTable:
             record.version = tensor._version
         except _NO_VERSION:
             record.version = None
-        try:
-            storage = record.storage = tensor.untyped_storage()._cdata
-        except _NO_STORAGE:
-            record.storage = None
-            return record
-        known = self._by_storage.get(storage)
-        if self.fresh and not (type(known) is TensorRecord and known() is not None):
-            known = self._known(storage)
-        if known is None:
-            self._by_storage[storage] = record
-        else:
-            self._register(record, known)
+        storage = record.storage = storage_of(tensor)
+        if storage is not None:
+            self._register(record, self._known(storage))
         return record
 
     def _known(self, storage: int | None) -> TensorRecord | list[TensorRecord] | int | None:
