@@ -7,6 +7,42 @@ parameters, then corresponding layers in these sequences are marked as the same,
 separate." Where this leaves something open, docs/adr/002-recurrence.md says what is taken.
 """
 
+from lens.ir.parser import parse
+from lens.passes.recurrence import RecurrencePass
+
+
+def graph_of(program):
+    """A graph from (function, operands, parameter number or None) per op.
+
+    An operand is the number of an op, from 1 on, or 0 for the input; of those that are called ``split``, which have
+    two results, minus the number is the second.
+    """
+    used = sorted({p for _, _, p in program if p is not None})
+    places = {p: i + 1 for i, p in enumerate(used)}
+    lines = ["graph {", '  leaf %0: f32[2] = input "x"']
+    lines += [f'  leaf %{places[p]}: f32[2] = parameter "p{p}"' for p in used]
+    lines.append("  inputs (@x,)")
+    names = {0: "@x"}
+    count = len(used) + 1
+    for number, (function, operands, parameter) in enumerate(program, 1):
+        values = [names[o] for o in operands]
+        values += [f"@p{parameter}"] if parameter is not None else []
+        results = (number, -number) if function == "split" else (number,)
+        for result in results:
+            names[result] = f"%{count}"
+            count += 1
+        written = ", ".join(f"{names[result]}: f32[2]" for result in results)
+        lines.append(f"  {written} = torch.{function}({', '.join(values)})")
+    return parse("\n".join([*lines, "}"]))
+
+
+def folded(graph):
+    """Per op, the first op of its layer, as the pass has it."""
+    facet = RecurrencePass().run(graph, None).facets[0]
+    assert list(facet.verify(graph)) == []
+    first = {}
+    return [first.setdefault(layer, op) for op, layer in enumerate(facet.layer)]
+
 
 def reference_layers(graph):
     """Per op, the first op of its layer."""

@@ -1,6 +1,5 @@
 """Recurrence: the paper's figures, models that are and are not recurrent, and the slow reference."""
 
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -8,14 +7,12 @@ import torch
 from attrs import evolve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from recurrence_reference import reference_layers
+from recurrence_reference import folded, graph_of, reference_layers
 from torch import nn
 
 import lens
 from lens.ir.facets import Labels, Recurrence
-from lens.ir.parser import parse
 from lens.model_specs import import_torchvision
-from lens.passes import loops
 from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.recurrence import RecurrencePass
@@ -268,28 +265,6 @@ def test_language_models_and_mixer_are_feedforward(name):
 # Against the reference
 
 
-def graph_of(program):
-    """A graph from (function, operand numbers, parameter number or None) per op; operand 0 is the input."""
-    used = sorted({p for _, _, p in program if p is not None})
-    places = {p: i + 1 for i, p in enumerate(used)}
-    first = len(used) + 1
-    lines = ["graph {", '  leaf %0: f32[2] = input "x"']
-    lines += [f'  leaf %{places[p]}: f32[2] = parameter "p{p}"' for p in used]
-    lines.append("  inputs (@x,)")
-    for number, (function, operands, parameter) in enumerate(program):
-        values = ["@x" if o == 0 else f"%{first + o - 1}" for o in operands]
-        values += [f"@p{parameter}"] if parameter is not None else []
-        lines.append(f"  %{first + number}: f32[2] = torch.{function}({', '.join(values)})")
-    return parse("\n".join([*lines, "}"]))
-
-
-def folded(graph):
-    facet = RecurrencePass().run(graph, None).facets[0]
-    assert list(facet.verify(graph)) == []
-    first = {}
-    return [first.setdefault(layer, op) for op, layer in enumerate(facet.layer)]
-
-
 @st.composite
 def programs(draw):
     """Straight code, loops (nested, with several parameters, with conditions and early exits), shared heads."""
@@ -339,37 +314,7 @@ def programs(draw):
     return program[:26]
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_rows_side_by_side_are_looked_at_n_log_n_times(rows, monkeypatch):
-    """``[f(x) for _ in range(n)]``, and then as many views or products of these: no loops, whatever the period."""
-    looks = Counter()
-    match = loops._Stretch._match
-
-    def counted(self, op, period):
-        looks[self.stop] += 1
-        return match(self, op, period)
-
-    monkeypatch.setattr(loops._Stretch, "_match", counted)
-    for count in (100, 800):
-        program = [("a", (0,), None)] * count
-        for row in range(rows):
-            program += [("bc"[row], (row * count + place + 1,), None) for place in range(count)]
-        layers = folded(graph_of(program))
-        assert len(set(layers)) == len(program)
-    few, many = (looks[total] / total for total in sorted(looks))
-    assert many <= 2 * few
-
-
-#: Repeats with a period of two, side by side; only in rounds of four does one feed the next.
-FED_BY_EVERY_SECOND_ROUND = [
-    ("a", (0,), None),
-    ("d", (1,), None),
-    *[("a", (operand,), None) for operand in (2, 1, 4, 1, 6, 3, 8, 3)],
-]
-
-
 @given(programs())
-@example(FED_BY_EVERY_SECOND_ROUND)
 @settings(max_examples=400, deadline=None)
 def test_the_pass_agrees_with_the_reference(program):
     graph = graph_of(program)

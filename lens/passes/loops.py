@@ -1,40 +1,26 @@
-"""Sequences of operations without parameters that repeat back to back (rule 3 of the paper's recurrence).
+"""How loops without parameters are found (rule 3 of the paper's recurrence); ``lens.passes.rounds`` says what one is.
 
-Two ops a period apart correspond if their keys are equal and every operand of the one relates to that of the other:
-the same value from outside the loop, or values made one period apart. In the first round an operand may come from
-anywhere if in the second it comes from the first round: that is what the loop carries on. And it must be a
-loop: what a round makes depends on what the round before made.
+For each period, starts are tried from left to right. A loop has two rounds, so a start has to be allowed for every op
+of its first round. An op for which it is not forbids all starts up to some place, the more of them the later in the
+round it is (as in Boyer and Moore's search for words): few are looked at if the right ones are looked at first.
+
+Inside of a loop that was found, none of a longer period is looked for that cannot leave it: the first is longer, or
+of a shorter period, and will be chosen. If it is not, since a still longer one overlaps it, the search is made up for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
-from attrs import frozen
+from attrs import define
 
 from lens.ir.graph import Graph
+from lens.passes.rounds import Loop, Rounds
 
-
-@frozen
-class Loop:
-    """Ops ``start`` to ``stop - 1``, round after round of ``period`` ops; the last round may be broken off."""
-
-    start: int
-    stop: int
-    period: int
-
-
-@frozen
-class _Match:
-    """How an op corresponds to the one a period later.
-
-    Args:
-        earliest: The earliest op that the later one reads where the two do not read the same value.
-        loose: The ops that it reads without the first reading their counterparts: what a loop carries on.
-    """
-
-    earliest: int
-    loose: tuple[int, ...]
+#: How many irregular ops are looked at first. With 3, programs that begin irregularly take twice as many looks.
+_FEW = 6
 
 
 def find_loops(graph: Graph, keys: Sequence[int], free: Sequence[bool]) -> list[Loop]:
@@ -46,12 +32,14 @@ def find_loops(graph: Graph, keys: Sequence[int], free: Sequence[bool]) -> list[
         keys: Per op, a number that is equal for ops of equal function and non-tensor arguments.
         free: Per op, whether it may be part of a loop; the others end a sequence.
 
-    Takes n log n steps for a stretch of n free ops, and the length of the loops found.
+    Takes some n log n steps for a stretch of n free ops, and the length of the loops found. There is no better bound
+    than n squared: long chains of one function, each of which goes on from somewhere in those before, are full of
+    loops of two rounds and every length.
     """
     found: list[Loop] = []
     for start, stop in _stretches(free):
         if stop - start > 1:
-            found += _disjoint(_Stretch(graph, keys, start, stop).loops())
+            found += _Search(Rounds(graph, keys, start, stop)).loops()
     return found
 
 
@@ -63,155 +51,145 @@ def _stretches(free: Sequence[bool]) -> Iterator[tuple[int, int]]:
             start = place + 1
 
 
-def _disjoint(loops: list[Loop]) -> list[Loop]:
+def _choose(loops: Iterable[Loop]) -> tuple[list[Loop], dict[Loop, int]]:
+    """The loops that are kept; and of each other one how many ops in a row are in none that went before it."""
     taken: set[int] = set()
     chosen = []
+    room = {}
     for loop in sorted(loops, key=lambda x: (x.start - x.stop, x.period, x.start)):
-        ops = range(loop.start, loop.stop)
-        if taken.isdisjoint((ops[0], ops[-1])) and taken.isdisjoint(ops):
-            taken.update(ops)
+        if taken.isdisjoint((loop.ops[0], loop.ops[-1])) and taken.isdisjoint(loop.ops):
+            taken.update(loop.ops)
             chosen.append(loop)
-    return sorted(chosen, key=lambda x: x.start)
+        else:
+            room[loop] = _longest_gap(loop.ops, taken)
+    return sorted(chosen, key=lambda x: x.start), room
 
 
-class _Stretch:
-    """Free ops that follow each other in order of execution."""
+def _longest_gap(ops: range, taken: set[int]) -> int:
+    longest = length = 0
+    for op in ops:
+        length = 0 if op in taken else length + 1
+        longest = max(longest, length)
+    return longest
 
-    def __init__(self, graph: Graph, keys: Sequence[int], start: int, stop: int) -> None:
-        self.graph = graph
-        self.keys = keys
-        self.start = start
-        self.stop = stop
-        #: Per op, the repetition around it whose keys differ from what comes before and after, and no multiple of
-        #: whose period needs to be looked at: it is a loop, or none of them is.
-        self.around: dict[int, Loop] = {}
+
+@define(eq=False)
+class _Area:
+    """Rounds that were found.
+
+    Args:
+        loop: They.
+        is_loop: Whether one feeds the next.
+        rhythm: Of multiples of this no loop needs to be looked for that cannot leave them. None if of none.
+        room: How many ops in a row no better loop takes. Up to half of that, it must be looked for other periods too.
+    """
+
+    loop: Loop
+    is_loop: bool
+    rhythm: int | None
+    room: int = 0
+
+    def is_settled(self, period: int) -> bool:
+        """Whether no loop of this period, which is longer than theirs, needs to be looked for among them."""
+        repeats = self.rhythm is not None and not period % self.rhythm
+        return repeats or (self.is_loop and 2 * period > self.room)
+
+
+class _Search:
+    def __init__(self, rounds: Rounds) -> None:
+        self.rounds = rounds
+        self.areas: dict[Loop, _Area] = {}
+        #: Per op the area that was found last, with a period up to the one that is searched for.
+        self.around: dict[int, _Area] = {}
 
     def loops(self) -> list[Loop]:
-        """All maximal loops. A loop of period p has two rounds, so it holds two neighbours among every p-th op."""
-        found: dict[Loop, None] = {}
-        for period in range(1, (self.stop - self.start) // 2 + 1):
-            anchor = self.start
-            barrier = anchor - 1  # the last anchor that corresponds to none: no loop goes across it
-            while anchor + period < self.stop:
-                step = anchor + period
-                if self._known(anchor, period):
-                    anchor = step
-                    continue
-                match = self._match(anchor, period)
-                if match is None:
-                    barrier = anchor
-                elif self._may_hold(match, barrier, period):
-                    run_start, run_stop = self._run(anchor, period)
-                    for loop in self._loops_in(run_start, run_stop, period):
-                        found[loop] = None
-                    step = max(step, anchor + period * ((run_stop - anchor) // period))
-                anchor = step
-        return list(found)
+        """The loops that are kept."""
+        room = self.rounds.stop - self.rounds.start
+        chosen: list[Loop] = []
+        while room:
+            self.around.clear()
+            for period in range(1, room // 2 + 1):
+                self._search(period)
+            chosen, rest = _choose(area.loop for area in self.areas.values() if area.is_loop)
+            room = self._make_room(rest)
+        return chosen
 
-    def _known(self, anchor: int, period: int) -> bool:
-        """Whether a loop whose period divides this one is around both anchors already."""
-        loop = self.around.get(anchor)
-        return loop is not None and period % loop.period == 0 and anchor + period < loop.stop
+    def _make_room(self, rest: dict[Loop, int]) -> int:
+        """Open areas whose loop was not kept. Returns how many ops in a row another loop may have in one of them."""
+        most = 0
+        for loop, room in rest.items():
+            area = self.areas[loop]
+            if room > max(area.room, 2 * loop.period + 1):
+                area.room = room
+                most = max(most, room)
+        return most
 
-    def _may_hold(self, match: _Match, barrier: int, period: int) -> bool:
-        """Whether a loop can reach back to what an anchor reads: all ops from there on have to correspond."""
-        earliest = match.earliest
-        return earliest > barrier and self.keys[earliest] == self.keys[earliest + period]
+    def _search(self, period: int) -> None:
+        """Find the loops of a period. None of them contains another."""
+        start = self.rounds.start
+        while start + 2 * period <= self.rounds.stop:
+            allowed = self._after_area(start, period)
+            if allowed == start:
+                allowed = self._allowed_start(start, period)
+            if allowed == start:
+                loop, allowed = self._extended(start, period)
+                if not self._add(loop):
+                    allowed = start + 1
+            start = allowed
 
-    def _ends_by_keys(self, loop: Loop) -> bool:
-        """Whether the keys alone stop a loop at both ends: then no multiple of its period reaches further."""
-        before, after = loop.start - 1, loop.stop
-        first = before < self.start or self.keys[before] != self.keys[before + loop.period]
-        return first and (after >= self.stop or self.keys[after] != self.keys[after - loop.period])
+    def _after_area(self, start: int, period: int) -> int:
+        """The next start, if loops from this one cannot leave an area and no other than its own needs to be found."""
+        area = self.around.get(start)
+        if area is None or start + period >= area.loop.stop or not area.is_settled(period):
+            return start
+        return self.rounds.allowed_start(area.loop.stop - period, start, period)
 
-    def _run(self, anchor: int, period: int) -> tuple[int, int]:
-        """The ops around an anchor that correspond, strictly or loosely, to those a period later."""
-        first, last = anchor, anchor
-        while first > self.start and self._match(first - 1, period) is not None:
-            first -= 1
-        while last + period < self.stop and self._match(last, period) is not None:
-            last += 1
-        return first, last
+    def _allowed_start(self, start: int, period: int) -> int:
+        """The next start, if one of the ops in its first round forbids this one."""
+        for op in self._in_good_order(start, period):
+            allowed = self.rounds.allowed_start(op, start, period)
+            if allowed > start:
+                return allowed
+        return start
 
-    def _loops_in(self, first: int, last: int, period: int) -> Iterator[Loop]:
-        """The maximal loops among ops that all correspond to those a period later."""
-        matches = {op: self._match(op, period) for op in range(first, last)}
-        start = first
-        while start + period <= last:
-            broken = start
-            while broken < last and self._holds(matches[broken], broken, start, period):
-                broken += 1
-            if broken - start < period:
-                start += 1
-                continue
-            loop = Loop(start, broken + period, period)
-            feeds_itself = self._has_cycle(start, start + period, start, period)
-            if self._ends_by_keys(loop) and (feeds_itself or not self._has_cycle(start, broken, start, period)):
-                self.around.update(dict.fromkeys(range(loop.start, loop.stop), loop))
-            if feeds_itself:
-                yield loop
-            # The next one that is not inside this: what broke it is in its first round, or before it.
-            start = max(start + 1, broken - period + 1)
+    def _in_good_order(self, start: int, period: int) -> Iterator[int]:
+        """All ops of a first round, some of them twice, those first that are likely to forbid many starts.
 
-    def _holds(self, match: _Match | None, op: int, start: int, period: int) -> bool:
-        """Whether a correspondence holds in a loop that starts here: what comes from far away must be the same."""
-        if match is None or match.earliest < start:
-            return False
-        if not match.loose:
-            return True
-        return op < start + period and max(match.loose) < start + period
-
-    def _match(self, op: int, period: int) -> _Match | None:
-        """How an op corresponds to the one a period later; None if it does not."""
-        if self.keys[op] != self.keys[op + period]:
-            return None
-        here, there = self.graph.ops[op].reads, self.graph.ops[op + period].reads
-        if len(here) != len(there):
-            return None
-        earliest = op
-        loose = []
-        for a, b in zip(here, there, strict=True):
-            if a == b:
-                continue
-            source, later = self.graph.values[a], self.graph.values[b]
-            if later.producer is None or later.producer < self.start:
-                return None
-            earliest = min(earliest, later.producer)
-            same_place = source.producer is not None and source.index == later.index
-            if same_place and later.producer - (source.producer or 0) == period:
-                continue
-            if later.producer == source.producer or later.producer <= op - period:
-                return None  # two results of one op; or too far back to be of the first round
-            loose.append(int(later.producer))
-        return _Match(earliest, tuple(loose))
-
-    def _has_cycle(self, first: int, last: int, start: int, period: int) -> bool:
-        """Whether the places of a body depend on each other in a circle, by what is read one period after some ops.
-
-        With the ops of the first round: whether what a round makes depends on what the round before made. Rounds side
-        by side, each from the same value or from none, have no such cycle and are no loop. With the ops of all rounds:
-        whether a loop of a multiple of the period can have one. It has no dependence whose places, modulo the period,
-        are not among these.
-
-        Args:
-            first: The first op.
-            last: The op after the last.
-            start: Where the body starts.
-            period: Its length.
+        These are the last irregular ones, and a few that are spread over the round.
         """
-        readers: list[list[int]] = [[] for _ in range(period)]
-        waiting = [0] * period
-        for op in range(first, last):
-            here, there = self.graph.ops[op].reads, self.graph.ops[op + period].reads
-            for a, b in zip(here, there, strict=True):
-                producer = self.graph.values[b].producer
-                if a != b and producer is not None and producer >= start:
-                    readers[(producer - start) % period].append((op - start) % period)
-                    waiting[(op - start) % period] += 1
-        ready = [place for place in range(period) if not waiting[place]]
-        for place in ready:  # grows while it is walked: a topological order
-            for reader in readers[place]:
-                waiting[reader] -= 1
-                if not waiting[reader]:
-                    ready.append(reader)
-        return len(ready) < period
+        if period > 2:
+            stop = bisect_left(self._irregular, start + period)
+            for op in reversed(self._irregular[max(0, stop - _FEW) : stop]):
+                if op >= start:
+                    yield op
+            for place in _spread(period):
+                yield start + place
+        yield from range(start + period - 1, start - 1, -1)
+
+    @cached_property
+    def _irregular(self) -> list[int]:
+        return self.rounds.irregular()
+
+    def _extended(self, start: int, period: int) -> tuple[Loop, int]:
+        """The longest loop of a start, of which two rounds are allowed; and the next start."""
+        op = start + period
+        while (allowed := self.rounds.allowed_start(op, start, period)) == start:
+            op += 1
+        return Loop(start, op + period, period), allowed
+
+    def _add(self, loop: Loop) -> bool:
+        """Note rounds that were found. Returns whether no loop of their period that they contain can be one instead."""
+        area = self.areas.get(loop)
+        if area is None:
+            is_loop = self.rounds.feeds_itself(loop)
+            if not is_loop and self.rounds.may_feed_itself(loop):
+                return False
+            area = self.areas[loop] = _Area(loop, is_loop, self.rounds.rhythm(loop))
+        self.around.update(dict.fromkeys(loop.ops, area))
+        return True
+
+
+def _spread(period: int) -> list[int]:
+    """Places in a round of this length, from the last to the first: more of them near the ends."""
+    steps = [1 << power for power in range((period - 1).bit_length() - 1)]
+    return [period - step for step in steps] + [step - 1 for step in reversed(steps)]

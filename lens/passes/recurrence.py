@@ -19,13 +19,17 @@ from attrs import frozen
 from lens.ir.elements import Op, OpId
 from lens.ir.facets import Facet, Recurrence
 from lens.ir.graph import Graph
-from lens.passes.loops import Loop, find_loops
+from lens.passes.loops import find_loops
 from lens.passes.protocol import PassContext, PassResult
+from lens.passes.rounds import Loop
 
 
 @frozen
 class RecurrencePass:
-    """Fold the passes of recurrent layers. Near-linear: each edge of the graph is looked at a few times."""
+    """Fold the passes of recurrent layers.
+
+    Rules one and two look at each edge of the graph a few times; what rule three takes, ``lens.passes.loops`` says.
+    """
 
     name: ClassVar[str] = "recurrence"
     requires: ClassVar[tuple[type[Facet], ...]] = ()
