@@ -64,8 +64,10 @@ class Memory(UnseenWrites):
             self._protect_members(record, tensor, operands, resizes)
 
     def _protect_members(self, record: TensorRecord, tensor: torch.Tensor, operands: list[int], resizes: bool) -> None:
-        for member, other, overlaps in self.tensors.sharing(record, tensor):
+        members = list(self.tensors.sharing(record, tensor))
+        if members:
             self._place(record.value, record, tensor)
+        for member, other, overlaps in members:
             if not overlaps and not resizes:
                 continue
             if member.value in operands:
@@ -81,8 +83,10 @@ class Memory(UnseenWrites):
                 continue
             if record.held:
                 self.keeper.copy(record)
-            for member, _, overlaps in self.tensors.sharing(record, tensor):
+            members = list(self.tensors.sharing(record, tensor))
+            if members:
                 self._place(record.value, record, tensor)
+            for member, _, overlaps in members:
                 if overlaps and member.held:
                     self.keeper.copy(member)
 

@@ -62,6 +62,7 @@ class _Drafting:
         self.rows = [row for row in self.index.rows if self._is_shown(row, buffers, statistics)]
         self.shown = {row.number for row in self.rows}
         self.tests, self.gaps = self._reads()
+        self.output_paths = dict(_paths(graph.outputs.form, ""))
 
     def drawing(self) -> Drawing:
         nodes = [self._node(row) for row in self.rows]
@@ -169,8 +170,8 @@ class _Drafting:
     def _leaf_node(self, row: EntryRow, size: str, tests: tuple[tuple[str, str], ...], gaps: tuple[str, ...]) -> Node:
         """An input, buffer, other leaf, or output."""
         if row.output is not None or row.leaf is None:
-            paths = dict(_paths(self.graph.outputs.form, ""))
-            return Node(_node_id(row), row.label, "", size, (), paths.get(row.output or 0, ""), role="output")
+            path = self.output_paths.get(row.output or 0, "")
+            return Node(_node_id(row), row.label, "", size, (), path, role="output")
         leaf = self.graph.leaves[row.leaf]
         roles = {"input": "input", "external": "external"}
         address = leaf.addresses[0] if leaf.addresses else ""
