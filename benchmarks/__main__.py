@@ -31,6 +31,9 @@ def main() -> None:
     unknown = {*options.subjects} - {*SUBJECTS}
     if unknown:
         parser.error(f"there is no subject {unknown.pop()!r}")
+    unknown = {*options.models.split(",")} - {*CASES}
+    if unknown:
+        parser.error(f"there is no model {unknown.pop()!r}; there are {', '.join(CASES)}")
     for subject in options.subjects or SUBJECTS:
         print(f"\n## {subject}\n", flush=True)
         results, text = run(subject, options)
