@@ -301,9 +301,12 @@ def extent(tensor: torch.Tensor) -> tuple[int, int]:
     """First byte and end of the part of the storage that a tensor can touch."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return 0, 1 << 62
-    if tensor.numel() == 0:
+    count = tensor.numel()
+    if count == 0:
         return 0, 0
     size = tensor.element_size()
     start = tensor.storage_offset() * size
+    if tensor.is_contiguous():  # rows of a buffer, of which there may be many
+        return int(start), int(start + count * size)
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return int(start), int(start + (reach + 1) * size)
