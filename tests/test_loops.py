@@ -251,20 +251,20 @@ def anything(count):
 
 #: And how often an operation is looked at if there are 1,200, as measured, and some more.
 PROGRAMS = {
-    rows: 7,
-    two_rows: 7,
+    rows: 8,
+    two_rows: 8,
     chain: 2,
     fibonacci: 3,
     momentum: 4,
     last_eight: 13,
-    some_of_the_last_eight: 22,
+    some_of_the_last_eight: 23,
     chains_side_by_side: 13,
-    grid: 8,
-    wide_rows: 71,
-    tree: 8,
+    grid: 7,
+    wide_rows: 65,
+    tree: 9,
     skips: 6,
-    one_after_the_other: 15,
-    now_and_then: 18,
+    one_after_the_other: 17,
+    now_and_then: 12,
     anything: 9,
 }
 

@@ -158,10 +158,11 @@ class _Search:
         These are the last irregular ones, and a few that are spread over the round.
         """
         if period > 2:
-            stop = bisect_left(self._irregular, start + period)
-            for op in reversed(self._irregular[max(0, stop - _FEW) : stop]):
-                if op >= start:
-                    yield op
+            for shift in (0, period):  # in the first round, and in the second
+                stop = bisect_left(self._irregular, start + shift + period)
+                for op in reversed(self._irregular[max(0, stop - _FEW) : stop]):
+                    if op >= start + shift:
+                        yield op - shift
             for place in _spread(period):
                 yield start + place
         yield from range(start + period - 1, start - 1, -1)
