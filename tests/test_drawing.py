@@ -15,6 +15,8 @@ from models import Conditional, TwoBranches
 from torch import nn
 
 import lens
+from lens.render import drafting
+from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing, Edge, Node, pass_ranges
 from lens.render.drawing_text import print_drawing
 from lens.render.graphviz_text import Lowering, html, quoted, to_dot
@@ -307,6 +309,36 @@ def test_nothing_overlaps_and_nothing_is_cut(name):
 def test_pass_ranges():
     assert [pass_ranges(p) for p in [(1,), (3, 1, 2), (1, 3, 4, 9)]] == ["1", "1-3", "1, 3-4, 9"]
     assert pass_ranges(tuple(range(1, 99, 2))) == "1, 3, 5, ..., 95, 97"
+
+
+def test_outputs_are_named_in_linear_time(monkeypatch):
+    """Each by the path to it, which is looked up and not sought among all for each."""
+
+    class Outputs(nn.Module):
+        def __init__(self, count):
+            super().__init__()
+            self.count = count
+
+        def forward(self, x):
+            return {"parts": [x + i for i in range(self.count)]}
+
+    calls = 0
+    paths = drafting._paths
+
+    def counted(template, prefix):
+        nonlocal calls
+        calls += 1
+        return paths(template, prefix)
+
+    histories = [lens.trace(Outputs(count), (torch.ones(2),)) for count in (20, 80)]
+    assert [node.module for node in make_drawing(histories[0].graph).nodes if node.role == "output"][-1] == "parts[19]"
+    monkeypatch.setattr(drafting, "_paths", counted)
+    steps = []
+    for history in histories:
+        calls = 0
+        make_drawing(history.graph)
+        steps.append(calls)
+    assert steps[1] <= 4 * steps[0]
 
 
 def test_rolling_keeps_a_drawing_without_passes():

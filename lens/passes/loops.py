@@ -33,8 +33,8 @@ def find_loops(graph: Graph, keys: Sequence[int], free: Sequence[bool]) -> list[
         free: Per op, whether it may be part of a loop; the others end a sequence.
 
     Takes some n log n steps for a stretch of n free ops, and the length of the loops found. There is no better bound
-    than n squared: long chains of one function, each of which goes on from somewhere in those before, are full of
-    loops of two rounds and every length.
+    than n squared, for there may be that many: long chains of one function, each of which goes on from somewhere in
+    those before, are full of loops of two rounds and every length.
     """
     found: list[Loop] = []
     for start, stop in _stretches(free):
