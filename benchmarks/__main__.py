@@ -28,12 +28,14 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=120.0, help="seconds a job of the table may take")
     parser.add_argument("--ops", type=int, default=1_000_000, help="how far the scaling goes")
     options = parser.parse_args()
-    unknown = {*options.subjects} - {*SUBJECTS}
-    if unknown:
-        parser.error(f"there is no subject {unknown.pop()!r}")
-    unknown = {*options.models.split(",")} - {*CASES}
-    if unknown:
-        parser.error(f"there is no model {unknown.pop()!r}; there are {', '.join(CASES)}")
+    for kind, given, known in (
+        ("subject", options.subjects, SUBJECTS),
+        ("model", options.models.split(","), CASES),
+        ("job", options.jobs.split(","), table.available_jobs()),
+    ):
+        for name in given:
+            if name not in known:
+                parser.error(f"there is no {kind} {name!r}; there are {', '.join(known)}")
     for subject in options.subjects or SUBJECTS:
         print(f"\n## {subject}\n", flush=True)
         results, text = run(subject, options)

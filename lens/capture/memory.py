@@ -64,16 +64,20 @@ class Memory(UnseenWrites):
             self._protect_members(record, tensor, operands, resizes)
 
     def _protect_members(self, record: TensorRecord, tensor: torch.Tensor, operands: list[int], resizes: bool) -> None:
-        members = list(self.tensors.sharing(record, tensor))
-        if members:
-            self._place(record.value, record, tensor)
-        for member, other, overlaps in members:
+        for member, other, overlaps in self._shown_to(record, tensor):
             if not overlaps and not resizes:
                 continue
             if member.value in operands:
                 self._place(member.value, member, other)
             if member.held:
                 self.keeper.copy(member)
+
+    def _shown_to(self, record: TensorRecord, tensor: torch.Tensor) -> list[tuple[TensorRecord, torch.Tensor, bool]]:
+        """Who shares the memory of a tensor that will be written to; where it lies is noted if anybody does."""
+        members = list(self.tensors.sharing(record, tensor))
+        if members:
+            self._place(record.value, record, tensor)
+        return members
 
     def copy_held(self, written: Sequence[torch.Tensor]) -> None:
         """What ``protect`` does for a write that another thread makes; what nobody saw is left for this thread."""
@@ -83,10 +87,7 @@ class Memory(UnseenWrites):
                 continue
             if record.held:
                 self.keeper.copy(record)
-            members = list(self.tensors.sharing(record, tensor))
-            if members:
-                self._place(record.value, record, tensor)
-            for member, _, overlaps in members:
+            for member, _, overlaps in self._shown_to(record, tensor):
                 if overlaps and member.held:
                     self.keeper.copy(member)
 

@@ -32,9 +32,9 @@ def find_loops(graph: Graph, keys: Sequence[int], free: Sequence[bool]) -> list[
         keys: Per op, a number that is equal for ops of equal function and non-tensor arguments.
         free: Per op, whether it may be part of a loop; the others end a sequence.
 
-    Takes some n log n steps for a stretch of n free ops, and the length of the loops found. There is no better bound
-    than n squared, for there may be that many: long chains of one function, each of which goes on from somewhere in
-    those before, are full of loops of two rounds and every length.
+    Takes some n log n steps for a stretch of n free ops, and the length of all loops that it meets. These may be very
+    many: long chains of one function, each of which goes on from somewhere in those before, are full of loops of two
+    rounds and every length (docs/performance.md).
     """
     found: list[Loop] = []
     for start, stop in _stretches(free):

@@ -97,7 +97,7 @@ class Rounds:
         for op in range(loop.start, stop):
             place = (op - loop.start) % loop.period
             for source, later in self._operands(op, loop.period):
-                if source is not later and later.producer is not None and later.producer >= loop.start:
+                if source is not later and later.producer is not None:  # so it is in the loop
                     readers[(later.producer - loop.start) % loop.period].append(place)
                     waiting[place] += 1
         ready = [place for place in range(loop.period) if not waiting[place]]
