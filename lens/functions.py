@@ -19,7 +19,7 @@ from attrs import field, frozen
 
 from lens.errors import ReplayError
 from lens.ir.elements import FnRef, split_function_name
-from lens.schemas import has_random_tag, returns_fresh, returns_view, schemas_of
+from lens.schemas import has_random_tag, returns_fresh, returns_view, schemas_of, shows_or_copies
 
 
 class Kind(IntEnum):
@@ -145,8 +145,9 @@ class Function:
         plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
         fresh: A plain function all of whose results are new, each in memory of its own.
         fresh_unless: The position of the flag that keeps one from being so (batch norm's ``training``), if it has one.
+        shows_or_copies: A plain function that returns its first argument, a view of it, or what is fresh.
         rewrites: One that would be plain, but that it writes to its first argument, and returns that.
-        quick: Plain, or one of these.
+        quick: Plain, or one of these, or plain if it draws nothing (``draws``).
         read: For reads, the way out.
         writes: Positions (or keyword names) of the arguments that it always writes to.
         statistics: The flag, and the arguments written if it is true; None if there is no such flag.
@@ -169,6 +170,7 @@ class Function:
     plain: bool = field(init=False)
     fresh: bool = field(init=False)
     fresh_unless: int | None = field(init=False)
+    shows_or_copies: bool = field(init=False)
     rewrites: bool = field(init=False)
     quick: bool = field(init=False)
     moves: bool = field(init=False)
@@ -187,15 +189,17 @@ class Function:
         object.__setattr__(self, "copies", short == "__deepcopy__")
         in_c = self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
         bare = in_c and self.kind is Kind.OP and not (self.random or self.reaches)
+        may_draw = in_c and self.kind is Kind.OP and self.chance is not None and not (self.reaches or self.may_write)
         plain, fresh = bare and not self.may_write, in_c and self.returns_fresh
         flag = self.statistics[0][0] if self.statistics is not None and not self.writes else None
         rewrites = bare and self.writes == (0,) and not (self.statistics or self.moves or short == "__setitem__")
         object.__setattr__(self, "plain", plain)
         object.__setattr__(self, "returns_fresh", fresh)
         object.__setattr__(self, "fresh", plain and fresh)
+        object.__setattr__(self, "shows_or_copies", plain and shows_or_copies(short))
         object.__setattr__(self, "fresh_unless", flag if bare and fresh else None)
         object.__setattr__(self, "rewrites", rewrites)
-        object.__setattr__(self, "quick", plain or rewrites or self.fresh_unless is not None)
+        object.__setattr__(self, "quick", plain or rewrites or may_draw or self.fresh_unless is not None)
 
     def draws(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
         """Whether a call with these arguments may draw random numbers."""

@@ -40,7 +40,13 @@ _MADE_FRESH = frozenset(
     [
         *("linear", "matmul", "conv1d", "conv2d", "conv3d", "batch_norm", "layer_norm", "group_norm"),
         *("softmax", "log_softmax", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "dropout"),
+        *("scaled_dot_product_attention", "max_pool1d", "max_pool2d", "max_pool3d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
     ]
+)
+#: Operators that return their first argument, a view of it, or one new tensor in memory of its own.
+_SHOWS_OR_COPIES = frozenset(
+    ["contiguous", "reshape", "reshape_as", "flatten", "to", "type_as", "float", "__getitem__"]
 )
 
 
@@ -59,6 +65,11 @@ def returns_fresh(name: str, schemas: list[Any]) -> bool:
     if any(r.alias_info is not None or str(r.type) != "Tensor" for r in returns):
         return False
     return name in _MADE_FRESH or not any(map(_is_composed, functional))
+
+
+def shows_or_copies(name: str) -> bool:
+    """Whether an operator returns its first argument, what torch takes for a view of it, or a tensor in new memory."""
+    return name in _SHOWS_OR_COPIES
 
 
 def _writes_anywhere(schema: Any) -> bool:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lens
 from lens.capture.recorder import Recorder
+from lens.capture.tensor_table import TensorTable
 from lens.functions import describe
 from lens.validate.check import check
 
@@ -142,6 +143,138 @@ def test_what_is_saved_of_a_fresh_tensor_is_copied_before_a_write():
     x = torch.randn(2, 3)
     history = traced(forward, x)
     assert torch.equal(history["relu_1"].tensor_contents, torch.relu(x))
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_write_reaches_all_views_of_a_fresh_tensor_and_it_by_them(save):
+    def forward(x):
+        fresh = torch.relu(x)
+        top, bottom = fresh.unbind(0)
+        turned = fresh.t().view(3, 2)
+        bottom.add_(1)
+        return fresh * 1, turned * 1, top * 1
+
+    history = traced(forward, torch.randn(2, 3), save=save)
+    (write,) = (op for op in history.graph.ops if op.function.name == "add_")
+    fresh, turned, top = (op.operands[0] for op in history.graph.ops[-3:])
+    assert {fresh, turned} == {new for _, new in write.effects}
+    assert top in next(op.results for op in history.graph.ops if op.function.name == "unbind")
+
+
+def test_views_of_views_share_memory_with_what_they_were_made_from():
+    history = traced(lambda x: torch.relu(x).view(-1)[1:].unsqueeze(0), torch.randn(2, 3))
+    for before, after in pairwise(range(4)):
+        assert alias_of(history, after) == history.graph.ops[before].results[0]
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_result_that_is_the_argument_keeps_what_was_held_of_both(save):
+    def forward(x):
+        fresh = torch.relu(x)
+        same = torch.dropout(fresh, 0.5, False).contiguous()
+        assert same is fresh
+        same.add_(1)
+        return same * 2
+
+    history = traced(forward, torch.randn(2, 3), save=save)
+    assert functions(history) == ["relu", "dropout", "contiguous", "add_", "mul"]
+    assert [alias_of(history, i) for i in range(1, 4)] == [history.graph.ops[i].results[0] for i in range(3)]
+
+
+def test_dropout_that_draws_keeps_the_state_of_the_generator():
+    torch.manual_seed(0)
+    history = traced(lambda x: torch.dropout(torch.relu(x), 0.5, True), torch.randn(20, 3))
+    assert functions(history) == ["relu", "dropout"]
+    assert alias_of(history, 1) is None
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_tuples_of_results_are_noted_one_by_one(inference):
+    cell = nn.LSTMCell(3, 3)
+    with torch.inference_mode(inference):
+        history = lens.trace(cell, (torch.randn(4, 3), (torch.zeros(4, 3), torch.ones(4, 3))))
+    (op,) = history.graph.ops
+    assert len(op.results) == 2
+    assert len(op.operands) == 7
+    assert not check(history).failed
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_view_of_what_an_operator_made_on_its_way_shares_memory_with_no_operand(save):
+    history = traced(lambda x: torch.tensordot(torch.relu(x), x, 2), torch.randn(2, 3), save=save)
+    assert functions(history) == ["relu", "tensordot"]
+    assert alias_of(history, 1) is None
+
+
+class WithBuffer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.ones(2, 3))
+        self.weight = nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, x):
+        return self.table.contiguous() * x
+
+    def twice(self, x):
+        before = self.weight * x
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            self.weight.add_(1)
+        return before + self.weight * x
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_buffer_that_is_returned_as_it_is_stays_one(save):
+    history = lens.trace(WithBuffer(), torch.randn(2, 3), save=save)
+    assert functions(history) == ["contiguous", "mul"]
+    assert alias_of(history, 0) == history.graph.ops[0].operands[0]
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_parameter_that_is_written_to_out_of_sight_is_another_value(save):
+    history = lens.trace(WithBuffer().twice, torch.randn(2, 3), save=save)
+    before, after = (history.graph.values[op.operands[0]] for op in history.graph.ops if op.function.name == "mul")
+    assert history.graph.leaves[before.leaf].kind == "parameter"
+    assert history.graph.leaves[after.leaf].kind == "external"
+
+
+def test_fresh_tensors_get_their_records_by_age():
+    table = TensorTable()
+    base = torch.zeros(2)
+    first, second = base[:1], base[1:]
+    for value, tensor in ((2, second), (0, base), (1, first)):  # as where an id is used again
+        table.fresh[id(tensor)] = weakref.ref(tensor), (value,), tensor._version, True
+    record = table.find(base)
+    assert [member.value for member, _ in table.members(record)] == [1, 2]
+
+
+class Remembers(TorchFunctionMode):
+    """A mode of the user's, for which a view is the same object every time, and a cell gives back what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.view = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.view:
+            self.view = func(*args) if self.view is None else self.view
+            return self.view
+        return args[1] if func is torch.lstm_cell else func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_views_and_tuples_that_were_there_before_are_values_of_what_they_are(save):
+    def forward(x):
+        fresh = torch.relu(x)
+        first, second = fresh.view(-1), fresh.view(-1)
+        assert first is second
+        state = torch.tanh(x), torch.exp(x)
+        return *torch.lstm_cell(x, state, x.new_ones(12, 3), x.new_ones(12, 3)), second
+
+    with Remembers():
+        history = lens.trace(Body(forward), torch.randn(2, 3), save=save)
+    _, first, second, tanh, exp, *_, cell = history.graph.ops
+    assert alias_of(history, second.id) == first.results[0]
+    assert [history.graph.values[v].alias_of for v in cell.results] == [*tanh.results, *exp.results]
 
 
 class GivesBack(TorchFunctionMode):
@@ -294,6 +427,11 @@ def test_what_is_promised_of_functions():
     shared += [torch.split, torch.unsafe_split, torch.Tensor.data.__get__, torch.nn.functional.relu]
     assert not any(describe(function).returns_fresh for function in shared)
     assert not describe(torch.dropout).fresh  # it draws
+    assert all(describe(f).quick for f in (torch.dropout, torch.nn.functional.scaled_dot_product_attention))
+    assert not any(describe(f).quick for f in (torch.rand_like, torch.dropout_, torch.as_strided))
+    copying = [torch.Tensor.contiguous, torch.reshape, torch.Tensor.__getitem__]
+    assert all(describe(f).shows_or_copies and not describe(f).fresh for f in copying)
+    assert not describe(torch.Tensor.detach).shows_or_copies
     assert describe(torch.batch_norm).fresh_unless == 5
     assert describe(torch.Tensor.add_).rewrites
     assert not any(describe(f).rewrites for f in (torch.Tensor.__setitem__, torch.Tensor.t_, torch.Tensor.normal_))

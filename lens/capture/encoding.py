@@ -117,6 +117,8 @@ class ArgumentEncoder:
         return visit(obj)
 
     def _tuple(self, obj: tuple[Any, ...], visit: Visit) -> RawTemplate:
+        if ATOMS.issuperset(map(type, obj)):
+            return (*obj,)
         return tuple([self.encode_with(item, visit) for item in obj])
 
     def _list(self, obj: Any, visit: Visit) -> RawTemplate:

@@ -18,16 +18,20 @@ from typing import Any, TypeAlias
 from weakref import getweakrefcount, ref
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from lens.capture.encoding import ATOMS, FIRST_SLOT, SLOTS
 from lens.capture.leaves import TENSOR_TYPES
+from lens.capture.operands import SEQUENCES
 from lens.capture.recorder import Recorder
 from lens.functions import Function, Kind
 
 #: A ``__torch_function__``, or what one hands a call to.
 Handler: TypeAlias = Callable[..., Any]
-#: The templates of calls with so many tensors and nothing else: more than any operator has.
-_FIRST_SLOTS = tuple(SLOTS[:number] for number in range(128))
+#: More tensors than any operator takes, but for those that take lists.
+_MANY = 128
+#: The templates of calls with so many tensors and nothing else.
+_FIRST_SLOTS = tuple(SLOTS[:number] for number in range(_MANY))
 
 
 def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
@@ -40,11 +44,11 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
         functions: What is known of a callable.
         otherwise: Called in its place for all other calls.
     """
-    table, value_of = recorder.tensors, recorder.value_of
+    table, value_of, values_of = recorder.tensors, recorder.value_of, recorder.values_of
     reserved, by_id = table.reserved, table.by_id
     fresh: dict[int, Any] = table.fresh
     values, rows = recorder.tape.values, recorder.tape.ops
-    find_site, encode = recorder.locator.find, recorder.encode
+    find_site, encode, slots_in = recorder.locator.find, recorder.encode, recorder.encoder.slots_in
     keeper = recorder.keeper
     held = None if keeper.nothing else keeper.held
     keeps_fresh = recorder.keeps_fresh
@@ -68,11 +72,15 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
         if not is_fresh and not function.plain:
             if function.rewrites:
                 was = fresh.get(id(args[0])) if args and held is None else None
-                if was is None or was[0]() is not args[0] or was[2] != args[0]._version:
+                if was is None or was[0]() is not args[0] or was[2] != args[0]._version or was[3]:
+                    return otherwise(func, types, args, kwargs)
+            elif function.random:
+                if function.draws(args, kwargs):
                     return otherwise(func, types, args, kwargs)
             elif kwargs or len(args) <= function.fresh_unless or args[function.fresh_unless]:  # type: ignore
                 return otherwise(func, types, args, kwargs)
-            is_fresh = True
+            else:
+                is_fresh = True
 
         try:
             begin = perf_counter()
@@ -83,7 +91,7 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
             raise
         site = recorder.inside_site or find_site(sys._getframe(1), recorder.call_site)
         if was:  # among the operands it is what it was
-            fresh[id(args[0])] = was[0], was[1], args[0]._version
+            fresh[id(args[0])] = was[0], was[1], args[0]._version, False
 
         operands: Any = ()
         encoded: Any = None
@@ -92,13 +100,14 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
             operands, encoded, named = encode(args, kwargs)
         else:
             for arg in args:
-                number = id(arg)
-                known = fresh.get(number)
-                if known is not None and known[0]() is arg and known[2] == arg._version:
-                    operands += known[1]  # the same tuple, if it is the first
-                elif (kind := type(arg)) in TENSOR_TYPES:
-                    if (leaf := reserved.get(number)) is not None and leaf[1] == arg._version:
-                        operands += (leaf[0],)
+                kind = type(arg)
+                if kind is Tensor:
+                    number = id(arg)
+                    known = fresh.get(number)
+                    if known is not None and known[0]() is arg and known[2] == arg._version:
+                        operands += known[1]  # the same tuple, if it is the first
+                    elif (leaf := reserved.get(number)) is not None and leaf[1] == arg._version:
+                        operands += leaf[0]
                     elif (
                         (record := by_id.get(number)) is not None
                         and record() is arg
@@ -108,8 +117,17 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
                         operands += (record.value,)
                     else:
                         operands += (value_of(arg),)
+                elif kind is Parameter:
+                    leaf = reserved.get(id(arg))
+                    operands += leaf[0] if leaf is not None and leaf[1] == arg._version else (value_of(arg),)
                 elif kind in ATOMS or (kind is tuple and ATOMS.issuperset(map(type, arg))):
                     encoded = (_FIRST_SLOTS[len(operands)] if encoded is None else encoded) + (arg,)
+                    continue
+                elif kind in SEQUENCES and len(arg) < _MANY and TENSOR_TYPES.issuperset(map(type, arg)):
+                    first = len(operands)
+                    encoded = _FIRST_SLOTS[first] if encoded is None else encoded
+                    operands += (*values_of(arg),)
+                    encoded += (slots_in(kind, first, len(operands)),)
                     continue
                 else:
                     operands, encoded, named = encode(args, kwargs)
@@ -121,31 +139,42 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
 
         results: Sequence[int] = ()
         form: Any = FIRST_SLOT
-        if is_fresh and keeps_fresh:
-            # Somebody who knows a new tensor already has made it: another mode, or a kernel of the user's own.
-            is_usual = result is args[0] if was else type(result) is Tensor and not getweakrefcount(result)
-            if is_usual:
-                try:
+        if keeps_fresh and type(result) is Tensor:
+            shown = was
+            is_usual: object = False
+            try:
+                # Somebody who knows a new tensor already has made it: another mode, or a kernel of the user's own.
+                if was:
+                    is_usual = result is args[0]
+                elif is_fresh:
+                    is_usual = not getweakrefcount(result)
+                elif args:
+                    shown = table.shown(args[0], result)
+                    is_usual = shown or (
+                        function.shows_or_copies
+                        and result is not args[0]
+                        and result._base is None
+                        and not getweakrefcount(result)
+                    )
+                if is_usual:
+                    alias, shares = (shown[1][0], shown[3]) if shown else (None, False)
                     version, grad = result._version, result.grad_fn
-                    alias = was[1][0] if was else None
                     node = None if grad is None else type(grad)
                     row = (result.shape, result.dtype, result.device, result.layout, alias, node)
-                    row = row if was else shared(row, row)
-                except (RuntimeError, TypeError):  # it was made in inference mode, is nested, or has a symbolic shape
-                    pass
-                else:
                     value = len(values)
+                    values.append(row if shown else shared(row, row))
                     results = (value,)
-                    values.append(row)
-                    fresh[id(result)] = ref(result), results, version
+                    fresh[id(result)] = ref(result), results, version, shares
                     if held is not None:
                         held[value] = result, version
+            except (RuntimeError, TypeError):  # it was made in inference mode, is nested, or has a symbolic shape
+                pass
         if not results:
             if was:
                 call = (function, len(rows), list(operands), encoded, named, site, (args[0],), None)
                 recorder.finish(call, result, duration)
                 return result
-            results, form = recorder.results_of(result, function, operands)
+            results, form = recorder.results_of(result, function, operands, args[0] if args else None)
             if not results:
                 return result
         scope = recorder.scope

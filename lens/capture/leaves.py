@@ -61,7 +61,7 @@ class LeafRecorder:
             return fresh[1][0]
         reserved = self._reserved.get(id(tensor))
         if reserved is not None and reserved[1] == tensor._version:
-            return reserved[0]
+            return reserved[0][0]
         record = self.tensors.find(tensor)
         if record is None:
             named = self.addresses.tensor(tensor)
@@ -119,7 +119,7 @@ class LeafRecorder:
     def _met(self, record: TensorRecord, reserved: Reserved) -> None:
         """A reserved leaf is written to, or shares its memory: describe it as it is now, and hold it if wanted."""
         self._describe(reserved)
-        value, _, _, _, (tensor, _, addresses) = reserved
+        (value,), _, _, _, (tensor, _, addresses) = reserved
         if self._holds(addresses):
             self.keeper.hold(record, value, tensor, raw=True)
         if self.memory.exposed:
@@ -127,7 +127,7 @@ class LeafRecorder:
 
     def _describe(self, *reserved: Reserved) -> None:
         values, leaves = self._values, self.tape.leaves
-        for value, _, _, trainable, (tensor, kind, addresses) in reserved:
+        for (value,), _, _, trainable, (tensor, kind, addresses) in reserved:
             values[value] = (tensor.shape, tensor.dtype, tensor.device, tensor.layout, None, None)
             leaves.append((kind, value, addresses, trainable, None))
 

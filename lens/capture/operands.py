@@ -16,7 +16,7 @@ from lens.capture.sites import Locator
 from lens.ir.tape import RawTemplate
 from lens.ir.templates import Slot
 
-_SEQUENCES = frozenset({tuple, list})
+SEQUENCES = frozenset({tuple, list})
 _MOST_PLANS = 4096
 #: Takes some of the arguments of a call.
 _Take: TypeAlias = Callable[[Sequence[Any]], Sequence[torch.Tensor]]
@@ -89,8 +89,8 @@ class OperandRecorder(LeafRecorder):
         kinds = (*map(type, given),)
         slots, tensors, places, groups = _PLANS.get(kinds) or _plan(kinds)
         if slots is not None and not kwargs:
-            return self._values_of(given), slots, None
-        operands = self._values_of(tensors(given))
+            return self.values_of(given), slots, None
+        operands = self.values_of(tensors(given))
         encoded: list[RawTemplate] = [*given]
         for place, its_slot in places:
             encoded[place] = its_slot
@@ -101,7 +101,7 @@ class OperandRecorder(LeafRecorder):
             if after:
                 for number, its_place in enumerate(after, len(operands)):
                     encoded[its_place] = slot(number)
-                operands += self._values_of(more(given))
+                operands += self.values_of(more(given))
         if not kwargs:
             return operands, encoded, None
         by_name = dict(zip(kwargs, encoded[len(args) :], strict=True))
@@ -111,9 +111,9 @@ class OperandRecorder(LeafRecorder):
     def _encoded(self, arg: Any, operands: list[int]) -> RawTemplate:
         """The template of an argument that is no plain constant or tensor."""
         kind = type(arg)
-        if kind in _SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
+        if kind in SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
             first = len(operands)
-            operands += self._values_of(arg)
+            operands += self.values_of(arg)
             return self.encoder.slots_in(kind, first, len(operands))
         return self.encoder.encode(arg, operands)
 
@@ -133,21 +133,21 @@ class OperandRecorder(LeafRecorder):
     def _values_in(self, items: Sequence[Any], values: list[int]) -> None:
         by_id, fresh = self._by_id, self._fresh
         for item in items:
+            known = fresh.get(id(item))
+            if known is not None and known[0]() is item:
+                values += known[1]
+                continue
             kind = type(item)
             if kind in TENSOR_TYPES:
-                known = fresh.get(id(item))
-                if known is not None and known[0]() is item:
-                    values += known[1]
-                    continue
                 record = by_id.get(id(item))
                 is_settled = record is not None and record() is item and not record.pending
                 values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
-            elif kind in _SEQUENCES:
+            elif kind in SEQUENCES:
                 self._values_in(item, values)
             elif kind not in ATOMS:
                 self.encoder.encode(item, values)
 
-    def _values_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
+    def values_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
         """The values of tensors: of the usual ones without a call for each, which takes 1 us."""
         by_id, fresh, reserved = self._by_id, self._fresh, self._reserved
         values: list[int] = []
@@ -159,7 +159,7 @@ class OperandRecorder(LeafRecorder):
                 continue
             leaf = reserved.get(number)
             if leaf is not None:
-                values.append(leaf[0] if leaf[1] == tensor._version else self.value_of(tensor))
+                values.append(leaf[0][0] if leaf[1] == tensor._version else self.value_of(tensor))
                 continue
             record = by_id.get(number)
             if (

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
-from weakref import ref
+from weakref import getweakrefcount, ref
 
 import torch
 from torch import Tensor, nn
 
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import FIRST_SLOT, SLOTS, shorten, slot
+from lens.capture.entered import ModuleCalls
 from lens.capture.keeping import generator_states
 from lens.capture.operands import OperandRecorder
 from lens.capture.selection import RunningOp, Selection
@@ -26,7 +27,7 @@ from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
 from lens.functions import Function
-from lens.ir.tape import ModuleNames, RawTemplate, ReadRow, Site
+from lens.ir.tape import RawTemplate, ReadRow, Site
 from lens.ir.templates import Slot
 
 #: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
@@ -63,23 +64,6 @@ _EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPE = {torch.Tensor}
 
 
-class CalledModule:
-    """A module that has been called.
-
-    Attributes:
-        names: What it is called.
-        module: The module, kept, so that ids stay unique.
-        calls: How often so far.
-        may_be_closed: Whether a call of it runs no code but torch's, if it has no hooks or other extras then.
-    """
-
-    __slots__ = ("calls", "may_be_closed", "module", "names")
-
-    def __init__(self, names: ModuleNames, module: nn.Module) -> None:
-        self.names, self.module, self.calls = names, module, 0
-        self.may_be_closed = type(module) in CLOSED_CLASSES
-
-
 class Recorder(OperandRecorder):
     """Writes the tape of one run in one thread.
 
@@ -114,14 +98,13 @@ class Recorder(OperandRecorder):
         self._begun: tuple[Function, int] | None = None
         #: Set by a backend that learns of some writes late: takes in what there is to learn; whether there was any.
         self.collect: Callable[[], bool] = lambda: False
-        self._ops, self._scopes, self._exits = self.tape.ops, self.tape.scopes, self.tape.exits
+        self._ops, self._exits = self.tape.ops, self.tape.exits
         self._add, self._find = self.tensors.add, self.tensors.find
         self._hold_all, self._selective = self.keeper.holds_all, self.keeper.selective
         self._holds_some = not self.keeper.nothing
         #: Whether fresh tensors need nothing but their entry: what is saved is nothing, or all just as it is.
         self.keeps_fresh = self.keeper.nothing or (self._hold_all and selection.transform is None)
-        #: By id.
-        self.modules: dict[int, CalledModule] = {}
+        self.calls = ModuleCalls(addresses)
 
     # Operations
 
@@ -194,12 +177,42 @@ class Recorder(OperandRecorder):
         """The function whose call has raised, if nothing has been recorded since; for the report of a fault."""
         return self._begun[0] if self._begun is not None and self._begun[1] == len(self._ops) else None
 
-    def results_of(self, result: Any, function: Function, operands: Sequence[int]) -> tuple[Sequence[int], RawTemplate]:
-        """The values and the template of what a ``plain`` function returned."""
+    def results_of(
+        self, result: Any, function: Function, operands: Sequence[int], first: Any
+    ) -> tuple[Sequence[int], RawTemplate]:
+        """The values and the template of what a ``plain`` function returned; ``first`` is its first argument."""
         if type(result) is Tensor:
             return (self._result(result, function, operands),), FIRST_SLOT
         results: list[int] = []
-        return results, self._results(result, function, operands, (), results)
+        if type(result) is not tuple or set(map(type, result)) != _TENSOR_TYPE:
+            return results, self._results(result, function, operands, (), results)
+        for tensor in result:
+            value = self._fresh_result(tensor, function, first) if self.keeps_fresh else None
+            results.append(self._result(tensor, function, operands) if value is None else value)
+        return results, self.encoder.slots_in(tuple, 0, len(results))
+
+    def _fresh_result(self, tensor: torch.Tensor, function: Function, first: Any) -> int | None:
+        """The value of one of several results, if it is fresh, as in ``lens.capture.fast_lane``; None if it is not."""
+        alias, shares = None, False
+        try:
+            if not function.fresh:
+                shown = self.tensors.shown(first, tensor)
+                if shown is None:
+                    return None
+                (alias,), shares = shown[1], shown[3]
+            elif getweakrefcount(tensor):
+                return None
+            version, grad = tensor._version, tensor.grad_fn
+            node = None if grad is None else type(grad)
+            row = (tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, node)
+        except RuntimeError:  # it was made in inference mode, or is nested
+            return None
+        value = len(self._values)
+        self._values.append(row)
+        self._fresh[id(tensor)] = ref(tensor), (value,), version, shares
+        if self._holds_some:
+            self.keeper.held[value] = tensor, version
+        return value
 
     def _results(
         self,
@@ -228,11 +241,11 @@ class Recorder(OperandRecorder):
     def _all_met(self, result: Any) -> bool:
         """Whether every tensor in what a composite returned has a value already: its own row would add nothing."""
         if type(result) is torch.Tensor:
-            return self.tensors.find(result) is not None
+            return self.tensors.is_met(result)
         unmet: list[torch.Tensor] = []
 
         def visit(tensor: torch.Tensor) -> Slot:
-            if self.tensors.find(tensor) is None:
+            if not self.tensors.is_met(tensor):
                 unmet.append(tensor)
             return SLOTS[0]
 
@@ -306,7 +319,7 @@ class Recorder(OperandRecorder):
 
     def _keep_fresh(self, tensor: torch.Tensor, value: int) -> None:
         """Note a new tensor in memory of its own."""
-        self._fresh[id(tensor)] = ref(tensor), (value,), tensor._version
+        self._fresh[id(tensor)] = ref(tensor), (value,), tensor._version, False
         if self._holds_some:
             self.keeper.held[value] = tensor, tensor._version
 
@@ -333,7 +346,7 @@ class Recorder(OperandRecorder):
 
     def described(self, function: Function, value: int) -> RunningOp:
         """What a function of the user is told of an operation."""
-        names = ("", (), "") if self.scope is None else self.tape.scopes[self.scope][0]
+        names = ("", (), "") if self.scope is None else self.calls.names(self.scope)
         return RunningOp.of(function.ref, names, self._values[value])
 
     def close(self) -> None:
@@ -370,18 +383,14 @@ class Recorder(OperandRecorder):
     ) -> Entered:
         """Note that a module is being called. Give what comes back to ``exit``."""
         inputs = self._values_given((*args, *kwargs.values()) if kwargs else args)
-        called = self.modules.get(id(module))
-        if called is None:
-            called = self.modules[id(module)] = CalledModule(self._names_of(module), module)
-        called.calls += 1
         outer_scope, outer_site, outer_inside = self.scope, self.call_site, self.inside_site
         self.call_site = site = self.locator.find(frame, outer_site)
-        if called.may_be_closed and is_closed(module):  # 1 us less for each operation in it
+        if type(module) in CLOSED_CLASSES and is_closed(module):  # 1 us less for each operation in it
             self.inside_site = site
-        scopes = self._scopes
+        entered = self.calls.rows
+        self.scope = number = len(entered)
         training = getattr(module, "training", False)  # frozen scripted modules have none
-        self.scope = number = len(scopes)
-        scopes.append((called.names, called.calls, outer_scope, training, len(self._ops), inputs, site))
+        entered.append((module, outer_scope, training, len(self._ops), inputs, site))
         return number, outer_scope, outer_site, outer_inside
 
     def exit(self, entered: Entered, output: Any) -> None:
@@ -389,15 +398,15 @@ class Recorder(OperandRecorder):
         number, self.scope, self.call_site, self.inside_site = entered
         outputs = self._values_given(output if type(output) is tuple else (output,))
         self._exits.append((number, len(self._ops), outputs))
-        if self._selective and self.keeper.wants_module(self._scopes[number][0]):
+        if self._selective and self.keeper.wants_module(self.calls.names(number)):
             self.encoder.encode_with(output, self._hold_now)
-        if self.stop is not None and output is not None:
-            self.stop.left(*self._scopes[number][:2])
+        if self.stop is not None and self.stop.waiting and output is not None:
+            self.stop.left(self.calls.names(number), self.calls.number(number))
 
-    def _names_of(self, module: nn.Module) -> ModuleNames:
-        name = type(module).__name__
-        addresses = self.addresses.module(module) or (f"<{name}>",)
-        return addresses[0], addresses[1:], name
+    def end(self) -> None:
+        """The run is over: describe what was left for now."""
+        super().end()
+        self.tape.scopes[:] = self.calls.scope_rows()
 
     def _hold_now(self, tensor: torch.Tensor) -> Slot:
         record = self.tensors.find(tensor)

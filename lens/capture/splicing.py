@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from lens.capture.recorder import CalledModule, Recorder
+from lens.capture.recorder import Recorder
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import EXPOSED
 from lens.functions import Function
@@ -100,7 +100,7 @@ class _Splicing:
         #: Values of the leaves of the job, as the trace knows them now; then all other values.
         self.values = {value: self.value_here(tensor) for value, tensor in job.sources}
         self.ops = len(main.tape.ops)
-        self.scopes = len(main.tape.scopes)
+        self.scopes = len(main.calls.rows)
         self.objects = len(main.encoder.objects)
 
     def run(self) -> None:
@@ -146,17 +146,11 @@ class _Splicing:
 
     def scope_rows(self) -> None:
         tape, job = self.main.tape, self.job
-        before = {}
-        for key, called in job.modules.items():
-            known = self.main.modules.setdefault(key, CalledModule(called.names, called.module))
-            before[called.names] = known.calls
-            known.calls += called.calls
-        for names, call, parent, training, start, inputs, site in job.tape.scopes:
-            place = self.ops + start
-            row = (names, before[names] + call, self.scope(parent), training, place, self.mapped(inputs), site)
-            tape.scopes.append(row)
+        for module, parent, training, start, inputs, site in job.calls.rows:
+            row = (module, self.scope(parent), training, self.ops + start, self.mapped(inputs), site)
+            self.main.calls.rows.append(row)
         ends = {number: (stop, outputs) for number, stop, outputs in job.tape.exits}
-        for number in range(len(job.tape.scopes)):
+        for number in range(len(job.calls.rows)):
             stop, outputs = ends.get(number, (len(job.tape.ops), ()))
             tape.exits.append((self.scopes + number, self.ops + stop, self.mapped(outputs)))
 

@@ -17,6 +17,8 @@ from lens.capture.addresses import Named
 _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
 
 _TENSOR, _VERSION, _TRAINED = itemgetter(0), attrgetter("_version"), attrgetter("requires_grad")
+#: Of what is known of a fresh tensor.
+_VALUE = itemgetter(1)
 
 #: What asking for the count of writes raises: inference tensors; parameters of lazy modules.
 _NO_VERSION = (RuntimeError, ValueError)
@@ -63,12 +65,13 @@ class TensorRecord(weakref.ref[torch.Tensor]):
         return bool(self.pending) and self.pending[0] == EXPOSED
 
 
-#: A tensor of the model before anything but a use has happened to it: its value, torch's count of writes to it, its
-#: storage, whether it is trained, and its names, with the tensor itself.
-Reserved: TypeAlias = tuple[int, int, int, bool, Named]
+#: A tensor of the model before anything but a use has happened to it: its value alone in a tuple, torch's count of
+#: writes to it, its storage, whether it is trained, and its names, with the tensor itself.
+Reserved: TypeAlias = "tuple[tuple[int], int, int, bool, Named]"
 #: A tensor that an operation made in memory of its own, before anything but a use has happened to it: a weak reference
-#: to it, its value alone in a tuple (which the rows that name only this value share), torch's count of writes to it.
-Fresh: TypeAlias = "tuple[weakref.ref[torch.Tensor], tuple[int], int]"
+#: to it, its value alone in a tuple (which the rows that name only this value share), torch's count of writes to it,
+#: whether other fresh tensors may share its memory: views of it, or what it is a view of.
+Fresh: TypeAlias = "tuple[weakref.ref[torch.Tensor], tuple[int], int, bool]"
 
 
 class TensorTable:
@@ -79,8 +82,9 @@ class TensorTable:
 
     Most parameters are used and nothing else happens to them: no write, no other tensor in their memory. They are
     reserved together before the run, which keeps them alive, and get a record when something else happens. So do most
-    results of operations, the fresh ones: they get theirs when they are found, or when a tensor comes in memory that no
-    record has, which may be that of one of them. Most are dead before (docs/adr/010-fresh-results.md).
+    results of operations, the fresh ones, and the views of these: they get theirs when they are found, or when a tensor
+    comes in memory that no record has, which may be that of one of them. Most are dead before
+    (docs/adr/010-fresh-results.md). So of tensors in one memory, all that live are fresh, or none.
 
     Args:
         held: The values whose payloads are held: those of fresh tensors by reference.
@@ -103,12 +107,22 @@ class TensorTable:
         number = id(tensor)
         fresh = self.fresh.get(number)
         if fresh is not None and fresh[0]() is tensor:
+            if fresh[3]:
+                self._meet_all_fresh()
+                return self.by_id[number]
             del self.fresh[number]
             return self._meet_fresh(tensor, fresh)
         record = self.by_id.get(number)
         if record is None:
             return self._meet(number) if number in self.reserved else None
         return record if record() is tensor else None
+
+    def is_met(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was met before."""
+        number = id(tensor)
+        fresh, record = self.fresh.get(number), self.by_id.get(number)
+        known = (fresh is not None and fresh[0]() is tensor) or (record is not None and record() is tensor)
+        return known or number in self.reserved
 
     def records(self) -> list[TensorRecord]:
         """The records of all tensors met, of dead ones too. Linear."""
@@ -136,14 +150,15 @@ class TensorTable:
             alone = {number for number, storage in zip(named, storages, strict=True) if taken[storage] == 1}
             self.reserve({number: named[number] for number in named if number in alone}, value)
             return [one for number, one in named.items() if number not in alone]
-        facts = zip(itertools.count(value), versions, storages, map(_TRAINED, tensors), named.values(), strict=False)
+        values: Iterator[tuple[int]] = zip(itertools.count(value))
+        facts = zip(values, versions, storages, map(_TRAINED, tensors), named.values(), strict=False)
         self.reserved.update(zip(named, facts, strict=True))
         self._by_storage.update(zip(storages, named, strict=True))
         return []
 
     def _meet(self, number: int) -> TensorRecord:
         """Give a reserved tensor its record."""
-        reserved = value, version, storage, _, named = self.reserved.pop(number)
+        reserved = (value,), version, storage, _, named = self.reserved.pop(number)
         self.by_id[number] = self._by_storage[storage] = record = TensorRecord(named[0])
         record.value, record.version, record.storage = value, version, storage
         record.pending = record.held = ()
@@ -159,7 +174,7 @@ class TensorTable:
     def _meet_fresh(self, tensor: torch.Tensor, fresh: Fresh) -> TensorRecord:
         """Give a fresh tensor its record."""
         self.by_id[id(tensor)] = record = TensorRecord(tensor)
-        _, (record.value,), record.version = fresh
+        _, (record.value,), record.version, _ = fresh
         record.pending, record.shared = (), False
         record.held = (record.value,) if record.value in self._held else ()
         storage = record.storage = storage_of(tensor)
@@ -168,12 +183,30 @@ class TensorTable:
         return record
 
     def _meet_all_fresh(self) -> None:
-        waiting = list(self.fresh.values())
+        waiting = sorted(self.fresh.values(), key=_VALUE)  # ids that are used again stand where they stood
         self.fresh.clear()
         for fresh in waiting:
             tensor = fresh[0]()
             if tensor is not None:
                 self._meet_fresh(tensor, fresh)
+
+    def shown(self, tensor: torch.Tensor, result: torch.Tensor) -> Fresh | None:
+        """What is known of a fresh tensor, if a result is this tensor or a new view of it; None for any other.
+
+        From a view on, the tensor is one of those that share their memory, and so is the view. A tensor that is held
+        for the value that it has had needs a record, to be held for another one, too.
+        """
+        known = self.fresh.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            return None
+        if result is tensor:
+            return None if known[1][0] in self._held else known
+        base = result._base
+        if base is None or not (base is tensor or base is tensor._base) or weakref.getweakrefcount(result):
+            return None
+        if not known[3]:
+            known = self.fresh[id(tensor)] = (*known[:3], True)
+        return known
 
     def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
         """A new record; ``shared`` says whether its memory was met before."""
