@@ -176,7 +176,11 @@ def test_a_result_that_is_the_argument_keeps_what_was_held_of_both(save):
         same.add_(1)
         return same * 2
 
-    history = traced(forward, torch.randn(2, 3), save=save)
+    x = torch.randn(2, 3)
+    history = traced(forward, x, save=save)
+    if save == "all":
+        held = [history.payloads.read(op.results[0]) for op in history.graph.ops[:4]]
+        assert all(torch.equal(value, torch.relu(x) + (i == 3)) for i, value in enumerate(held))
     assert functions(history) == ["relu", "dropout", "contiguous", "add_", "mul"]
     assert [alias_of(history, i) for i in range(1, 4)] == [history.graph.ops[i].results[0] for i in range(3)]
 

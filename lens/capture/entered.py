@@ -57,5 +57,8 @@ class ModuleCalls:
         """All calls with their names and numbers. Linear."""
         if self.rows:
             self.number(len(self.rows) - 1)
-        scopes = zip(range(len(self.rows)), self._numbers, self.rows, strict=True)
-        return [(self.names(scope), number, *row[1:]) for scope, number, row in scopes]
+        names = self._names
+        return [
+            (names.get(id(row[0])) or self.names(scope), number, *row[1:])
+            for (scope, row), number in zip(enumerate(self.rows), self._numbers, strict=True)
+        ]

@@ -99,6 +99,8 @@ class TensorTable:
         self.reserved: dict[int, Reserved] = {}
         #: By id. An entry whose tensor is dead stays until the id is used again, or all are met.
         self.fresh: dict[int, Fresh] = {}
+        #: The values that fresh tensors were before, by id, where they are held, too: so these live.
+        self._held_before: dict[int, tuple[int, ...]] = {}
         #: Told of a reserved tensor that gets its record.
         self.met: Callable[[TensorRecord, Reserved], None] = lambda record, reserved: None
 
@@ -176,7 +178,7 @@ class TensorTable:
         self.by_id[id(tensor)] = record = TensorRecord(tensor)
         _, (record.value,), record.version, _ = fresh
         record.pending, record.shared = (), False
-        record.held = (record.value,) if record.value in self._held else ()
+        record.held = (*self._held_before.pop(id(tensor), ()), record.value) if record.value in self._held else ()
         storage = record.storage = storage_of(tensor)
         if storage is not None:
             self._register(record, self._by_storage.get(storage))
@@ -193,14 +195,15 @@ class TensorTable:
     def shown(self, tensor: torch.Tensor, result: torch.Tensor) -> Fresh | None:
         """What is known of a fresh tensor, if a result is this tensor or a new view of it; None for any other.
 
-        From a view on, the tensor is one of those that share their memory, and so is the view. A tensor that is held
-        for the value that it has had needs a record, to be held for another one, too.
+        From a view on, the tensor is one of those that share their memory, and so is the view.
         """
         known = self.fresh.get(id(tensor))
         if known is None or known[0]() is not tensor:
             return None
         if result is tensor:
-            return None if known[1][0] in self._held else known
+            if known[1][0] in self._held:
+                self._held_before[id(tensor)] = (*self._held_before.get(id(tensor), ()), known[1][0])
+            return known
         base = result._base
         if base is None or not (base is tensor or base is tensor._base) or weakref.getweakrefcount(result):
             return None
