@@ -68,7 +68,7 @@ def test_writes_to_a_fresh_tensor_are_new_values_of_it(save):
         fresh.add_(fresh)
         return fresh
 
-    history = traced(forward, torch.randn(2, 3), save=save)
+    history = traced(forward, torch.tensor([[-2.0, 0.5, 1.0], [3.0, -1.0, 2.0]]), save=save)
     ops = history.graph.ops
     assert functions(history) == ["mul", "add_", "relu_", "add_", "add_"]
     for before, after in pairwise(ops):
