@@ -100,7 +100,7 @@ class TensorTable:
         #: By id. An entry whose tensor is dead stays until the id is used again, or all are met.
         self.fresh: dict[int, Fresh] = {}
         #: The values that fresh tensors were before, by id, where they are held, too: so these live.
-        self._held_before: dict[int, tuple[int, ...]] = {}
+        self._held_before: dict[int, list[int]] = {}
         #: Told of a reserved tensor that gets its record.
         self.met: Callable[[TensorRecord, Reserved], None] = lambda record, reserved: None
 
@@ -202,7 +202,7 @@ class TensorTable:
             return None
         if result is tensor:
             if known[1][0] in self._held:
-                self._held_before[id(tensor)] = (*self._held_before.get(id(tensor), ()), known[1][0])
+                self._held_before.setdefault(id(tensor), []).append(known[1][0])
             return known
         base = result._base
         if base is None or not (base is tensor or base is tensor._base) or weakref.getweakrefcount(result):
