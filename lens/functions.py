@@ -188,8 +188,8 @@ class Function:
         object.__setattr__(self, "reaches", short in _REACH)
         object.__setattr__(self, "copies", short == "__deepcopy__")
         in_c = self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
-        bare = in_c and self.kind is Kind.OP and not (self.random or self.reaches)
-        may_draw = in_c and self.kind is Kind.OP and self.chance is not None and not (self.reaches or self.may_write)
+        direct = in_c and self.kind is Kind.OP and not self.reaches
+        bare, may_draw = direct and not self.random, direct and self.chance is not None and not self.may_write
         plain, fresh = bare and not self.may_write, in_c and self.returns_fresh
         flag = self.statistics[0][0] if self.statistics is not None and not self.writes else None
         rewrites = bare and self.writes == (0,) and not (self.statistics or self.moves or short == "__setitem__")

@@ -103,7 +103,7 @@ class Run(AbstractContextManager["Run"]):
             torch.manual_seed(self.settings.seed)
         recorder = self.recorder
         for name, tensor in named_tensors(target, args, kwargs):
-            if recorder.tensors.find(tensor) is None:
+            if not recorder.tensors.is_met(tensor):
                 recorder.leaf(tensor, "input", (name,))
         recorder.tape.inputs = recorder.bundle((args, kwargs))
         recorder.prepare()

@@ -117,7 +117,7 @@ class ArgumentEncoder:
         return visit(obj)
 
     def _tuple(self, obj: tuple[Any, ...], visit: Visit) -> RawTemplate:
-        if ATOMS.issuperset(map(type, obj)):
+        if ATOMS.issuperset(map(type, obj)):  # a size
             return (*obj,)
         return tuple([self.encode_with(item, visit) for item in obj])
 

@@ -47,18 +47,16 @@ class ModuleCalls:
 
     def number(self, scope: int) -> int:
         """Which call of its module it is, from 1. Linear in the calls up to it, once."""
-        numbers, calls = self._numbers, self._calls
-        for row in self.rows[len(numbers) : scope + 1]:
-            calls[id(row[0])] += 1
-            numbers.append(calls[id(row[0])])
-        return numbers[scope]
+        self._count(scope + 1)
+        return self._numbers[scope]
 
     def scope_rows(self) -> list[ScopeRow]:
         """All calls with their names and numbers. Linear."""
-        if self.rows:
-            self.number(len(self.rows) - 1)
-        names = self._names
-        return [
-            (names.get(id(row[0])) or self.names(scope), number, *row[1:])
-            for (scope, row), number in zip(enumerate(self.rows), self._numbers, strict=True)
-        ]
+        self._count(len(self.rows))
+        numbered = zip(self.rows, self._numbers, strict=True)
+        return [(self.names(scope), number, *row[1:]) for scope, (row, number) in enumerate(numbered)]
+
+    def _count(self, end: int) -> None:
+        for row in self.rows[len(self._numbers) : end]:
+            self._calls[id(row[0])] += 1
+            self._numbers.append(self._calls[id(row[0])])

@@ -209,9 +209,7 @@ class Recorder(OperandRecorder):
             return None
         value = len(self._values)
         self._values.append(row)
-        self._fresh[id(tensor)] = ref(tensor), (value,), version, shares
-        if self._holds_some:
-            self.keeper.held[value] = tensor, version
+        self._keep_fresh(tensor, value, version, shares)
         return value
 
     def _results(
@@ -288,7 +286,7 @@ class Recorder(OperandRecorder):
                 self.memory.drop_pending(record)
             record.seen(tensor)
         elif function.returns_fresh and self.keeps_fresh and type(tensor) is Tensor and not tensor.is_inference():
-            self._keep_fresh(tensor, value)
+            self._keep_fresh(tensor, value, tensor._version)
         else:
             record = self._add(tensor, value)
             if record.shared:
@@ -317,11 +315,11 @@ class Recorder(OperandRecorder):
             self.memory.reach(len(self._ops), operands, record, tensor)
         return value
 
-    def _keep_fresh(self, tensor: torch.Tensor, value: int) -> None:
-        """Note a new tensor in memory of its own."""
-        self._fresh[id(tensor)] = ref(tensor), (value,), tensor._version, False
+    def _keep_fresh(self, tensor: torch.Tensor, value: int, version: int, shares: bool = False) -> None:
+        """Note a new tensor in memory of its own, or one that shares it with other fresh ones only."""
+        self._fresh[id(tensor)] = ref(tensor), (value,), version, shares
         if self._holds_some:
-            self.keeper.held[value] = tensor, tensor._version
+            self.keeper.held[value] = tensor, version
 
     # Writes in place
 
@@ -400,7 +398,7 @@ class Recorder(OperandRecorder):
         self._exits.append((number, len(self._ops), outputs))
         if self._selective and self.keeper.wants_module(self.calls.names(number)):
             self.encoder.encode_with(output, self._hold_now)
-        if self.stop is not None and self.stop.waiting and output is not None:
+        if self.stop is not None and output is not None:
             self.stop.left(self.calls.names(number), self.calls.number(number))
 
     def end(self) -> None:

@@ -132,7 +132,7 @@ class Observer(TraceMode):
 
 def knows(recorder: Recorder, tensor: torch.Tensor) -> bool:
     """Whether a trace has met a tensor before, or its model holds it."""
-    return recorder.tensors.find(tensor) is not None or recorder.addresses.tensor(tensor) is not None
+    return recorder.tensors.is_met(tensor) or recorder.addresses.tensor(tensor) is not None
 
 
 def tensors_in(recorder: Recorder, obj: Any) -> list[torch.Tensor]:

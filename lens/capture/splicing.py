@@ -205,5 +205,5 @@ class _Splicing:
                     member.seen(other)
                     if not overlaps:
                         self.main.keeper.refresh(member)
-                    elif self.job.tensors.find(other) is None:
+                    elif not self.job.tensors.is_met(other):
                         member.pending += (self.ops + makers[record.value],)

@@ -194,7 +194,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def lift(self, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
         """A tensor made of other data comes into sight: a constant if these are plain numbers, else who knows what."""
-        if self.tensors.find(tensor) is None and self.places.find(tensor) is None:
+        if not self.tensors.is_met(tensor) and self.places.find(tensor) is None:
             numbers = self.constructing or is_subscript(frame)
             own = numbers and storage_of(tensor) is not None and tensor.untyped_storage().resizable()
             self.recorder.leaf(tensor, "constant" if own else "external", (), self.recorder.site(frame))

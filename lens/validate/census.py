@@ -125,7 +125,7 @@ class CensusRecorder(Recorder):
             self.excused["inside a call that raised"] += len(self.running_ops.pop().calls)
         functions, askers = self._between(frame)
         function = describe(func)
-        known = [t for t in function.written(args, kwargs) if self.tensors.find(t) is not None]
+        known = [t for t in function.written(args, kwargs) if self.tensors.is_met(t)]
         call = CensusCall(str(func), self.site(frame), functions, bool(known), askers)
         running = self.running_ops[-1] if self.running_ops else None
         if running is not None and not running.opened:

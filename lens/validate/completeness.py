@@ -109,7 +109,7 @@ def audit(
     recorder = CensusRecorder(AddressBook(model), make_selection("none", {}), locator)
     recorder.begin_census(type(watched).__module__.rpartition(".")[0])
     for name, tensor in named_tensors(model, positional_args, named_args):
-        if recorder.tensors.find(tensor) is None:
+        if not recorder.tensors.is_met(tensor):
             recorder.leaf(tensor, "input", (name,))
     with stage("looking for what is missing"), CensusMode(recorder), watched.record(recorder):
         model(*positional_args, **named_args)
