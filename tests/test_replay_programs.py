@@ -231,7 +231,7 @@ class Program(nn.Module):
                 value = None
                 if recorder is not None:
                     record = recorder.tensors.find(t)
-                    known = record is not None and not record.pending
+                    known = record is not None and record.settled
                     known = known and (record.version is None or record.version == t._version)
                     value = record.value if known else None
                 self.snapshots.append((value, t.detach().clone()))

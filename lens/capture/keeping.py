@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -109,6 +109,8 @@ class Keeper:
             version = version_of(tensor)
         else:
             record.held += (value,)
+            if record.aliases is not None:
+                record.aliases.hold(record)
         self.held[value] = (tensor, version)
 
     def _hold_transformed(self, transform: Change, value: int, tensor: torch.Tensor) -> None:
@@ -142,12 +144,12 @@ class Keeper:
             self._lost[value] = _described(self.held.pop(value)[0])
         record.held = ()
 
-    def refresh(self, record: TensorRecord) -> None:
-        """Note that a write to the same storage has left this tensor's elements alone."""
-        tensor = record()
-        if tensor is not None:
-            for value in record.held:
-                self.held[value] = (tensor, version_of(tensor))
+    def trust(self, records: Iterable[TensorRecord]) -> None:
+        """Note, at the end, that writes which were seen have left alone what is still held of these tensors."""
+        for record in records:
+            tensor = record() if record.held and record.version is not None else None
+            if tensor is not None and record.has_seen(tensor):
+                self.held.update((value, (tensor, tensor._version)) for value in record.held)
 
     # Random number generators
 

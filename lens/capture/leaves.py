@@ -74,10 +74,8 @@ class LeafRecorder:
             kind: LeafKind = "constant" if tensor.is_meta else self.stranger
             names = (f"tensor_{len(self.tape.leaves) + 1}",) if kind == "input" else ()
             return self.leaf(tensor, kind, names, self.locator.find(sys._getframe(1), self.call_site))
-        if record.version is not None and record.version != tensor._version:
-            self.memory.look(record, tensor)
-        if record.pending:
-            self.memory.settle(record, tensor)
+        if not (record.settled and (record.version is None or record.version == tensor._version)):
+            self.memory.catch_up(record, tensor)
         return record.value
 
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
@@ -85,7 +83,7 @@ class LeafRecorder:
         values = self._values
         value = len(values)
         record = self.tensors.add(tensor, value)
-        alias = self.tensors.alias(record, ()) if record.shared else None
+        alias = self.tensors.alias(record, ())
         self.memory.leaf_storages.add(record.storage)
         if self.memory.exposed:
             self.memory.snap(record, tensor)

@@ -6,11 +6,12 @@ next, as effects of the writing op; a tensor that is never looked at again costs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from lens.capture.footprint import EVERYWHERE, Footprint
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.unseen import UnseenWrites
 from lens.functions import Function
@@ -37,11 +38,17 @@ class Memory(UnseenWrites):
     # Before a write
 
     def protect(
-        self, written: Sequence[torch.Tensor], operands: list[int], function: Function | None, resizes: bool
+        self,
+        written: Sequence[torch.Tensor],
+        operands: list[int],
+        given: Iterable[torch.Tensor],
+        function: Function | None,
+        resizes: bool,
     ) -> None:
         """Copy the held values that a write is about to destroy, and note where in memory it goes.
 
-        ``resizes`` says that the write may go beyond the elements that a tensor has now (``out=``).
+        ``operands`` are values of the tensors ``given`` to the call. ``resizes`` says that the write may go beyond the
+        elements that a tensor has now (``out=``).
         """
         moves, reaches = (False, False) if function is None else (function.moves, function.reaches)
         for tensor in written:
@@ -61,23 +68,30 @@ class Memory(UnseenWrites):
                 self._meet_model(record)
             elif alone:
                 continue
-            self._protect_members(record, tensor, operands, resizes)
+            where = EVERYWHERE if resizes else Footprint.of(tensor)
+            if self._copy_reached(record, tensor, where):
+                self._place_given(record, where, operands, given)
 
-    def _protect_members(self, record: TensorRecord, tensor: torch.Tensor, operands: list[int], resizes: bool) -> None:
-        for member, other, overlaps in self._shown_to(record, tensor):
-            if not overlaps and not resizes:
+    def _copy_reached(self, record: TensorRecord, tensor: torch.Tensor, where: Footprint) -> bool:
+        """Copy what is held of those that a write will reach; whether any tensor shares the memory."""
+        aliases = self.tensors.aliases(record, tensor)
+        if aliases is None:
+            return False
+        self._place(record.value, record, tensor)
+        for member in aliases.take_held(where):
+            self.keeper.copy(member)
+        return True
+
+    def _place_given(
+        self, record: TensorRecord, where: Footprint, operands: list[int], given: Iterable[torch.Tensor]
+    ) -> None:
+        """Note where the operands lie that a write will reach."""
+        for tensor in given:
+            member = self.tensors.find(tensor)
+            if member is None or member is record or member.aliases is not record.aliases:
                 continue
-            if member.value in operands:
-                self._place(member.value, member, other)
-            if member.held:
-                self.keeper.copy(member)
-
-    def _shown_to(self, record: TensorRecord, tensor: torch.Tensor) -> list[tuple[TensorRecord, torch.Tensor, bool]]:
-        """Who shares the memory of a tensor that will be written to; where it lies is noted if anybody does."""
-        members = list(self.tensors.sharing(record, tensor))
-        if members:
-            self._place(record.value, record, tensor)
-        return members
+            if member.value in operands and where.meets(Footprint.of(tensor)):
+                self._place(member.value, member, tensor)
 
     def copy_held(self, written: Sequence[torch.Tensor]) -> None:
         """What ``protect`` does for a write that another thread makes; what nobody saw is left for this thread."""
@@ -87,9 +101,7 @@ class Memory(UnseenWrites):
                 continue
             if record.held:
                 self.keeper.copy(record)
-            for member, _, overlaps in self._shown_to(record, tensor):
-                if overlaps and member.held:
-                    self.keeper.copy(member)
+            self._copy_reached(record, tensor, Footprint.of(tensor))
 
     def _meet_model(self, record: TensorRecord) -> None:
         """Meet all tensors of the model that lie in this memory, while it holds what it held at the beginning."""
@@ -143,9 +155,11 @@ class Memory(UnseenWrites):
             if function.reaches:
                 self.reach(position, operands or [], record, tensor)
         if not function.moves:
-            for record, tensor in records.values():
-                if not self.tensors.is_alone(record):
-                    self._spread(position, record, tensor, records)
+            reached = [pair for pair in records.values() if not self.tensors.is_alone(pair[0])]
+            for record, tensor in reached:
+                self.spread(position, record, tensor)
+            for record, _ in reached:
+                self.drop_pending(record)
 
     def _is_all_told(self, function: Function, written: Sequence[torch.Tensor], results: list[int]) -> bool:
         """Whether all that a call wrote to is a tensor that it returned, and that shares its memory with no other."""
@@ -154,24 +168,16 @@ class Memory(UnseenWrites):
         record = self.tensors.find(written[0])
         return record is not None and record.value in results and self.tensors.is_alone(record)
 
-    def _spread(
-        self,
-        position: int,
-        record: TensorRecord,
-        tensor: torch.Tensor,
-        written: dict[int, tuple[TensorRecord, torch.Tensor]],
-    ) -> None:
-        """Mark the tensors that a write reached through shared memory."""
-        for member, other, overlaps in self.tensors.sharing(record, tensor):
-            member.seen(other)
-            if id(member) in written:
-                continue
-            if overlaps:
-                if position not in member.pending[-1:]:
-                    member.pending += (position,)
-            elif member.held:
-                self.keeper.refresh(member)
-            self.snap(member, other)
+    def spread(self, position: int, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Note a write for those that share the memory."""
+        aliases = self.tensors.aliases(record, tensor)
+        if aliases is None:
+            return
+        aliases.count_all()
+        aliases.write(position, Footprint.of(tensor))
+        if record.storage in self.exposed:
+            for member, other in self.tensors.members(record):
+                self.snap(member, other)
 
     def _move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
         """Note that a tensor lies elsewhere, maybe in other memory, and that the others lie and are as they were."""
@@ -179,12 +185,12 @@ class Memory(UnseenWrites):
         mates = self.tensors.members(record)
         for member, other in mates:
             member.seen(other)  # torch counts a write to them
-            if member.held:
-                self.keeper.refresh(member)
+        if record.aliases is not None:
+            record.aliases.count_all()
         others = self.tensors.on(storage_of(tensor), record)
         if storage_of(tensor) == left:
             return False
-        if mates or record.exposed:  # a write to one of them may count for the tensor that has left, and the other way
+        if mates or others or record.exposed:  # torch counts their writes for those who left, and not for one another
             self.watch(mates + others)
             self.exposed |= {left, storage_of(tensor)}
         self.tensors.move(record, tensor)
@@ -193,15 +199,25 @@ class Memory(UnseenWrites):
 
     def _mark_moved(self, record: TensorRecord, operands: list[int]) -> None:
         """Say whose memory a tensor has been given."""
-        found = [m.value for m, _ in self.tensors.members(record) if m.value in operands]
+        aliases = record.aliases
+        found = [v for v in operands if aliases is not None and aliases.standing_for(v, record) is not None]
         row = self.tape.values[record.value]
         self.tape.values[record.value] = (*row[:4], found[0] if found else None, row[5])
 
+    def catch_up(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Take in what happened to a tensor's memory since it was last looked at, seen by lens or not."""
+        if not record.has_seen(tensor):
+            self.look(record, tensor)
+        if not record.settled:
+            self.settle(record, tensor)
+        record.seen(tensor)
+
     def settle(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Turn writes through other tensors into values, now that this tensor is looked at."""
-        if record.exposed and self._has_changed(record, tensor):
+        if record.exposed and self.has_changed(record, tensor):
             self.look(record, tensor)
-        pending = self.drop_pending(record)
+        pending = self.pending(record, tensor)
+        self.drop_pending(record)
         for position in pending:
             old = record.value
             self._place(old, record, tensor)
@@ -223,17 +239,17 @@ class Memory(UnseenWrites):
         self._place(record.value, record, tensor)
         shown = layouts[record.value]
         low, high = shown.extent(tuple(tensor.shape))
-        members = self.tensors.members(record)
-        for member, other in members:
-            if member.value in operands:
-                self._place(member.value, member, other)
         for value in operands:
+            operand = None if record.aliases is None else record.aliases.standing_for(value, record)
+            other = None if operand is None else operand()
+            if operand is not None and other is not None:
+                self._place(value, operand, other)
             layout = layouts.get(value)
             if layout is None or layout.memory != shown.memory or values[value][1] != tensor.dtype:
                 continue
             if layout.covers(values[value][0], low, high):
                 return
-        for member, other in members:
+        for member, other in self.tensors.members(record):
             layout = Layout.of(other, 0)
             if layout is not None and other.dtype == tensor.dtype and layout.covers(tuple(other.shape), low, high):
                 self.recorder.value_of(other)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lens.capture.footprint import Footprint
 from lens.capture.tensor_table import EXPOSED, TensorRecord, TensorTable, storage_of
 
 #: How many parts of one memory are remembered after their tensors have died; of more, the oldest are forgotten.
@@ -31,13 +32,10 @@ class _Part(NamedTuple):
     conj: bool
     neg: bool
 
-    def extent(self) -> tuple[int, int]:
-        """First element and end, in bytes."""
-        if 0 in self.shape:
-            return 0, 0
-        reach = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+    def footprint(self) -> Footprint:
+        """The bytes that it can touch."""
         size = self.dtype.itemsize
-        return self.offset * size, (self.offset + reach + 1) * size
+        return Footprint.strided(self.offset * size, size, self.shape, self.stride)
 
 
 def _part(tensor: torch.Tensor) -> _Part | None:
@@ -85,12 +83,10 @@ class MemoryPlaces:
         written = _part(tensor) if known else None
         if known is None or written is None:
             return
-        low, high = written.extent()
+        where = written.footprint()
         for part, record in known[1].items():
-            if record() is None:
-                start, stop = part.extent()
-                if start < high and low < stop:
-                    record.pending += (position,)
+            if record() is None and part.footprint().meets(where):
+                record.pending += (position,)
 
     def find(self, tensor: torch.Tensor) -> int | None:
         """The value that stands where this tensor stands; None if none does. It is known from now on."""
@@ -107,7 +103,10 @@ class MemoryPlaces:
         record = known[1].get(part) if known else None
         if record is None:
             return None
-        self._table.add(tensor, record.value).pending = tuple(op for op in record.pending if op != EXPOSED)
+        written = {op for op in record.pending if op != EXPOSED}
+        if record.aliases is not None:  # while it lived
+            written.update(record.aliases.writes_since(record.looked, part.footprint()))
+        self._table.add(tensor, record.value).pending = tuple(sorted(written))
         return self._value_of(tensor)
 
     def _sweep(self) -> None:

@@ -140,7 +140,7 @@ class OperandRecorder(LeafRecorder):
             kind = type(item)
             if kind in TENSOR_TYPES:
                 record = by_id.get(id(item))
-                is_settled = record is not None and record() is item and not record.pending
+                is_settled = record is not None and record() is item and record.settled
                 values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
             elif kind in SEQUENCES:
                 self._values_in(item, values)
@@ -165,7 +165,7 @@ class OperandRecorder(LeafRecorder):
             if (
                 record is not None
                 and record() is tensor
-                and not record.pending
+                and record.settled
                 and (record.version is None or record.version == tensor._version)
             ):
                 values.append(record.value)

@@ -8,7 +8,7 @@ can wait is left to sealing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeAlias
 from weakref import getweakrefcount, ref
@@ -26,7 +26,7 @@ from lens.capture.sites import CLOSED_CLASSES, Locator, is_closed
 from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
-from lens.functions import Function
+from lens.functions import Function, tensors_in
 from lens.ir.tape import RawTemplate, ReadRow, Site
 from lens.ir.templates import Slot
 
@@ -136,7 +136,7 @@ class Recorder(OperandRecorder):
         """What a call will write to, after what that destroys has been saved."""
         written = function.written(args, kwargs)
         if written:
-            self.protect(written, operands, function, "out" in kwargs)
+            self.protect(written, operands, tensors_in((*args, *kwargs.values())), function, "out" in kwargs)
         return written
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
@@ -281,15 +281,14 @@ class Recorder(OperandRecorder):
         if yields is not None:
             yields.append(alias)
         if record is not None:
-            record.value = value
-            if record.pending:
-                self.memory.drop_pending(record)
+            record.revalue(value)
+            self.memory.drop_pending(record)
             record.seen(tensor)
         elif function.returns_fresh and self.keeps_fresh and type(tensor) is Tensor and not tensor.is_inference():
             self._keep_fresh(tensor, value, tensor._version)
         else:
             record = self._add(tensor, value)
-            if record.shared:
+            if record.aliases is not None:
                 alias = self.tensors.alias(record, operands)
                 if self.memory.exposed:
                     self.memory.snap(record, tensor)
@@ -327,11 +326,12 @@ class Recorder(OperandRecorder):
         self,
         written: Sequence[torch.Tensor],
         operands: list[int] | None = None,
+        given: Iterable[torch.Tensor] = (),
         function: Function | None = None,
         resizes: bool = False,
     ) -> None:
         """Save what a write to these tensors is about to destroy (``Memory.protect``)."""
-        self.memory.protect(written, operands or [], function, resizes)
+        self.memory.protect(written, operands or [], given, function, resizes)
 
     def hold_if_wanted(self, function: Function, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Hold the value that a tensor has now, if the selection wants it."""
@@ -404,6 +404,8 @@ class Recorder(OperandRecorder):
     def end(self) -> None:
         """The run is over: describe what was left for now."""
         super().end()
+        if self._holds_some:
+            self.keeper.trust(self._by_id.values())
         self.tape.scopes[:] = self.calls.scope_rows()
 
     def _hold_now(self, tensor: torch.Tensor) -> Slot:

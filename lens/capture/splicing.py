@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from attrs import evolve
 
 from lens.capture.recorder import Recorder
 from lens.capture.sites import Locator
-from lens.capture.tensor_table import EXPOSED
 from lens.functions import Function
 from lens.ir.tape import RawTemplate, Site, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
@@ -37,11 +36,12 @@ class JobRecorder(Recorder):
         self,
         written: Sequence[torch.Tensor],
         operands: list[int] | None = None,
+        given: Iterable[torch.Tensor] = (),
         function: Function | None = None,
         resizes: bool = False,
     ) -> None:
         """Save what a write is about to destroy, here and in the trace."""
-        super().protect(written, operands, function, resizes)
+        super().protect(written, operands, given, function, resizes)
         self.main.memory.copy_held(written)
 
 
@@ -134,7 +134,7 @@ class _Splicing:
         record = self.main.tensors.find(tensor)
         if record is None:
             return self.main.value_of(tensor)
-        if record.pending:
+        if not record.settled:
             self.main.memory.settle(record, tensor)
         return record.value
 
@@ -184,6 +184,7 @@ class _Splicing:
         makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
         makers.update((new, op) for op, _, new in self.job.tape.effects)
         table = self.main.tensors
+        met = []
         for record in self.job.tensors.records():
             tensor = record()
             if tensor is None:
@@ -191,19 +192,19 @@ class _Splicing:
             known = table.find(tensor)
             if known is None:
                 known = table.add(tensor, self.values[record.value])
-            known.value = self.values[record.value]
+            known.revalue(self.values[record.value])
             known.held += tuple(self.mapped(record.held))
+            if known.held and known.aliases is not None:
+                known.aliases.hold(known)
             exposed = known.exposed or record.exposed
-            known.pending = tuple(self.ops + op for op in record.pending if op != EXPOSED)
+            known.pending = tuple(self.ops + op for op in self.job.memory.pending(record, tensor))
             known.seen(tensor)
             if exposed:
                 self.main.memory.exposed.add(known.storage)
                 self.main.memory.snap(known, tensor)
             if record.value not in sources and id(tensor) in sources.values():
-                self.main.keeper.refresh(known)  # it shares a count of writes with other jobs' tensors
-                for member, other, overlaps in table.sharing(known, tensor):
-                    member.seen(other)
-                    if not overlaps:
-                        self.main.keeper.refresh(member)
-                    elif not self.job.tensors.is_met(other):
-                        member.pending += (self.ops + makers[record.value],)
+                self.main.memory.spread(self.ops + makers[record.value], known, tensor)
+            met.append(known)
+        for known in met:  # they know already what the job wrote to them
+            if known.aliases is not None:
+                known.looked = len(known.aliases.writes)

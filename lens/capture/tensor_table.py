@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 
 from lens.capture.addresses import Named
+from lens.capture.alias_set import AliasSet
 
 #: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
 _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
@@ -37,27 +38,47 @@ class TensorRecord(weakref.ref[torch.Tensor]):
 
     Attributes:
         value: The value that it stands for.
-        pending: Ops that wrote to its memory through another tensor since it was last looked at.
+        pending: Ops known to have written to its memory through another tensor since it was last looked at, besides
+            those that ``aliases`` has noted.
         storage: Identity of its memory; None where it has none that can be told.
-        shared: Whether other tensors had that memory when it was first met.
         held: Values whose payload is this tensor, by reference.
-        version: torch's count of writes to it when lens last saw one; None where there is none (inference tensors),
-            or where it does not tell of all writes.
+        version: torch's count of writes to it when lens last looked at it; None where there is none (inference
+            tensors), or where it does not tell of all writes.
+        aliases: The tensors that share its memory, if others did when it was met, or came since.
+        looked: How many of the writes to that memory have been looked at for this tensor.
     """
 
-    __slots__ = ("held", "pending", "shared", "storage", "value", "version")
+    __slots__ = ("aliases", "held", "looked", "pending", "storage", "value", "version")
 
     value: int
-    shared: bool
     storage: int | None
     pending: tuple[int, ...]
     held: tuple[int, ...]
     version: int | None
+    aliases: AliasSet | None
+    looked: int
 
     def seen(self, tensor: torch.Tensor) -> None:
         """Note that what was written to the tensor so far has been seen."""
         if self.version is not None:
             self.version = tensor._version
+
+    def has_seen(self, tensor: torch.Tensor) -> bool:
+        """Whether all writes to the tensor that torch has counted have been seen, as far as counts tell."""
+        if self.version is None or self.version == tensor._version:
+            return True
+        return self.aliases is not None and self.aliases.has_seen(tensor)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no op has written to its memory through another tensor since it was last looked at."""
+        return not self.pending and (self.aliases is None or self.looked == len(self.aliases.writes))
+
+    def revalue(self, value: int) -> None:
+        """Let it stand for another value."""
+        old, self.value = self.value, value
+        if self.aliases is not None:
+            self.aliases.revalue(self, old)
 
     @property
     def exposed(self) -> bool:
@@ -95,7 +116,7 @@ class TensorTable:
         self.by_id: dict[int, TensorRecord] = {}
         #: One record stands for itself: most tensors share their memory with no other. A number is the id of a
         #: reserved tensor.
-        self._by_storage: dict[int | None, TensorRecord | list[TensorRecord] | int] = {}
+        self._by_storage: dict[int | None, TensorRecord | AliasSet | int] = {}
         self.reserved: dict[int, Reserved] = {}
         #: By id. An entry whose tensor is dead stays until the id is used again, or all are met.
         self.fresh: dict[int, Fresh] = {}
@@ -164,7 +185,7 @@ class TensorTable:
         self.by_id[number] = self._by_storage[storage] = record = TensorRecord(named[0])
         record.value, record.version, record.storage = value, version, storage
         record.pending = record.held = ()
-        record.shared = False
+        record.aliases, record.looked = None, 0
         self.met(record, reserved)
         return record
 
@@ -177,11 +198,11 @@ class TensorTable:
         """Give a fresh tensor its record."""
         self.by_id[id(tensor)] = record = TensorRecord(tensor)
         _, (record.value,), record.version, _ = fresh
-        record.pending, record.shared = (), False
+        record.pending, record.aliases, record.looked = (), None, 0
         record.held = (*self._held_before.pop(id(tensor), ()), record.value) if record.value in self._held else ()
         storage = record.storage = storage_of(tensor)
         if storage is not None:
-            self._register(record, self._by_storage.get(storage))
+            self._register(record, tensor, self._by_storage.get(storage))
         return record
 
     def _meet_all_fresh(self) -> None:
@@ -212,21 +233,21 @@ class TensorTable:
         return known
 
     def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
-        """A new record; ``shared`` says whether its memory was met before."""
+        """A new record; it has ``aliases`` if other tensors have its memory."""
         self.by_id[id(tensor)] = record = TensorRecord(tensor)
         record.value = value
         record.pending = record.held = ()
-        record.shared = False
+        record.aliases, record.looked = None, 0
         try:
             record.version = tensor._version
         except _NO_VERSION:
             record.version = None
         storage = record.storage = storage_of(tensor)
         if storage is not None:
-            self._register(record, self._known(storage))
+            self._register(record, tensor, self._known(storage))
         return record
 
-    def _known(self, storage: int | None) -> TensorRecord | list[TensorRecord] | int | None:
+    def _known(self, storage: int | None) -> TensorRecord | AliasSet | int | None:
         """Who has this memory, as far as is known; if nobody that lives, fresh tensors may."""
         known = self._by_storage.get(storage)
         if self.fresh and not self._is_in_use(known, storage):
@@ -234,56 +255,65 @@ class TensorTable:
             return self._by_storage.get(storage)
         return known
 
-    def _is_in_use(self, known: TensorRecord | list[TensorRecord] | int | None, storage: int | None) -> bool:
+    @staticmethod
+    def _is_in_use(known: TensorRecord | AliasSet | int | None, storage: int | None) -> bool:
         if type(known) is TensorRecord:
-            return self._is_live(known, storage)
-        return any(self._is_live(one, storage) for one in known) if type(known) is list else known is not None
+            return known.storage == storage and known() is not None
+        return known.has_others() if type(known) is AliasSet else known is not None
 
-    def _register(self, record: TensorRecord, known: TensorRecord | list[TensorRecord] | int | None) -> None:
+    def _register(
+        self, record: TensorRecord, tensor: torch.Tensor, known: TensorRecord | AliasSet | int | None
+    ) -> None:
         """Note a record as one of those that have its memory, besides the known ones."""
         storage = record.storage
-        if known is None or (type(known) is TensorRecord and known() is None):  # memory used again
+        if isinstance(known, int):
+            known = self._meet(known)
+        if not self._is_in_use(known, storage):  # new memory, or memory used again
             self._by_storage[storage] = record
-        elif type(known) is TensorRecord and known.storage == storage:
-            self._by_storage[storage] = [known, record]
-            record.shared = True
-        elif type(known) is list and len(known) & (len(known) - 1) and self._is_live(known[0], storage):
-            known.append(record)  # dead ones are sorted out each time that the list has doubled, or begins with one
-            record.shared = True
+        elif type(known) is AliasSet:
+            known.add(record, tensor)
         else:
-            others = self.records_on(storage)
-            self._by_storage[storage] = [*others, record] if others else record
-            record.shared = bool(others)
+            self._by_storage[storage] = aliases = AliasSet()
+            other = known()  # type: ignore[operator,misc]
+            aliases.add(known, other)  # type: ignore[arg-type]
+            aliases.add(record, tensor)
 
     def alias(self, record: TensorRecord, preferred: Sequence[int]) -> int | None:
         """The value that a tensor just added shares memory with: one of the preferred ones, else the newest."""
-        newest: int | None = None
-        for member in self._by_storage[record.storage]:  # type: ignore[union-attr]
-            if member is not record and self._is_live(member, record.storage):
-                newest = member.value
-                if newest in preferred:
-                    break
-        return newest
+        aliases = record.aliases
+        if aliases is None:
+            return None
+        for value in preferred:
+            if aliases.standing_for(value, record) is not None:
+                return value
+        newest = aliases.newest(record)
+        return None if newest is None else newest.value
 
     def move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
         """Note that a tensor may have been given other memory (``set_``, ``.data = ...``); whether it was."""
         storage = storage_of(tensor)
         if storage is None or storage == record.storage:
             return False
-        record.storage = storage
-        self._by_storage[storage] = [*self.records_on(storage), record]
+        record.storage, record.aliases = storage, None
+        self._register(record, tensor, self._known(storage))
         return True
 
     def is_alone(self, record: TensorRecord) -> bool:
         """Whether no other tensor has the memory of this one."""
         return self._by_storage.get(record.storage) is record
 
+    def aliases(self, record: TensorRecord, tensor: torch.Tensor) -> AliasSet | None:
+        """The tensors that share the memory of this one, if others that live do."""
+        if record.storage is None:  # perhaps of a lazy module, and shaped since
+            self.move(record, tensor)
+        return record.aliases if record.aliases is not None and record.aliases.has_others(record) else None
+
     def members(self, record: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
-        """The other live records on the same memory, with their tensors, oldest first."""
+        """The other live records on the same memory, with their tensors, oldest first. Linear in them."""
         return [] if self.is_alone(record) else self.on(record.storage, record)
 
     def on(self, storage: int | None, but: TensorRecord) -> list[tuple[TensorRecord, torch.Tensor]]:
-        """The live records on a memory, but for one, with their tensors."""
+        """The live records on a memory, but for one, with their tensors. Linear in them."""
         live = ((m, m()) for m in self.records_on(storage) if m is not but)
         found = [(member, tensor) for member, tensor in live if tensor is not None]
         for _, tensor in found:
@@ -291,30 +321,13 @@ class TensorTable:
         return found
 
     def records_on(self, storage: int | None) -> list[TensorRecord]:
-        """The records of live tensors on a memory, oldest first."""
+        """The records of live tensors on a memory, oldest first. Linear in them."""
         known = None if storage is None else self._known(storage)
-        if known is None:
-            return []
         if isinstance(known, int):
             known = self._meet(known)
-        members = known if isinstance(known, list) else (known,)
-        return [m for m in members if self._is_live(m, storage)]
-
-    @staticmethod
-    def _is_live(record: TensorRecord, storage: int | None) -> bool:
-        return record.storage == storage and record() is not None
-
-    def sharing(self, record: TensorRecord, tensor: torch.Tensor) -> Iterator[tuple[TensorRecord, torch.Tensor, bool]]:
-        """The other live records on the same memory, each with its tensor and: does it overlap with this tensor."""
-        if record.storage is None:  # perhaps of a lazy module, and shaped since
-            self.move(record, tensor)
-        members = self.members(record)
-        if not members:
-            return
-        low, high = extent(tensor)
-        for member, other in members:
-            start, stop = extent(other)
-            yield member, other, start < high and low < stop
+        if type(known) is AliasSet:
+            return known.live()
+        return [known] if type(known) is TensorRecord and self._is_in_use(known, storage) else []
 
 
 def version_of(tensor: torch.Tensor) -> int | None:
@@ -331,18 +344,3 @@ def storage_of(tensor: torch.Tensor) -> int | None:
         return int(tensor.untyped_storage()._cdata)
     except _NO_STORAGE:
         return None
-
-
-def extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First byte and end of the part of the storage that a tensor can touch."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return 0, 1 << 62
-    count = tensor.numel()
-    if count == 0:
-        return 0, 0
-    size = tensor.element_size()
-    start = tensor.storage_offset() * size
-    if tensor.is_contiguous():  # rows of a buffer, of which there may be many
-        return int(start), int(start + count * size)
-    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return int(start), int(start + (reach + 1) * size)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
+from lens.capture.footprint import Footprint
 from lens.capture.tensor_table import EXPOSED, TensorRecord
 
 if TYPE_CHECKING:
@@ -91,20 +92,19 @@ class UnseenWrites:
     def check_members(self, record: TensorRecord, operands: list[int]) -> None:
         """Look at who shares the memory, as long as only a write out of sight can have changed it."""
         self._renewed.clear()
-        for member, other in self.tensors.members(record):
-            self._check(member, other)
+        aliases = record.aliases
+        if record.storage in self.exposed or (aliases is not None and aliases.has_uncounted()):
+            for member, other in self.tensors.members(record):
+                self._check(member, other)
         if self._renewed:  # operands among them
             operands[:] = [self._renewed.get(v, v) for v in operands]
 
     def _check(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        if record.exposed:
-            changed = self._has_changed(record, tensor)
-        else:
-            changed = record.version is not None and record.version != tensor._version
-        if changed:
+        if self.has_changed(record, tensor) if record.exposed else not record.has_seen(tensor):
             self.look(record, tensor)
 
-    def _has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
+    def has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
+        """Whether there is something else in exposed memory than there was."""
         with self.keeper.unseen():
             return not _same_bits(tensor, self._snapshots[id(record)])
 
@@ -114,7 +114,7 @@ class UnseenWrites:
         So do all that share the memory, when this happens to it for the first time: torch need not have counted the
         write for them. From then on what lies there is compared.
         """
-        if self.recorder.collect() and record.version is not None and record.version == tensor._version:
+        if self.recorder.collect() and record.version is not None and record.has_seen(tensor):
             return
         found = [(record, tensor)]
         if record.storage not in self.exposed and record.storage is not None:
@@ -134,17 +134,25 @@ class UnseenWrites:
         if self.keeper.everything or self.keeper.leaves is True:
             self.keeper.hold(record, value, tensor)
 
-    def drop_pending(self, record: TensorRecord) -> tuple[int, ...]:
-        """The ops that wrote to a tensor through others since it was last looked at; they are not pending any more."""
-        exposed = int(record.exposed)
-        pending, record.pending = record.pending[exposed:], record.pending[:exposed]
-        return pending
+    def pending(self, record: TensorRecord, tensor: torch.Tensor) -> list[int]:
+        """The ops that wrote to a tensor through others since it was last looked at."""
+        pending = list(record.pending[int(record.exposed) :])
+        aliases = record.aliases
+        if aliases is None or record.looked == len(aliases.writes):
+            return pending
+        return sorted({*pending, *aliases.writes_since(record.looked, Footprint.of(tensor))})
+
+    def drop_pending(self, record: TensorRecord) -> None:
+        """Take the ops that wrote to a tensor through others for looked at."""
+        record.pending = record.pending[: int(record.exposed)]
+        if record.aliases is not None:
+            record.looked = len(record.aliases.writes)
 
     def new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
         """A new value for a tensor whose memory was written to."""
         value = len(self.tape.values)
         self.tape.values.append((*odd_type(tensor), record.value, grad_type(tensor)))
-        record.value = value
+        record.revalue(value)
         return value
 
 

@@ -1,0 +1,202 @@
+"""The tensors that share one memory: who they are, what was written there, what of them is held, and torch's counts.
+
+A write is only noted, with its footprint; a tensor asks for the writes that reached it when it is looked at next. So a
+write costs the same however many tensors share the memory, and a tensor that is never looked at again costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import ref
+
+import torch
+from torch.nn import Parameter
+
+from lens.capture.footprint import Footprint, FootprintIndex
+
+if TYPE_CHECKING:
+    from lens.capture.tensor_table import TensorRecord
+
+#: Up to so many are looked at one by one, without an index.
+_FEW = 16
+
+
+class _Count:
+    """torch's count of writes, which a tensor and its views have in common: whose it is, and what lens has seen."""
+
+    __slots__ = ("owner", "seen")
+
+    def __init__(self, owner: torch.Tensor, seen: int) -> None:
+        self.owner = ref(owner)
+        self.seen = seen
+
+
+class _Write(NamedTuple):
+    """An op that wrote to the memory, by position, and where."""
+
+    position: int
+    footprint: Footprint
+
+
+class AliasSet:
+    """The records of tensors that share one memory, oldest first, and what has happened there since they share it.
+
+    A record is no member any more when its tensor is dead or lies elsewhere.
+    """
+
+    __slots__ = ("_by_value", "_counts", "_held", "_indexed", "_near_held", "_near_writes", "records", "writes")
+
+    def __init__(self) -> None:
+        self.records: list[TensorRecord] = []
+        #: What was written, in order. A record has looked at the first ``record.looked`` of them.
+        self.writes: list[_Write] = []
+        self._near_writes: FootprintIndex[int] = FootprintIndex()
+        self._indexed = 0
+        #: Records of which something is held: the last few, and the others by footprint.
+        self._held: list[TensorRecord] = []
+        self._near_held: FootprintIndex[TensorRecord] = FootprintIndex()
+        self._counts: dict[int, _Count] = {}
+        self._by_value: dict[int, TensorRecord] = {}
+
+    # Members
+
+    def add(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Make a tensor that lies in this memory a member."""
+        if not len(self.records) & (len(self.records) - 1):  # has doubled
+            self._forget_dead()
+        self.records.append(record)
+        record.aliases, record.looked = self, len(self.writes)
+        self.revalue(record)
+        if record.held:
+            self.hold(record)
+        if record.version is not None:
+            owner = _counted_by(tensor)
+            known = self._counts.get(id(owner))
+            if known is None or known.owner() is not owner:
+                self._counts[id(owner)] = _Count(owner, record.version)
+
+    def _forget_dead(self) -> None:
+        self.records = self.live()
+        self._by_value = {record.value: record for record in self.records}
+        self._counts = {number: count for number, count in self._counts.items() if count.owner() is not None}
+
+    def has(self, record: TensorRecord) -> bool:
+        """Whether a record is that of a live tensor here."""
+        return record.aliases is self and record() is not None
+
+    def live(self) -> list[TensorRecord]:
+        """The records of the live tensors, oldest first. Linear."""
+        return [record for record in self.records if self.has(record)]
+
+    def has_others(self, but: TensorRecord | None = None) -> bool:
+        """Whether any other tensor lives. The dead ones that are met on the way are let go."""
+        for place, record in enumerate(self.records):
+            if record is not but and self.has(record):
+                if place > _FEW:
+                    self.records[:place] = [one for one in self.records[:place] if self.has(one)]
+                return True
+        self.records = self.live()
+        return False
+
+    def newest(self, but: TensorRecord) -> TensorRecord | None:
+        """The youngest other live tensor."""
+        return next((one for one in reversed(self.records) if one is not but and self.has(one)), None)
+
+    def revalue(self, record: TensorRecord, old: int | None = None) -> None:
+        """Note that a record stands for another value now."""
+        if old is not None and self._by_value.get(old) is record:
+            del self._by_value[old]
+        self._by_value[record.value] = record
+
+    def standing_for(self, value: int, but: TensorRecord) -> TensorRecord | None:
+        """The other live tensor that stands for a value, if it is here."""
+        record = self._by_value.get(value)
+        return record if record is not None and record is not but and self.has(record) else None
+
+    # Counts of writes
+
+    def has_uncounted(self) -> bool:
+        """Whether there was a write that torch has counted and lens has not seen."""
+        for count in self._counts.values():
+            owner = count.owner()
+            if owner is not None and owner._version != count.seen:
+                return True
+        return False
+
+    def has_seen(self, tensor: torch.Tensor) -> bool:
+        """Whether lens has seen the last write that torch has counted for a tensor."""
+        owner = _counted_by(tensor)
+        count = self._counts.get(id(owner))
+        return count is not None and count.owner() is owner and count.seen == tensor._version
+
+    def count_all(self) -> None:
+        """Note that all that was written so far has been seen: for each tensor that is not a view of another."""
+        for count in self._counts.values():
+            owner = count.owner()
+            if owner is not None:
+                count.seen = owner._version
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """Note it for one tensor and those that share its count."""
+        owner = _counted_by(tensor)
+        self._counts[id(owner)] = _Count(owner, tensor._version)
+
+    # Writes
+
+    def write(self, position: int, footprint: Footprint) -> None:
+        """Note what an op wrote."""
+        self.writes.append(_Write(position, footprint))
+
+    def writes_since(self, first: int, footprint: Footprint) -> list[int]:
+        """The positions of the ops that wrote here, from the write with this number on, in order."""
+        recent = len(self.writes) - first
+        if recent > _FEW:
+            for number in range(self._indexed, len(self.writes)):
+                self._near_writes.add(self.writes[number].footprint, number)
+            self._indexed = len(self.writes)
+        if recent <= _FEW or self._near_writes.reach(footprint) >= recent:
+            found = [one.position for one in self.writes[first:] if one.footprint.meets(footprint)]
+        else:
+            found = [self.writes[number].position for number in sorted(self._numbers(first, footprint))]
+        return list(dict.fromkeys(found))  # an op may write to several tensors
+
+    def _numbers(self, first: int, footprint: Footprint) -> Iterator[int]:
+        for cell in self._near_writes.cells(footprint):
+            for where, number in reversed(cell):
+                if number < first:
+                    break
+                if where.meets(footprint):
+                    yield number
+
+    # What is held
+
+    def hold(self, record: TensorRecord) -> None:
+        """Note that something of a tensor is held."""
+        self._held.append(record)
+
+    def take_held(self, footprint: Footprint) -> list[TensorRecord]:
+        """The records of live tensors of which something is held, and that a write there would reach.
+
+        They are forgotten, for what is held of them is to be copied now.
+        """
+        if len(self._held) > _FEW:
+            for record in self._held:
+                tensor = record()
+                if tensor is not None:
+                    self._near_held.add(Footprint.of(tensor), record)
+            self._held.clear()
+        found = self._near_held.take(footprint)
+        rest: list[TensorRecord] = []
+        for record in self._held:
+            tensor = record()
+            is_reached = tensor is not None and Footprint.of(tensor).meets(footprint)
+            (found if is_reached else rest).append(record)
+        self._held = rest
+        return [record for record in found if record.held and self.has(record)]
+
+
+def _counted_by(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor whose count of writes this one has: what it is a view of, or itself."""
+    base = tensor._base if type(tensor) in (torch.Tensor, Parameter) else None
+    return tensor if base is None else base
