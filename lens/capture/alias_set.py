@@ -45,10 +45,22 @@ class AliasSet:
     A record is no member any more when its tensor is dead or lies elsewhere.
     """
 
-    __slots__ = ("_by_value", "_counts", "_held", "_indexed", "_near_held", "_near_writes", "records", "writes")
+    __slots__ = (
+        "_by_value",
+        "_counts",
+        "_full_at",
+        "_held",
+        "_indexed",
+        "_near_held",
+        "_near_writes",
+        "records",
+        "writes",
+    )
 
     def __init__(self) -> None:
         self.records: list[TensorRecord] = []
+        #: At how many records those of dead tensors are looked for.
+        self._full_at = _FEW
         #: What was written, in order. A record has looked at the first ``record.looked`` of them.
         self.writes: list[_Write] = []
         self._near_writes: FootprintIndex[int] = FootprintIndex()
@@ -63,7 +75,7 @@ class AliasSet:
 
     def add(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Make a tensor that lies in this memory a member."""
-        if not len(self.records) & (len(self.records) - 1):  # has doubled
+        if len(self.records) >= self._full_at:
             self._forget_dead()
         self.records.append(record)
         record.aliases, record.looked = self, len(self.writes)
@@ -78,6 +90,7 @@ class AliasSet:
 
     def _forget_dead(self) -> None:
         self.records = self.live()
+        self._full_at = max(_FEW, 2 * len(self.records))
         self._by_value = {record.value: record for record in self.records}
         self._counts = {number: count for number, count in self._counts.items() if count.owner() is not None}
 

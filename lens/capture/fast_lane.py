@@ -112,7 +112,8 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
                     elif (
                         (record := by_id.get(number)) is not None
                         and record() is arg
-                        and record.settled
+                        and not record.pending
+                        and (record.aliases is None or record.looked == len(record.aliases.writes))
                         and (record.version is None or record.version == arg._version)  # type: ignore[union-attr]
                     ):
                         operands += (record.value,)

@@ -28,6 +28,8 @@ class Footprint(NamedTuple):
         """The footprint that a tensor has now; of one without strides all that there is."""
         if tensor.layout is not torch.strided or tensor.is_nested:
             return EVERYWHERE
+        if not tensor.numel():
+            return _NOWHERE
         size = tensor.element_size()
         start = int(tensor.storage_offset() * size)
         if tensor.is_contiguous():  # rows of a buffer, of which there may be many
@@ -38,7 +40,7 @@ class Footprint(NamedTuple):
     def strided(cls, start: int, size: int, shape: Sequence[int], stride: Sequence[int]) -> Footprint:
         """The footprint of elements of this size, in bytes, from this byte on."""
         if 0 in shape:
-            return cls(start, start)
+            return _NOWHERE
         steps = sorted((int(step * size), int(n)) for step, n in zip(stride, shape, strict=True) if n > 1)
         stop = start + size + sum((n - 1) * step for step, n in steps)
         block = size
@@ -73,6 +75,8 @@ class Footprint(NamedTuple):
 
 #: What meets every tensor that has elements.
 EVERYWHERE = Footprint(0, 1 << 62)
+#: What meets nothing: of a tensor without elements.
+_NOWHERE = Footprint(0, 0)
 
 
 #: Of footprints of about one size: the period, and the powers of two that bound their widths: columns, bytes in all.

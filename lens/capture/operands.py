@@ -165,7 +165,8 @@ class OperandRecorder(LeafRecorder):
             if (
                 record is not None
                 and record() is tensor
-                and record.settled
+                and not record.pending
+                and (record.aliases is None or record.looked == len(record.aliases.writes))
                 and (record.version is None or record.version == tensor._version)
             ):
                 values.append(record.value)

@@ -1,0 +1,185 @@
+"""Many tensors in one memory: whom a write reaches, and that it costs the same however many there are."""
+
+import pytest
+import torch
+from counting import calls
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lens
+from lens.capture.footprint import Footprint, FootprintIndex
+from lens.validate.check import check
+
+
+@st.composite
+def views(draw):
+    """A part of a memory of 240 elements, as slices, transposes and windows make it."""
+    step = draw(st.integers(1, 3))
+    shape = draw(st.sampled_from([(240,), (12, 20), (4, 3, 20), (2, 6, 4, 5)]))
+    view = torch.arange(240, dtype=torch.int16).view(shape)
+    for dim, n in enumerate(view.shape):
+        if draw(st.booleans()):
+            begin = draw(st.integers(0, n - 1))
+            part = view.narrow(dim, begin, draw(st.integers(0, n - begin)))
+            view = part[(slice(None),) * dim + (slice(None, None, step),)]
+    if draw(st.booleans()) and view.dim() > 1:
+        view = view.transpose(0, -1)
+    return view.unfold(0, 2, 1) if draw(st.booleans()) and view.shape[0] > 1 else view
+
+
+def elements(view):
+    return set(view.flatten().tolist())
+
+
+@settings(max_examples=400, deadline=None)
+@given(views(), views())
+def test_what_has_an_element_in_common_meets(one, other):
+    if elements(one) & elements(other):
+        assert Footprint.of(one).meets(Footprint.of(other))
+        assert Footprint.of(other).meets(Footprint.of(one))
+
+
+def test_columns_and_patches_do_not_meet_their_neighbours():
+    image = torch.zeros(12, 20)
+    patches = [image[i : i + 4, j : j + 5] for i in range(0, 12, 4) for j in range(0, 20, 5)]
+    for parts in (image.unbind(1), image.unbind(0), patches, image.view(4, 3, 20).unbind(1), image.split(3, 1)):
+        prints = [Footprint.of(part) for part in parts]
+        assert [[a.meets(b) for b in prints] for a in prints] == torch.eye(len(prints), dtype=torch.bool).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(views(), max_size=40), views())
+def test_the_index_finds_what_meets(parts, wanted):
+    index, where = FootprintIndex(), Footprint.of(wanted)
+    for number, part in enumerate(parts):
+        index.add(Footprint.of(part), number)
+    expected = [number for number, part in enumerate(parts) if Footprint.of(part).meets(where)]
+    cells = [*index.cells(where)]
+    assert len(cells) <= index.reach(where)
+    assert sorted(n for cell in cells for found, n in cell if found.meets(where)) == expected
+    assert sorted(index.take(where)) == expected
+    assert index.take(where) == []
+
+
+def _rows(buffer):
+    for row in buffer.unbind(0):
+        row.add_(1)
+    return buffer * 1
+
+
+def _columns(buffer):
+    for column in buffer.t().contiguous().unbind(1):
+        column.add_(1)
+    return buffer * 1
+
+
+def _rows_that_are_read(buffer):
+    rows = buffer.unbind(0)
+    for row in rows:
+        row.mul_(2)
+    return torch.stack([row + 1 for row in rows])
+
+
+def _whole_with_rows_alive(buffer):
+    rows = buffer.unbind(0)
+    for _ in rows:
+        buffer.add_(1)
+    return buffer * 1
+
+
+def _rows_made_one_by_one(buffer):
+    kept = []
+    for i in range(len(buffer)):
+        kept.append(buffer[i])
+        kept[-1].copy_(buffer[0])
+    return buffer * 1
+
+
+def _views_of_views(buffer):
+    kept = [buffer]
+    for _ in range(len(buffer)):
+        kept.append(kept[-1].view_as(buffer))
+    return kept[-1] * 1
+
+
+def _rows_after_others_died(buffer):
+    gone = buffer.unbind(0)
+    buffer.add_(1)
+    del gone
+    for _ in range(len(buffer)):
+        buffer.add_(1)
+    return buffer * 1
+
+
+def _rows_made_and_let_go_beside_others(buffer):
+    kept = buffer.unbind(0)
+    for i in range(len(buffer)):
+        buffer[i].add_(1)
+    return kept[0] * 1
+
+
+WORK = [
+    _rows_made_and_let_go_beside_others,
+    _rows,
+    _columns,
+    _rows_that_are_read,
+    _whole_with_rows_alive,
+    _rows_made_one_by_one,
+    _views_of_views,
+    _rows_after_others_died,
+]
+
+
+class _Worker(nn.Module):
+    def __init__(self, work):
+        super().__init__()
+        self.work = work
+
+    def forward(self, x):
+        return self.work(x)
+
+
+@pytest.mark.parametrize("save", ["none", "all"])
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__.strip("_"))
+def test_a_write_costs_the_same_however_many_tensors_share_the_memory(work, save):
+    model = _Worker(work)
+
+    def trace(rows):
+        with torch.no_grad():
+            lens.trace(model, torch.zeros(rows, 4), save=save, passes=())
+
+    trace(20)
+    few, many = (calls(lambda rows=rows: trace(rows)) / rows for rows in (200, 800))
+    assert many < 1.3 * few, (few, many)
+
+
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__.strip("_"))
+@pytest.mark.parametrize("backend", ["torch_function", "torch_dispatch"])
+def test_what_many_writes_made_is_right(work, backend):
+    x = torch.randn(40, 4)
+    expected = work(x.clone())
+    with torch.no_grad():
+        history = lens.trace(_Worker(work), x.clone(), save="all", backend=backend)
+    assert torch.equal(history.payloads.read(history.graph.outputs.values[0]), expected)
+    report = check(history)
+    assert report.ok, str(report)
+
+
+def test_writes_to_other_columns_are_no_new_values():
+    with torch.no_grad():
+        history = lens.trace(_Worker(_columns), torch.zeros(30, 4))
+    assert [op for op in history.graph.ops if op.effects] == []
+
+
+def test_a_write_through_a_tensor_that_was_given_the_memory_of_another_is_found():
+    class Model(nn.Module):
+        def forward(self, x):
+            made, other = x * 1.0, torch.empty(0)
+            other.set_(made.untyped_storage(), 0, (4,), (1,))
+            with torch._C.DisableTorchFunction():
+                other.mul_(3)  # torch does not count it for the one that had the memory
+            return made + 1.5
+
+    history = lens.trace(Model(), torch.ones(2, 2))
+    assert "external" in {leaf.kind for leaf in history.graph.leaves}
