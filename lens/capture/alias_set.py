@@ -150,11 +150,6 @@ class AliasSet:
             if owner is not None:
                 count.seen = owner._version
 
-    def count(self, tensor: torch.Tensor) -> None:
-        """Note it for one tensor and those that share its count."""
-        owner = _counted_by(tensor)
-        self._counts[id(owner)] = _Count(owner, tensor._version)
-
     # Writes
 
     def write(self, position: int, footprint: Footprint) -> None:

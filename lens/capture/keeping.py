@@ -148,8 +148,11 @@ class Keeper:
         """Note, at the end, that writes which were seen have left alone what is still held of these tensors."""
         for record in records:
             tensor = record() if record.held and record.version is not None else None
-            if tensor is not None and record.has_seen(tensor):
-                self.held.update((value, (tensor, tensor._version)) for value in record.held)
+            if tensor is not None:
+                version = tensor._version
+                if record.version == version or record.has_seen(tensor):
+                    for value in record.held:
+                        self.held[value] = tensor, version
 
     # Random number generators
 

@@ -282,7 +282,8 @@ class Recorder(OperandRecorder):
             yields.append(alias)
         if record is not None:
             record.revalue(value)
-            self.memory.drop_pending(record)
+            if record.aliases is not None or record.pending:
+                self.memory.drop_pending(record)
             record.seen(tensor)
         elif function.returns_fresh and self.keeps_fresh and type(tensor) is Tensor and not tensor.is_inference():
             self._keep_fresh(tensor, value, tensor._version)

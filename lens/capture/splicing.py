@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from attrs import evolve
 
+from lens.capture.footprint import Footprint
 from lens.capture.recorder import Recorder
 from lens.capture.sites import Locator
+from lens.capture.tensor_table import TensorRecord
 from lens.functions import Function
 from lens.ir.tape import RawTemplate, Site, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
@@ -204,7 +206,18 @@ class _Splicing:
                 self.main.memory.snap(known, tensor)
             if record.value not in sources and id(tensor) in sources.values():
                 self.main.memory.spread(self.ops + makers[record.value], known, tensor)
+                self.distrust(known, tensor)
             met.append(known)
         for known in met:  # they know already what the job wrote to them
             if known.aliases is not None:
                 known.looked = len(known.aliases.writes)
+
+    def distrust(self, written: TensorRecord, tensor: torch.Tensor) -> None:
+        """Leave what only the trace holds of what the job wrote to as it is: if nobody copied it, its count tells."""
+        aliases = self.main.tensors.aliases(written, tensor)
+        for member in () if aliases is None else aliases.take_held(Footprint.of(tensor)):
+            other = member()
+            if member is written or (other is not None and self.job.tensors.is_met(other)):
+                aliases.hold(member)  # type: ignore[union-attr]
+            else:
+                member.held = ()

@@ -179,8 +179,6 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensor = record()
         if tensor is not None:
             record.seen(tensor)
-            if record.aliases is not None and record.version is not None:
-                record.aliases.count(tensor)
 
     def ask(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType) -> Any:
         """Run a call that makes no tensor; note it if it is a read."""
