@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lens
-from lens.capture.footprint import Footprint, FootprintIndex
+from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex
 from lens.validate.check import check
 
 
@@ -48,6 +48,14 @@ def test_columns_and_patches_do_not_meet_their_neighbours():
         assert [[a.meets(b) for b in prints] for a in prints] == torch.eye(len(prints), dtype=torch.bool).tolist()
 
 
+@settings(max_examples=400, deadline=None)
+@given(views())
+def test_every_element_lies_in_the_footprint(view):
+    where = Footprint.of(view)
+    for element in elements(view):
+        assert Footprint(2 * element, 2 * element + 2).meets(where), element
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(views(), max_size=40), views())
 def test_the_index_finds_what_meets(parts, wanted):
@@ -60,6 +68,8 @@ def test_the_index_finds_what_meets(parts, wanted):
     assert sorted(n for cell in cells for found, n in cell if found.meets(where)) == expected
     assert sorted(index.take(where)) == expected
     assert index.take(where) == []
+    others = [number for number, part in enumerate(parts) if part.numel() and number not in expected]
+    assert sorted(index.take(EVERYWHERE)) == others
 
 
 def _rows(buffer):
