@@ -193,3 +193,38 @@ def test_a_write_through_a_tensor_that_was_given_the_memory_of_another_is_found(
 
     history = lens.trace(Model(), torch.ones(2, 2))
     assert "external" in {leaf.kind for leaf in history.graph.leaves}
+
+
+def out_of_sight(tensor):
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        tensor.mul_(3)
+
+
+def test_a_write_that_torch_counts_elsewhere_does_not_hide_one_out_of_sight():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 1.0
+            data = made.data  # its writes are counted apart
+            out_of_sight(made)
+            data.add_(1)
+            return made + 1
+
+    history = lens.trace(Model(), torch.ones(2, 2))
+    assert "external" in {leaf.kind for leaf in history.graph.leaves}
+
+
+def test_what_was_overwritten_out_of_sight_at_the_end_is_not_shown():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 1.0
+            made[0].add_(1)
+            result = made * 2
+            out_of_sight(made)
+            return result
+
+    with torch.no_grad():
+        history = lens.trace(Model(), torch.ones(2, 2), save="all")
+    read, made = history.graph.ops[-1].operands[0], history.graph.ops[-1].results[0]
+    assert torch.equal(history.payloads.read(made), torch.tensor([[4.0, 4.0], [2.0, 2.0]]))
+    with pytest.raises(lens.errors.StaleValueError):
+        history.payloads.read(read)
