@@ -140,7 +140,12 @@ class OperandRecorder(LeafRecorder):
             kind = type(item)
             if kind in TENSOR_TYPES:
                 record = by_id.get(id(item))
-                is_settled = record is not None and record() is item and record.settled
+                is_settled = (
+                    record is not None
+                    and record() is item
+                    and not record.pending
+                    and (record.aliases is None or record.looked == len(record.aliases.writes))
+                )
                 values.append(record.value if is_settled else self.value_of(item))  # type: ignore[union-attr]
             elif kind in SEQUENCES:
                 self._values_in(item, values)
