@@ -51,6 +51,7 @@ class Memory(UnseenWrites):
         elements that a tensor has now (``out=``).
         """
         moves, reaches = (False, False) if function is None else (function.moves, function.reaches)
+        reached: set[int | None] = set()
         for tensor in written:
             record = self.tensors.find(tensor)
             if record is None:
@@ -68,9 +69,10 @@ class Memory(UnseenWrites):
                 self._meet_model(record)
             elif alone:
                 continue
-            where = EVERYWHERE if resizes else Footprint.of(tensor)
-            if self._copy_reached(record, tensor, where):
-                self._place_given(record, where, operands, given)
+            if self._copy_reached(record, tensor, EVERYWHERE if resizes else Footprint.of(tensor)):
+                reached.add(record.storage)
+        if reached:
+            self._place_given(reached, set(operands), given)
 
     def _copy_reached(self, record: TensorRecord, tensor: torch.Tensor, where: Footprint) -> bool:
         """Copy what is held of those that a write will reach; whether any tensor shares the memory."""
@@ -82,15 +84,11 @@ class Memory(UnseenWrites):
             self.keeper.copy(member)
         return True
 
-    def _place_given(
-        self, record: TensorRecord, where: Footprint, operands: list[int], given: Iterable[torch.Tensor]
-    ) -> None:
-        """Note where the operands lie that a write will reach."""
+    def _place_given(self, storages: set[int | None], operands: set[int], given: Iterable[torch.Tensor]) -> None:
+        """Note where the operands lie whose memory is written to."""
         for tensor in given:
             member = self.tensors.find(tensor)
-            if member is None or member is record or member.aliases is not record.aliases:
-                continue
-            if member.value in operands and where.meets(Footprint.of(tensor)):
+            if member is not None and member.storage in storages and member.value in operands:
                 self._place(member.value, member, tensor)
 
     def copy_held(self, written: Sequence[torch.Tensor]) -> None:
