@@ -1,5 +1,7 @@
 """Many tensors in one memory: whom a write reaches, and that it costs the same however many there are."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from counting import calls
@@ -200,6 +202,21 @@ def test_a_write_through_a_tensor_that_was_given_the_memory_of_another_is_found(
 
     history = lens.trace(Model(), torch.ones(2, 2))
     assert "external" in {leaf.kind for leaf in history.graph.leaves}
+
+
+def test_what_another_thread_overwrites_through_a_view_is_copied_first():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 0.0 + 5
+            with ThreadPoolExecutor(1) as executor:
+                for i in range(2):
+                    executor.submit(lambda i=i: made[i].add_(i + 1) * 0).result()
+            return made * 2
+
+    with torch.no_grad():
+        history = lens.trace(Model(), torch.ones(2, 2), save="all")
+    assert history.payloads.read(history.graph.ops[1].results[0]).tolist() == [[5, 5], [5, 5]]
+    assert history.payloads.read(history.graph.ops[-1].results[0]).tolist() == [[12, 12], [14, 14]]
 
 
 def out_of_sight(tensor):

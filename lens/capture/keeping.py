@@ -152,7 +152,8 @@ class Keeper:
                 version = tensor._version
                 if record.version == version or record.has_seen(tensor):
                     for value in record.held:
-                        self.held[value] = tensor, version
+                        if self.held[value][0] is tensor:  # and no copy that another thread made
+                            self.held[value] = tensor, version
 
     # Random number generators
 
