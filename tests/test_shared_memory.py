@@ -219,6 +219,26 @@ def test_what_another_thread_overwrites_through_a_view_is_copied_first():
     assert history.payloads.read(history.graph.ops[-1].results[0]).tolist() == [[12, 12], [14, 14]]
 
 
+def test_what_another_thread_overwrites_without_knowing_it_says_so():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 0.0 + 5
+            row = made[0]  # the other thread has never seen it
+
+            def work():
+                made[:].add_(1)
+                return made.sum()
+
+            with ThreadPoolExecutor(1) as executor:
+                total = executor.submit(work).result()
+            return total * 2, row
+
+    with torch.no_grad():
+        history = lens.trace(Model(), torch.ones(2, 2), save="all")
+    with pytest.raises(lens.errors.StaleValueError):
+        history.payloads.read(history.graph.ops[2].results[0])
+
+
 def out_of_sight(tensor):
     with torch._C.DisableTorchFunction(), torch.no_grad():
         tensor.mul_(3)
