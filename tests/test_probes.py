@@ -3,9 +3,7 @@
 import copy
 import gc
 import itertools
-import signal
 import threading
-import time
 import weakref
 
 import pytest
@@ -523,50 +521,6 @@ def test_a_region_below_autograd_is_the_plain_run_or_says_where_it_is_not(name):
     leaves = [leaf for leaf in history.graph.leaves if leaf.kind == "external"]
     assert len([gap for gap in history.gaps if gap.kind == "external"]) == len(leaves)
     assert history["output_1"].has_input_ancestor or leaves or any(g.kind == "unseen" for g in history.gaps)
-
-
-def interruptible(x):
-    y = checkpoint(torch.relu, x, use_reentrant=False)
-    for _ in range(30):
-        y = F.gelu(torch.sin(y) + 1)  # no transform: torch itself does not survive an interrupt there
-        y[0] = 0.5
-    return y
-
-
-def forget_hooks_of_checkpoints():
-    """Interrupted while it enters or leaves them, torch's checkpoint leaves its hooks on saved tensors, to later tests."""
-    while torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
-        torch._C._autograd._pop_saved_tensors_default_hooks()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_interrupt_at_any_moment_leaves_nothing_behind(backend):
-    model = nn.Sequential(linear(), nn.ReLU(), Model(lambda s, x: interruptible(x)))
-    lens.trace(model, X, backend=backend, passes="")  # the first time takes longer
-    begin = time.perf_counter()
-    lens.trace(model, X, backend=backend, passes="")
-    whole = time.perf_counter() - begin
-    marks, dispatching = TorchMarks(), torch._C._len_torch_dispatch_stack()
-    before, interrupted = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)), 0
-    outer = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    try:
-        for i in range(40):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, whole * (i + 1) / 45)
-                lens.trace(model, X, backend=backend, passes="")
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except KeyboardInterrupt:
-                interrupted += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            forget_hooks_of_checkpoints()
-            assert marks.left_behind(TorchMarks()) == [], i
-            assert torch._C._len_torch_dispatch_stack() == dispatching
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        signal.signal(signal.SIGINT, outer)
-    assert interrupted > 10
-    assert len(lens.trace(nn.ReLU(), X, backend=backend).graph.ops) == 1
 
 
 @pytest.mark.parametrize("outer", BACKENDS)

@@ -102,16 +102,15 @@ class Keeper:
         if self.selection.transform is not None and not raw:
             self._hold_transformed(self.selection.transform, value, tensor)
             return
-        version = record.version
         if record.pending and record.exposed:
             with UNSEEN():
-                tensor = tensor.detach().clone()
-            version = version_of(tensor)
-        else:
-            record.held += (value,)
-            if record.aliases is not None:
-                record.aliases.hold(record)
-        self.held[value] = (tensor, version)
+                copy = tensor.detach().clone()
+            self.held[value] = (copy, version_of(copy))
+            return
+        self.held[value] = (tensor, record.version)
+        record.held += (value,)
+        if record.aliases is not None:
+            record.aliases.hold(record)
 
     def _hold_transformed(self, transform: Change, value: int, tensor: torch.Tensor) -> None:
         if self.failure is not None:
@@ -140,9 +139,9 @@ class Keeper:
 
     def lose(self, record: TensorRecord) -> None:
         """Note that what is held of a tensor has been overwritten."""
-        for value in record.held:
+        values, record.held = record.held, ()
+        for value in values:
             self._lost[value] = _described(self.held.pop(value)[0])
-        record.held = ()
 
     def trust(self, records: Iterable[TensorRecord]) -> None:
         """Note, at the end, that writes which were seen have left alone what is still held of these tensors."""

@@ -285,9 +285,7 @@ class Recorder(OperandRecorder):
             if record.aliases is not None or record.pending:
                 self.memory.drop_pending(record)
             record.seen(tensor)
-        elif function.returns_fresh and self.keeps_fresh and type(tensor) is Tensor and not tensor.is_inference():
-            self._keep_fresh(tensor, value, tensor._version)
-        else:
+        elif not (function.returns_fresh and self.keeps_fresh and type(tensor) is Tensor and not tensor.is_inference()):
             record = self._add(tensor, value)
             if record.aliases is not None:
                 alias = self.tensors.alias(record, operands)
@@ -308,6 +306,7 @@ class Recorder(OperandRecorder):
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
             values.append((*odd_type(tensor), alias, None))
         if record is None:
+            self._keep_fresh(tensor, value, tensor._version)
             return value
         if self._holds_some and (self._hold_all or self._wants(function, value)):
             self.keeper.hold(record, value, tensor)

@@ -182,10 +182,11 @@ class TensorTable:
     def _meet(self, number: int) -> TensorRecord:
         """Give a reserved tensor its record."""
         reserved = (value,), version, storage, _, named = self.reserved.pop(number)
-        self.by_id[number] = self._by_storage[storage] = record = TensorRecord(named[0])
+        record = TensorRecord(named[0])
         record.value, record.version, record.storage = value, version, storage
         record.pending = record.held = ()
         record.aliases, record.looked = None, 0
+        self.by_id[number] = self._by_storage[storage] = record
         self.met(record, reserved)
         return record
 
@@ -196,11 +197,12 @@ class TensorTable:
 
     def _meet_fresh(self, tensor: torch.Tensor, fresh: Fresh) -> TensorRecord:
         """Give a fresh tensor its record."""
-        self.by_id[id(tensor)] = record = TensorRecord(tensor)
+        record = TensorRecord(tensor)
         _, (record.value,), record.version, _ = fresh
         record.pending, record.aliases, record.looked = (), None, 0
         record.held = (*self._held_before.pop(id(tensor), ()), record.value) if record.value in self._held else ()
         storage = record.storage = storage_of(tensor)
+        self.by_id[id(tensor)] = record  # whole: an interrupt may come before any line
         if storage is not None:
             self._register(record, tensor, self._by_storage.get(storage))
         return record
@@ -234,7 +236,7 @@ class TensorTable:
 
     def add(self, tensor: torch.Tensor, value: int) -> TensorRecord:
         """A new record; it has ``aliases`` if other tensors have its memory."""
-        self.by_id[id(tensor)] = record = TensorRecord(tensor)
+        record = TensorRecord(tensor)
         record.value = value
         record.pending = record.held = ()
         record.aliases, record.looked = None, 0
@@ -243,6 +245,7 @@ class TensorTable:
         except _NO_VERSION:
             record.version = None
         storage = record.storage = storage_of(tensor)
+        self.by_id[id(tensor)] = record
         if storage is not None:
             self._register(record, tensor, self._known(storage))
         return record
