@@ -112,13 +112,17 @@ def test_a_value_is_known_again_as_another_object(save):
     assert [history.graph.ops[op].function.name for op in made] == ["view.default", "mul.Tensor"]
 
 
-def test_a_dead_tensor_is_known_again_with_the_writes_since():
+@pytest.mark.parametrize("dead", [True, False], ids=["dead when it is written to", "dead after it"])
+def test_a_dead_tensor_is_known_again_with_the_writes_since_it_was_looked_at(dead):
     def forward(x):
         base = x * 2
         view = base[0]
         alias = nn.Parameter(view, requires_grad=False)
-        del view
+        if dead:
+            del view
         base.add_(1)
+        if not dead:
+            del view
         return alias * 3
 
     for save in ("all", "none"):
