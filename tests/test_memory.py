@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import warnings
 
 import pytest
 import torch
@@ -292,6 +293,25 @@ def test_what_numpy_writes_is_external_and_what_was_saved_stays_right(mode):
     assert torch.equal(history["mul_1"].tensor_contents, torch.full((2,), 2.0))
     assert history["add_1"].parent_layers == ["external_1"]
     assert history["add_2"].parent_layers == ["mul_2_2"]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_what_numpy_wrote_is_seen_before_a_write_that_grows_its_tensor_reaches_it(backend):
+    pytest.importorskip("numpy")
+
+    def forward(x):
+        y = x * 2
+        first, rest = y[:1], y[2:]
+        y.detach().numpy()[5] = 7  # in the rest, which the next write overwrites in part
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch would rather have an empty tensor
+            torch.add(x[:4], 1, out=first)
+        return rest + 1
+
+    with torch.no_grad():
+        history = lens.trace(Body(forward), torch.ones(6), backend=backend)
+    assert torch.equal(history["output_1"].tensor_contents, torch.tensor([3.0, 3, 3, 8]))
+    assert check(history).failed == ()
 
 
 def test_tracing_does_not_wake_what_torch_refuses():

@@ -67,3 +67,30 @@ def test_random_programs(mode):
         assert parse(print_graph(history.graph)) == history.graph, seed
         report = check(history)
         assert report.ok, (seed, str(report))
+
+
+class SharedWithNumPy(Program):
+    """As above, and NumPy writes to some of it, out of sight."""
+
+    def step(self, choose, t, first):
+        kind = choose.randrange(5)
+        if kind == 0:
+            t.detach().numpy()[choose.randrange(len(t))] += 1
+            return t
+        if kind == 1:
+            return t[choose.randrange(2) :: 2] if t.numel() > 3 else t
+        return super().step(choose, t, first)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_random_programs_that_share_memory_with_numpy(backend):
+    for seed in range(40):
+        model = SharedWithNumPy(seed)
+        with torch.no_grad():
+            history = lens.trace(model, torch.randn(8), backend=backend)
+            saved = [history.payloads.read(value) for value in history.graph.outputs.values]
+            plain = model(history["input_1"].tensor_contents)
+        assert all(torch.equal(a, b) for a, b in zip(saved, plain, strict=True)), seed
+        assert find_problems(history.graph) == [], seed
+        report = check(history)
+        assert report.failed == (), (seed, str(report))

@@ -347,6 +347,26 @@ def test_the_validator_knows_right_folding_from_wrong(program):
             assert complaints(graph, evolve(facet, layer=layer, rule=tuple(rule)))
 
 
+def test_two_writes_of_which_others_see_one_are_two_layers_to_the_validator_too():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.look = nn.Identity()
+
+        def forward(self, x):
+            y = x * 2
+            part = y[:2]
+            for step in range(2):
+                y[0] = 3.0
+                if step == 0:
+                    self.look(part)
+            return y
+
+    history = lens.trace(Writes(), torch.rand(4))
+    assert [op.function.name for op in history.graph.ops][-2:] == ["__setitem__", "__setitem__"]
+    assert list(grouping_violations(history)) == []
+
+
 @pytest.mark.parametrize(
     ("text", "layer"),
     [

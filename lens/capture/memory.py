@@ -58,7 +58,7 @@ class Memory(UnseenWrites):
                 continue
             alone = self.tensors.is_alone(record)
             if not alone:
-                self.check_members(record, operands)
+                self.check_members(record, None if resizes else tensor, operands)
             if record.held:
                 self.keeper.copy(record)
             if moves:
@@ -172,9 +172,10 @@ class Memory(UnseenWrites):
         if aliases is None:
             return
         aliases.count_all()
-        aliases.write(position, Footprint.of(tensor))
+        where = Footprint.of(tensor)
+        aliases.write(position, where)
         if record.storage in self.exposed:
-            for member, other in self.tensors.members(record):
+            for member, other in self.touched(record, where):
                 self.snap(member, other)
 
     def _move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:

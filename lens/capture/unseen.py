@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
-from lens.capture.footprint import Footprint
+from lens.capture.footprint import EVERYWHERE, Footprint
 from lens.capture.tensor_table import EXPOSED, TensorRecord
 
 if TYPE_CHECKING:
@@ -89,15 +89,28 @@ class UnseenWrites:
         with self.keeper.unseen():
             self._snapshots[id(record)] = tensor.detach().clone()
 
-    def check_members(self, record: TensorRecord, operands: list[int]) -> None:
-        """Look at who shares the memory, as long as only a write out of sight can have changed it."""
+    def check_members(self, record: TensorRecord, written: torch.Tensor | None, operands: list[int]) -> None:
+        """Look at who shares the memory, as long as only a write out of sight can have changed it.
+
+        Args:
+            record: Of the tensor that is about to be written to.
+            written: That tensor, if the write stays within it. What is in exposed memory elsewhere is left for when
+                somebody looks at it.
+            operands: Values given to the writing op.
+        """
         self._renewed.clear()
         aliases = record.aliases
         if record.storage in self.exposed or (aliases is not None and aliases.has_uncounted()):
-            for member, other in self.tensors.members(record):
+            where = EVERYWHERE if written is None else Footprint.of(written)
+            for member, other in self.touched(record, where):
                 self._check(member, other)
         if self._renewed:  # operands among them
             operands[:] = [self._renewed.get(v, v) for v in operands]
+
+    def touched(self, record: TensorRecord, where: Footprint) -> list[tuple[TensorRecord, torch.Tensor]]:
+        """Who shares the memory, but for those whose bytes are compared and that a write there leaves as they are."""
+        members = self.tensors.members(record)
+        return [(one, tensor) for one, tensor in members if not one.exposed or where.meets(Footprint.of(tensor))]
 
     def _check(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         if self.has_changed(record, tensor) if record.exposed else not record.has_seen(tensor):

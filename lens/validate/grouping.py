@@ -160,7 +160,9 @@ class _Grouping:
         first, second = self.graph.ops[before], self.graph.ops[after]
         if self.owns[before] or first.location != second.location or self.keys[before] != self.keys[after]:
             return False
-        others = [b for a, b in zip(first.reads, second.reads, strict=False) if a != b]
+        if len(first.reads) != len(second.reads):  # one wrote to another tensor, too, that shares the memory
+            return False
+        others = [b for a, b in zip(first.reads, second.reads, strict=True) if a != b]
         return bool(others) and all(self.graph.values[b].producer == before for b in others)
 
     def length_of_loop(self, op: OpId) -> int:
