@@ -11,6 +11,7 @@ from torch import nn
 
 import lens
 from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex
+from lens.ir.verifier import find_problems
 from lens.validate.check import check
 
 
@@ -237,6 +238,105 @@ def test_what_another_thread_overwrites_without_knowing_it_says_so():
         history = lens.trace(Model(), torch.ones(2, 2), save="all")
     with pytest.raises(lens.errors.StaleValueError):
         history.payloads.read(history.graph.ops[2].results[0])
+
+
+def elsewhere(work):
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work).result()
+
+
+def numpy_in_a_thread(tensor):
+    tensor.detach().numpy()[0, 0] = 7
+
+
+def numpy_after_a_thread(tensor):
+    elsewhere(lambda: tensor.detach().numpy())[0, 0] = 7
+
+
+def numpy_before_a_use(tensor):
+    def work():
+        numpy_in_a_thread(tensor)
+        return tensor + 1
+
+    assert elsewhere(work)[0, 0] == 8
+
+
+def numpy_after_a_use(tensor):
+    def work():
+        result = tensor + 1
+        numpy_in_a_thread(tensor)
+        return result
+
+    assert elsewhere(work)[0, 0] == 3
+
+
+def numpy_between_writes(tensor):
+    def work():
+        tensor.add_(0)
+        numpy_in_a_thread(tensor)
+        tensor[1].add_(1)
+
+    elsewhere(work)
+
+
+NUMPY = [
+    lambda tensor: elsewhere(lambda: numpy_in_a_thread(tensor)),
+    numpy_after_a_thread,
+    numpy_before_a_use,
+    numpy_after_a_use,
+    numpy_between_writes,
+]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])  # torch_dispatch says that it sees no threads
+@pytest.mark.parametrize("work", NUMPY)
+def test_what_numpy_writes_where_another_thread_let_it_is_external(work, backend):
+    """It broke the run, or went unnoticed: for what the other thread had met, and for what it had not."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 2
+            first, second = made[0], made[1]
+            work(made)
+            return made + 1, first + 1, second + 1
+
+    with torch.no_grad():
+        history = lens.trace(Model(), torch.ones(2, 3), backend=backend)
+    assert find_problems(history.graph) == []
+    assert check(history).failed == ()
+    assert "external" in {leaf.kind for leaf in history.graph.leaves}
+    assert history["output_1"].tensor_contents[0].tolist() == [8, 3, 3]
+    assert history["output_2"].tensor_contents.tolist() == [8, 3, 3]
+    assert torch.equal(history.payloads.read(history.graph.ops[0].results[0]), torch.full((2, 3), 2.0))
+
+
+def test_what_another_thread_wrote_is_noted_once():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 2
+            row = made[0]
+            elsewhere(lambda: made.add_(1))
+            return made + 1, row + 1
+
+    with torch.no_grad():
+        graph = lens.trace(Model(), torch.ones(2, 3)).graph
+    (write,) = [op for op in graph.ops if op.function.name == "add_"]
+    (row,) = [op for op in graph.ops if op.function.name == "__getitem__"]
+    assert [old for old, _ in write.effects] == list(row.results)
+
+
+def test_numpy_that_reads_in_another_thread_changes_nothing():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 2
+            row = made[0]
+            assert elsewhere(lambda: float(made.detach().numpy().sum())) == 12
+            return made + 1, row + 1
+
+    with torch.no_grad():
+        history = lens.trace(Model(), torch.ones(2, 3))
+    assert check(history).failed == ()
+    assert {leaf.kind for leaf in history.graph.leaves} == {"input"}
 
 
 def out_of_sight(tensor):

@@ -101,6 +101,12 @@ class Memory(UnseenWrites):
                 self.keeper.copy(record)
             self._copy_reached(record, tensor, Footprint.of(tensor))
 
+    def copy_exposed(self, tensor: torch.Tensor) -> None:
+        """Copy all that is held of a memory that another thread exposes."""
+        for record in self.tensors.records_on(storage_of(tensor)):
+            if record.held:
+                self.keeper.copy(record)
+
     def _meet_model(self, record: TensorRecord) -> None:
         """Meet all tensors of the model that lie in this memory, while it holds what it held at the beginning."""
         if self._model_tensors is None:

@@ -60,7 +60,7 @@ def written_by(call: Call) -> Sequence[torch.Tensor]:
 
 
 #: Reads whose result shares its memory with the tensor.
-_EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
+EXPOSING = frozenset({"numpy", "dlpack", "data_ptr"})
 _TENSOR_TYPE = {torch.Tensor}
 
 
@@ -364,12 +364,12 @@ class Recorder(OperandRecorder):
     def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
         """Note that values left the tensor world; ``result`` is what the caller got."""
         # Elsewhere than in the user's code only where the value leaves for another library.
-        site = self.site(frame) if frame is None or kind in _EXPOSING else (frame.f_code, frame.f_lasti)
+        site = self.site(frame) if frame is None or kind in EXPOSING else (frame.f_code, frame.f_lasti)
         shown = shorten(result)
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 value = self.value_of(arg)
-                if kind in _EXPOSING:
+                if kind in EXPOSING:
                     self.memory.expose(arg)
                 position = len(self.tape.ops)
                 self.tape.reads.append(ReadRow(value, kind, shown, position, self.scope, site))

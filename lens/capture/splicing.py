@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from attrs import evolve
 
 from lens.capture.footprint import Footprint
-from lens.capture.recorder import Recorder
+from lens.capture.recorder import EXPOSING, Recorder
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord
-from lens.functions import Function
+from lens.functions import Function, tensors_in
 from lens.ir.tape import RawTemplate, Site, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 
@@ -46,6 +47,13 @@ class JobRecorder(Recorder):
         super().protect(written, operands, given, function, resizes)
         self.main.memory.copy_held(written)
 
+    def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
+        """Note that values left the tensor world; save what others can overwrite from now on, here and in the trace."""
+        if kind in EXPOSING:
+            for tensor in tensors_in(args):
+                self.main.memory.copy_exposed(tensor)
+        super().read(kind, args, result, frame)
+
 
 #: What ``history.gaps`` says where the order of the graph need not be that of the run.
 UNORDERED = "work in two threads used the same memory, and wrote to it"
@@ -54,6 +62,7 @@ UNORDERED = "work in two threads used the same memory, and wrote to it"
 def splice(main: Recorder, job: JobRecorder) -> None:
     """Append the whole tape of a finished job. Linear in all that was recorded since it was handed out."""
     begin = len(main.tape.ops)
+    job.memory.look_at_all()
     _Splicing(main, job).run()
     since, own = _uses(main, job.handed_out, begin), _uses(main, begin, len(main.tape.ops))
     if any(
@@ -101,6 +110,8 @@ class _Splicing:
         self.job = job
         #: Values of the leaves of the job, as the trace knows them now; then all other values.
         self.values = {value: self.value_here(tensor) for value, tensor in job.sources}
+        #: Of those leaves, the ids of the tensors.
+        self.sources = {value: id(tensor) for value, tensor in job.sources}
         self.ops = len(main.tape.ops)
         self.scopes = len(main.calls.rows)
         self.objects = len(main.encoder.objects)
@@ -124,6 +135,11 @@ class _Splicing:
         )
         main.tape.effects.extend(
             (self.ops + op, self.values[old], self.values[new]) for op, old, new in job.tape.effects
+        )
+        main.tape.leaves.extend(
+            (kind, self.values[value], addresses, trained, site)
+            for kind, value, addresses, trained, site in job.tape.leaves
+            if value not in self.sources
         )
         main.tape.unseen.extend(job.tape.unseen)
         memories = {number: main.memory.number(storage) for storage, number in job.memory.numbers.items()}
@@ -182,7 +198,7 @@ class _Splicing:
 
     def tensors(self) -> None:
         """Tell the trace about the job's live tensors, and about its writes to tensors that share their memory."""
-        sources = {value: id(tensor) for value, tensor in self.job.sources}
+        sources = self.sources
         makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
         makers.update((new, op) for op, _, new in self.job.tape.effects)
         table = self.main.tensors
@@ -195,6 +211,8 @@ class _Splicing:
             if known is None:
                 known = table.add(tensor, self.values[record.value])
             known.revalue(self.values[record.value])
+            if known.storage in self.job.memory.overwritten:
+                self.main.keeper.lose(known)
             known.held += tuple(self.mapped(record.held))
             if known.held and known.aliases is not None:
                 known.aliases.hold(known)
@@ -203,11 +221,12 @@ class _Splicing:
             known.seen(tensor)
             if exposed:
                 self.main.memory.exposed.add(known.storage)
-                self.main.memory.snap(known, tensor)
-            if record.value not in sources and id(tensor) in sources.values():
+                self.main.memory.watch_one(known, tensor)
+            if record.value in makers and id(tensor) in sources.values():
                 self.main.memory.spread(self.ops + makers[record.value], known, tensor)
                 self.distrust(known, tensor)
             met.append(known)
+        self.main.memory.expose_with(self.job.memory, {id(known) for known in met})
         for known in met:  # they know already what the job wrote to them
             if known.aliases is not None:
                 known.looked = len(known.aliases.writes)

@@ -36,6 +36,8 @@ class UnseenWrites:
         #: Storages that others than torch can write to, and what their tensors last held, by id of the record.
         self.exposed: set[int | None] = set()
         self._snapshots: dict[int, torch.Tensor] = {}
+        #: Those of them in which a write out of sight was found.
+        self.overwritten: set[int | None] = set()
         #: Records, by id, of tensors whose count of writes tells nothing, as others change it.
         self._untrusted: set[int] = set()
         #: Values whose tensors were found to have been written to out of sight -> what they are now.
@@ -133,9 +135,35 @@ class UnseenWrites:
         if record.storage not in self.exposed and record.storage is not None:
             self.exposed.add(record.storage)
             found += self.tensors.members(record)
+        self.overwritten.add(record.storage)
         with self.keeper.unseen():  # a module call looks at its arguments under the mode
             for member, other in found:
                 self._renew(member, other)
+
+    def look_at_all(self) -> None:
+        """Compare all that is in exposed memory. Linear in the tensors met."""
+        for record in self.tensors.records():
+            tensor = record()
+            if tensor is not None and record.exposed and self.has_changed(record, tensor):
+                self.look(record, tensor)
+
+    def expose_with(self, other: UnseenWrites, met: set[int]) -> None:
+        """Watch the memory that another thread has exposed.
+
+        Args:
+            other: Of that thread. Where it found a write out of sight, what it has not met may have been written to.
+            met: The ids of the records that have been brought up to date.
+        """
+        self.exposed |= other.exposed
+        for storage in other.exposed:
+            for member in self.tensors.records_on(storage):
+                tensor = member()
+                if tensor is None or id(member) in met:
+                    continue
+                if storage in other.overwritten:
+                    self._renew(member, tensor)
+                elif not member.exposed:
+                    self.watch_one(member, tensor)
 
     def _renew(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         self.keeper.lose(record)
