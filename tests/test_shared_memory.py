@@ -344,6 +344,29 @@ def out_of_sight(tensor):
         tensor.mul_(3)
 
 
+def test_what_nobody_saw_in_another_thread_that_used_the_tensor_is_external():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 2
+            row = made[0]
+
+            def work():
+                used = made + 1
+                out_of_sight(made)
+                return used
+
+            used = elsewhere(work)
+            return made + used, row + 1
+
+    with torch.no_grad():
+        history = lens.trace(Model(), torch.ones(2, 3))
+    assert check(history).failed == ()
+    made, row = (history[f"output_{number}"].parent_layers[0] for number in (1, 2))
+    assert all(history[parent].parent_layers[0].startswith("external") for parent in (made, row))
+    with pytest.raises(lens.errors.StaleValueError):
+        history.payloads.read(history.graph.ops[0].results[0])
+
+
 def test_a_write_that_torch_counts_elsewhere_does_not_hide_one_out_of_sight():
     class Model(nn.Module):
         def forward(self, x):

@@ -213,12 +213,13 @@ class _Splicing:
             known.revalue(self.values[record.value])
             if known.storage in self.job.memory.overwritten:
                 self.main.keeper.lose(known)
-            known.held += tuple(self.mapped(record.held))
+            known.held = tuple(dict.fromkeys([*known.held, *self.mapped(record.held)]))
             if known.held and known.aliases is not None:
                 known.aliases.hold(known)
             exposed = known.exposed or record.exposed
             known.pending = tuple(self.ops + op for op in self.job.memory.pending(record, tensor))
-            known.seen(tensor)
+            if record.value in makers or (record.aliases is not None and record.aliases.writes):
+                known.seen(tensor)  # else the job wrote nothing here, and if there was a write, nobody saw it
             if exposed:
                 self.main.memory.exposed.add(known.storage)
                 self.main.memory.watch_one(known, tensor)
