@@ -1,6 +1,7 @@
 """Random programs of views, in-place and pure operations: what is recorded is what happened."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -94,3 +95,33 @@ def test_random_programs_that_share_memory_with_numpy(backend):
         assert find_problems(history.graph) == [], seed
         report = check(history)
         assert report.failed == (), (seed, str(report))
+
+
+class InThreads(SharedWithNumPy):
+    """As above, and half of the steps are made in another thread, up to three at a time."""
+
+    def step(self, choose, t, first):
+        if choose.randrange(2):
+            return super().step(choose, t, first)
+
+        def work():
+            new = t
+            for _ in range(choose.randrange(1, 4)):
+                new = SharedWithNumPy.step(self, choose, new, first)
+            return new
+
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(work).result()
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])  # torch_dispatch says that it sees no threads
+def test_random_programs_that_share_memory_with_numpy_in_threads(backend):
+    for seed in range(60):
+        model = InThreads(seed)
+        with torch.no_grad():
+            history = lens.trace(model, torch.randn(8), backend=backend)
+            saved = [history.payloads.read(value) for value in history.graph.outputs.values]
+            plain = model(history["input_1"].tensor_contents)
+        assert all(torch.equal(a, b) for a, b in zip(saved, plain, strict=True)), seed
+        assert find_problems(history.graph) == [], seed
+        assert check(history).failed == (), seed

@@ -11,6 +11,7 @@ from torch import nn
 
 import lens
 from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex
+from lens.capture.memory import Memory
 from lens.ir.verifier import find_problems
 from lens.validate.check import check
 
@@ -220,29 +221,39 @@ def test_what_another_thread_overwrites_through_a_view_is_copied_first():
     assert history.payloads.read(history.graph.ops[-1].results[0]).tolist() == [[12, 12], [14, 14]]
 
 
-def test_what_another_thread_overwrites_without_knowing_it_says_so():
-    class Model(nn.Module):
-        def forward(self, x):
-            made = x * 0.0 + 5
-            row = made[0]  # the other thread has never seen it
-
-            def work():
-                made[:].add_(1)
-                return made.sum()
-
-            with ThreadPoolExecutor(1) as executor:
-                total = executor.submit(work).result()
-            return total * 2, row
-
-    with torch.no_grad():
-        history = lens.trace(Model(), torch.ones(2, 2), save="all")
-    with pytest.raises(lens.errors.StaleValueError):
-        history.payloads.read(history.graph.ops[2].results[0])
-
-
 def elsewhere(work):
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(work).result()
+
+
+class RowOverwritten(nn.Module):
+    """Another thread overwrites a row that it has never seen."""
+
+    def forward(self, x):
+        made = x * 0.0 + 5
+        row = made[0]
+
+        def work():
+            made[:].add_(1)
+            return made.sum()
+
+        return elsewhere(work) * 2, row
+
+
+def test_what_another_thread_overwrites_without_knowing_it_is_copied_first():
+    with torch.no_grad():
+        history = lens.trace(RowOverwritten(), torch.ones(2, 2), save="all")
+    assert check(history).failed == ()
+    assert history.payloads.read(history.graph.ops[2].results[0]).tolist() == [5, 5]
+    assert history["output_2"].tensor_contents.tolist() == [6, 6]
+
+
+def test_what_was_saved_while_another_thread_overwrote_it_says_so(monkeypatch):
+    monkeypatch.setattr(Memory, "copy_held", lambda *_: None)  # as if it had been saved a moment later
+    with torch.no_grad():
+        history = lens.trace(RowOverwritten(), torch.ones(2, 2), save="all")
+    with pytest.raises(lens.errors.StaleValueError):
+        history.payloads.read(history.graph.ops[2].results[0])
 
 
 def numpy_in_a_thread(tensor):

@@ -63,7 +63,7 @@ class Memory(UnseenWrites):
                 self.keeper.copy(record)
             if moves:
                 if reaches:
-                    self._place(record.value, record, tensor)
+                    self.place(record.value, record, tensor)
                 continue
             if record.storage in self.leaf_storages:
                 self._meet_model(record)
@@ -79,7 +79,7 @@ class Memory(UnseenWrites):
         aliases = self.tensors.aliases(record, tensor)
         if aliases is None:
             return False
-        self._place(record.value, record, tensor)
+        self.place(record.value, record, tensor)
         for member in aliases.take_held(where):
             self.keeper.copy(member)
         return True
@@ -89,17 +89,19 @@ class Memory(UnseenWrites):
         for tensor in given:
             member = self.tensors.find(tensor)
             if member is not None and member.storage in storages and member.value in operands:
-                self._place(member.value, member, tensor)
+                self.place(member.value, member, tensor)
 
     def copy_held(self, written: Sequence[torch.Tensor]) -> None:
         """What ``protect`` does for a write that another thread makes; what nobody saw is left for this thread."""
         for tensor in written:
-            record = self.tensors.find(tensor)
-            if record is None:
+            where, record = Footprint.of(tensor), self.tensors.find(tensor)
+            if record is None:  # a view that the other thread has made
+                for member in self.tensors.held_on(storage_of(tensor), where):
+                    self.keeper.copy(member)
                 continue
             if record.held:
                 self.keeper.copy(record)
-            self._copy_reached(record, tensor, Footprint.of(tensor))
+            self._copy_reached(record, tensor, where)
 
     def copy_exposed(self, tensor: torch.Tensor) -> None:
         """Copy all that is held of a memory that another thread exposes."""
@@ -121,7 +123,7 @@ class Memory(UnseenWrites):
         """The number of a memory."""
         return self.numbers.setdefault(storage, len(self.numbers))
 
-    def _place(self, value: int, record: TensorRecord, tensor: torch.Tensor) -> None:
+    def place(self, value: int, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Note where a value lies in memory."""
         layout = Layout.of(tensor, self.number(record.storage))
         if layout is not None:
@@ -161,7 +163,7 @@ class Memory(UnseenWrites):
         if not function.moves:
             reached = [pair for pair in records.values() if not self.tensors.is_alone(pair[0])]
             for record, tensor in reached:
-                self.spread(position, record, tensor)
+                self.spread([(position, Footprint.of(tensor))], record, tensor)
             for record, _ in reached:
                 self.drop_pending(record)
 
@@ -172,17 +174,17 @@ class Memory(UnseenWrites):
         record = self.tensors.find(written[0])
         return record is not None and record.value in results and self.tensors.is_alone(record)
 
-    def spread(self, position: int, record: TensorRecord, tensor: torch.Tensor) -> None:
-        """Note a write for those that share the memory."""
+    def spread(self, writes: Iterable[tuple[int, Footprint]], record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Note writes for those that share the memory of a tensor: by which op, and where."""
         aliases = self.tensors.aliases(record, tensor)
         if aliases is None:
             return
         aliases.count_all()
-        where = Footprint.of(tensor)
-        aliases.write(position, where)
-        if record.storage in self.exposed:
-            for member, other in self.touched(record, where):
-                self.snap(member, other)
+        for position, where in writes:
+            aliases.write(position, where)
+            if record.storage in self.exposed:
+                for member, other in self.touched(record, where):
+                    self.snap(member, other)
 
     def _move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
         """Note that a tensor lies elsewhere, maybe in other memory, and that the others lie and are as they were."""
@@ -221,11 +223,15 @@ class Memory(UnseenWrites):
         """Turn writes through other tensors into values, now that this tensor is looked at."""
         if record.exposed and self.has_changed(record, tensor):
             self.look(record, tensor)
+        self.take_in(record, tensor)
+
+    def take_in(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Turn writes through other tensors into values, and leave it at that."""
         pending = self.pending(record, tensor)
         self.drop_pending(record)
         for position in pending:
             old = record.value
-            self._place(old, record, tensor)
+            self.place(old, record, tensor)
             self.tape.effects.append((position, old, self.new_version(record, tensor)))
         if pending and self.keeper.everything:  # the last version only: the memory holds no other any more
             self.keeper.hold(record, record.value, tensor)
@@ -241,14 +247,14 @@ class Memory(UnseenWrites):
             return
         layouts, values = self.keeper.layouts, self.tape.values
         self._meet_model(record)
-        self._place(record.value, record, tensor)
+        self.place(record.value, record, tensor)
         shown = layouts[record.value]
         low, high = shown.extent(tuple(tensor.shape))
         for value in operands:
             operand = None if record.aliases is None else record.aliases.standing_for(value, record)
             other = None if operand is None else operand()
             if operand is not None and other is not None:
-                self._place(value, operand, other)
+                self.place(value, operand, other)
             layout = layouts.get(value)
             if layout is None or layout.memory != shown.memory or values[value][1] != tensor.dtype:
                 continue
@@ -270,7 +276,7 @@ class Memory(UnseenWrites):
     def _join(self, position: int, member: TensorRecord, other: torch.Tensor) -> None:
         """Make an op depend on a tensor as if it wrote to it what is there already."""
         old = member.value
-        self._place(old, member, other)
+        self.place(old, member, other)
         self.tape.effects.append((position, old, self.new_version(member, other)))
         if self.keeper.everything:
             self.keeper.hold(member, member.value, other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -25,13 +25,31 @@ class JobRecorder(Recorder):
         super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths, main.composites)
         self.main = main
         self.sources: list[tuple[int, torch.Tensor]] = []
+        #: Those of these values whose tensors had been written to, out of sight of the other thread.
+        self.changed: set[int] = set()
+        #: The trace's records of others in the same memory of which that is true, and what was there.
+        self.changed_others: list[tuple[TensorRecord, torch.Tensor]] = []
         #: How many operations the other thread had recorded when it handed the job out.
         self.handed_out = len(main.tape.ops)
 
     def leaf(self, tensor: torch.Tensor, kind: Any, addresses: tuple[str, ...], site: Site = None) -> int:
-        """Make a tensor a leaf of this tape; the other thread may know it as something else."""
+        """Make a tensor a leaf of this tape; the other thread may know it as something else.
+
+        If its memory is exposed there, it is here, too: what is written to it from now on is found here.
+        """
+        known = self.main.tensors.find(tensor)
+        exposed = known is not None and known.exposed
+        changed = exposed and self.main.memory.has_changed(known, tensor)  # type: ignore[arg-type]
+        if known is not None and exposed and known.storage not in self.memory.exposed:
+            for member, other in self.main.tensors.members(known):
+                if member.exposed and self.main.memory.has_changed(member, other):
+                    self.changed_others.append((member, other.detach().clone()))
         value = super().leaf(tensor, kind, addresses, site)
         self.sources.append((value, tensor))
+        if changed:
+            self.changed.add(value)
+        if exposed:
+            self.memory.expose(tensor)
         self.memory.stop_counting(tensor)  # other threads may write to it too
         return value
 
@@ -109,7 +127,7 @@ class _Splicing:
         self.main = main
         self.job = job
         #: Values of the leaves of the job, as the trace knows them now; then all other values.
-        self.values = {value: self.value_here(tensor) for value, tensor in job.sources}
+        self.values = {value: self.value_here(value, tensor) for value, tensor in job.sources}
         #: Of those leaves, the ids of the tensors.
         self.sources = {value: id(tensor) for value, tensor in job.sources}
         self.ops = len(main.tape.ops)
@@ -118,6 +136,11 @@ class _Splicing:
 
     def run(self) -> None:
         main, job = self.main, self.job
+        sources = set(self.sources.values())
+        for record, found in job.changed_others:
+            other = record()
+            if other is not None and id(other) not in sources:
+                main.memory.renew(record, other, found)
         for value, row in enumerate(job.tape.values):
             if value not in self.values:
                 shape, dtype, device, layout, alias, grad = row
@@ -147,13 +170,23 @@ class _Splicing:
         main.memory.leaf_storages |= job.memory.leaf_storages
         self.tensors()
 
-    def value_here(self, tensor: torch.Tensor) -> int:
-        """What the trace knows a tensor as. Its count of writes says nothing: other jobs may be writing right now."""
-        record = self.main.tensors.find(tensor)
+    def value_here(self, value: int, tensor: torch.Tensor) -> int:
+        """What the trace knows a tensor as that the job met as this value.
+
+        Its count of writes says nothing: other jobs may be writing right now. Nor does what is in exposed memory, where
+        the job may have written since.
+        """
+        memory, record = self.main.memory, self.main.tensors.find(tensor)
         if record is None:
             return self.main.value_of(tensor)
-        if not record.settled:
-            self.main.memory.settle(record, tensor)
+        if value in self.job.changed:
+            memory.renew(record, tensor)
+        elif record.exposed:
+            memory.take_in(record, tensor)
+        elif not record.settled:
+            memory.settle(record, tensor)
+        if record.aliases is not None:  # the job may write to it, which is run again where it lay
+            memory.place(record.value, record, tensor)
         return record.value
 
     def mapped(self, values: Sequence[int]) -> list[int]:
@@ -198,44 +231,84 @@ class _Splicing:
 
     def tensors(self) -> None:
         """Tell the trace about the job's live tensors, and about its writes to tensors that share their memory."""
-        sources = self.sources
-        makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
-        makers.update((new, op) for op, _, new in self.job.tape.effects)
-        table = self.main.tensors
-        met = []
+        sources, makers, memory = set(self.sources.values()), self.makers(), self.main.memory
+        met: list[TensorRecord] = []
+        written: dict[int | None, tuple[TensorRecord, torch.Tensor, set[tuple[int, Footprint]]]] = {}
         for record in self.job.tensors.records():
             tensor = record()
             if tensor is None:
                 continue
-            known = table.find(tensor)
-            if known is None:
-                known = table.add(tensor, self.values[record.value])
-            known.revalue(self.values[record.value])
-            if known.storage in self.job.memory.overwritten:
-                self.main.keeper.lose(known)
-            known.held = tuple(dict.fromkeys([*known.held, *self.mapped(record.held)]))
-            if known.held and known.aliases is not None:
-                known.aliases.hold(known)
-            exposed = known.exposed or record.exposed
-            known.pending = tuple(self.ops + op for op in self.job.memory.pending(record, tensor))
-            if record.value in makers or (record.aliases is not None and record.aliases.writes):
-                known.seen(tensor)  # else the job wrote nothing here, and if there was a write, nobody saw it
-            if exposed:
-                self.main.memory.exposed.add(known.storage)
-                self.main.memory.watch_one(known, tensor)
-            if record.value in makers and id(tensor) in sources.values():
-                self.main.memory.spread(self.ops + makers[record.value], known, tensor)
-                self.distrust(known, tensor)
+            known = self.update(record, tensor)
             met.append(known)
-        self.main.memory.expose_with(self.job.memory, {id(known) for known in met})
+            if id(tensor) in sources:
+                writes = self.writes(record, tensor, makers)
+                if writes:  # else the job wrote nothing here, and if there was a write, nobody saw it
+                    written.setdefault(known.storage, (known, tensor, set()))[2].update(writes)
+                    known.seen(tensor)
+                if known.aliases is not None:
+                    for value in self.versions(record):
+                        memory.place(self.values[value], known, tensor)
+        for known, tensor, writes in written.values():
+            memory.spread(sorted(writes), known, tensor)
+            for _, where in writes:
+                self.distrust(known, tensor, where)
+        memory.expose_with(self.job.memory, {id(known) for known in met})
         for known in met:  # they know already what the job wrote to them
             if known.aliases is not None:
                 known.looked = len(known.aliases.writes)
 
-    def distrust(self, written: TensorRecord, tensor: torch.Tensor) -> None:
+    def update(self, record: TensorRecord, tensor: torch.Tensor) -> TensorRecord:
+        """The record of the trace of one of the job's tensors, as the job left it."""
+        memory = self.main.memory
+        known = self.main.tensors.find(tensor)
+        if known is None:
+            known = self.main.tensors.add(tensor, self.values[record.value])
+        known.revalue(self.values[record.value])
+        if known.storage in self.job.memory.overwritten:
+            self.main.keeper.lose(known)
+        held = self.main.keeper.held  # by now with the copies that the job made
+        values = dict.fromkeys([*known.held, *self.mapped(record.held)])
+        known.held = tuple([value for value in values if value in held and held[value][0] is tensor])
+        if known.held and known.aliases is not None:
+            known.aliases.hold(known)
+        exposed = known.exposed or record.exposed
+        known.pending = tuple(self.ops + op for op in self.job.memory.pending(record, tensor))
+        if exposed:
+            memory.exposed.add(known.storage)
+            memory.watch_one(known, tensor)
+        return known
+
+    def makers(self) -> dict[int, int]:
+        """The op of the job that made a value, by value."""
+        makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
+        makers.update((new, op) for op, _, new in self.job.tape.effects)
+        return makers
+
+    def writes(self, record: TensorRecord, tensor: torch.Tensor, makers: dict[int, int]) -> set[tuple[int, Footprint]]:
+        """What the job wrote to the memory of a tensor that it was given: by which op of the trace, and where.
+
+        Besides what was noted, since others shared the memory, these are the ops that made the versions of the tensor.
+        """
+        noted = () if record.aliases is None else record.aliases.writes
+        found = {(self.ops + position, where) for position, where in noted}
+        positions = {position for position, _ in noted}
+        for value in self.versions(record):
+            position = makers.get(value)
+            if position is not None and position not in positions:
+                found.add((self.ops + position, Footprint.of(tensor)))
+        return found
+
+    def versions(self, record: TensorRecord) -> Iterator[int]:
+        """The values that a tensor which the job was given stood for since, the last one first."""
+        value: int | None = record.value
+        while value is not None and value not in self.sources:
+            yield value
+            value = self.job.tape.values[value][4]
+
+    def distrust(self, written: TensorRecord, tensor: torch.Tensor, where: Footprint) -> None:
         """Leave what only the trace holds of what the job wrote to as it is: if nobody copied it, its count tells."""
         aliases = self.main.tensors.aliases(written, tensor)
-        for member in () if aliases is None else aliases.take_held(Footprint.of(tensor)):
+        for member in () if aliases is None else aliases.take_held(where):
             other = member()
             if member is written or (other is not None and self.job.tensors.is_met(other)):
                 aliases.hold(member)  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ import torch
 
 from lens.capture.addresses import Named
 from lens.capture.alias_set import AliasSet
+from lens.capture.footprint import Footprint
 
 #: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
 _NO_STORAGE = (RuntimeError, NotImplementedError, ValueError)
@@ -322,6 +323,13 @@ class TensorTable:
         for _, tensor in found:
             _FIX_WEAKREF(tensor)
         return found
+
+    def held_on(self, storage: int | None, where: Footprint) -> list[TensorRecord]:
+        """The records of live tensors there of which something is held, and that a write there would reach."""
+        records = self.records_on(storage)
+        if records and records[0].aliases is not None:
+            return records[0].aliases.take_held(where)
+        return [record for record in records if record.held]
 
     def records_on(self, storage: int | None) -> list[TensorRecord]:
         """The records of live tensors on a memory, oldest first. Linear in them."""

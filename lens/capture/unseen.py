@@ -138,7 +138,7 @@ class UnseenWrites:
         self.overwritten.add(record.storage)
         with self.keeper.unseen():  # a module call looks at its arguments under the mode
             for member, other in found:
-                self._renew(member, other)
+                self.renew(member, other)
 
     def look_at_all(self) -> None:
         """Compare all that is in exposed memory. Linear in the tensors met."""
@@ -161,11 +161,12 @@ class UnseenWrites:
                 if tensor is None or id(member) in met:
                     continue
                 if storage in other.overwritten:
-                    self._renew(member, tensor)
+                    self.renew(member, tensor)
                 elif not member.exposed:
                     self.watch_one(member, tensor)
 
-    def _renew(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+    def renew(self, record: TensorRecord, tensor: torch.Tensor, found: torch.Tensor | None = None) -> None:
+        """Give one tensor a new value, whose origin is unknown; ``found`` is what was there, if it is no more."""
         self.keeper.lose(record)
         self.drop_pending(record)
         self.snap(record, tensor)
@@ -173,7 +174,7 @@ class UnseenWrites:
         self._renewed[old] = value
         self.tape.leaves.append(("external", value, (), tensor.requires_grad, self.recorder.site()))
         if self.keeper.everything or self.keeper.leaves is True:
-            self.keeper.hold(record, value, tensor)
+            self.keeper.hold(record, value, tensor if found is None else found)
 
     def pending(self, record: TensorRecord, tensor: torch.Tensor) -> list[int]:
         """The ops that wrote to a tensor through others since it was last looked at."""
