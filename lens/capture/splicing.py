@@ -130,6 +130,12 @@ class _Splicing:
         self.values = {value: self.value_here(value, tensor) for value, tensor in job.sources}
         #: Of those leaves, the ids of the tensors.
         self.sources = {value: id(tensor) for value, tensor in job.sources}
+        #: The op of the job that returned a value, by value.
+        self.makers = {value: position for position, row in enumerate(job.tape.ops) for value in row[5]}
+        #: By memory that the job wrote to: a tensor there that it was given, and by which op of the trace, and where.
+        self.written: dict[int | None, tuple[TensorRecord, torch.Tensor, set[tuple[int, Footprint]]]] = {}
+        #: The ids of the sets of tensors whose writes are in it.
+        self.noted: set[int] = set()
         self.ops = len(main.tape.ops)
         self.scopes = len(main.calls.rows)
         self.objects = len(main.encoder.objects)
@@ -231,9 +237,8 @@ class _Splicing:
 
     def tensors(self) -> None:
         """Tell the trace about the job's live tensors, and about its writes to tensors that share their memory."""
-        sources, makers, memory = set(self.sources.values()), self.makers(), self.main.memory
+        sources, memory = set(self.sources.values()), self.main.memory
         met: list[TensorRecord] = []
-        written: dict[int | None, tuple[TensorRecord, torch.Tensor, set[tuple[int, Footprint]]]] = {}
         for record in self.job.tensors.records():
             tensor = record()
             if tensor is None:
@@ -241,14 +246,8 @@ class _Splicing:
             known = self.update(record, tensor)
             met.append(known)
             if id(tensor) in sources:
-                writes = self.writes(record, tensor, makers)
-                if writes:  # else the job wrote nothing here, and if there was a write, nobody saw it
-                    written.setdefault(known.storage, (known, tensor, set()))[2].update(writes)
-                    known.seen(tensor)
-                if known.aliases is not None:
-                    for value in self.versions(record):
-                        memory.place(self.values[value], known, tensor)
-        for known, tensor, writes in written.values():
+                self.note_writes(record, known, tensor)
+        for known, tensor, writes in self.written.values():
             memory.spread(sorted(writes), known, tensor)
             for _, where in writes:
                 self.distrust(known, tensor, where)
@@ -278,25 +277,21 @@ class _Splicing:
             memory.watch_one(known, tensor)
         return known
 
-    def makers(self) -> dict[int, int]:
-        """The op of the job that made a value, by value."""
-        makers = {value: i for i, row in enumerate(self.job.tape.ops) for value in row[5]}
-        makers.update((new, op) for op, _, new in self.job.tape.effects)
-        return makers
-
-    def writes(self, record: TensorRecord, tensor: torch.Tensor, makers: dict[int, int]) -> set[tuple[int, Footprint]]:
-        """What the job wrote to the memory of a tensor that it was given: by which op of the trace, and where.
-
-        Besides what was noted, since others shared the memory, these are the ops that made the versions of the tensor.
-        """
-        noted = () if record.aliases is None else record.aliases.writes
-        found = {(self.ops + position, where) for position, where in noted}
-        positions = {position for position, _ in noted}
-        for value in self.versions(record):
-            position = makers.get(value)
-            if position is not None and position not in positions:
-                found.add((self.ops + position, Footprint.of(tensor)))
-        return found
+    def note_writes(self, record: TensorRecord, known: TensorRecord, tensor: torch.Tensor) -> None:
+        """Note what the job wrote to the memory of a tensor that it was given: to that itself, and through others."""
+        versions, aliases = list(self.versions(record)), record.aliases
+        writes = {(self.makers[value], Footprint.of(tensor)) for value in versions if value in self.makers}
+        if aliases is not None and id(aliases) not in self.noted:
+            self.noted.add(id(aliases))
+            writes.update(aliases.writes)
+        if writes:
+            noted = self.written.setdefault(known.storage, (known, tensor, set()))[2]
+            noted.update((self.ops + position, where) for position, where in writes)
+        if known.storage in self.written:  # else the job wrote nothing here, and if there was a write, nobody saw it
+            known.seen(tensor)
+        if known.aliases is not None:
+            for value in versions:
+                self.main.memory.place(self.values[value], known, tensor)
 
     def versions(self, record: TensorRecord) -> Iterator[int]:
         """The values that a tensor which the job was given stood for since, the last one first."""

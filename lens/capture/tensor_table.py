@@ -326,10 +326,10 @@ class TensorTable:
 
     def held_on(self, storage: int | None, where: Footprint) -> list[TensorRecord]:
         """The records of live tensors there of which something is held, and that a write there would reach."""
-        records = self.records_on(storage)
-        if records and records[0].aliases is not None:
-            return records[0].aliases.take_held(where)
-        return [record for record in records if record.held]
+        known = None if storage is None else self._known(storage)
+        if type(known) is AliasSet:
+            return known.take_held(where)
+        return [record for record in self.records_on(storage) if record.held]
 
     def records_on(self, storage: int | None) -> list[TensorRecord]:
         """The records of live tensors on a memory, oldest first. Linear in them."""
