@@ -290,12 +290,17 @@ def numpy_between_writes(tensor):
     elsewhere(work)
 
 
+def numpy_first_of_all(tensor):
+    elsewhere(lambda: tensor.numpy())[0, 0] = 7
+
+
 NUMPY = [
     lambda tensor: elsewhere(lambda: numpy_in_a_thread(tensor)),
     numpy_after_a_thread,
     numpy_before_a_use,
     numpy_after_a_use,
     numpy_between_writes,
+    numpy_first_of_all,
 ]
 
 

@@ -12,7 +12,7 @@ from attrs import evolve
 from lens.capture.footprint import Footprint
 from lens.capture.recorder import EXPOSING, Recorder
 from lens.capture.sites import Locator
-from lens.capture.tensor_table import TensorRecord
+from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.functions import Function, tensors_in
 from lens.ir.tape import RawTemplate, Site, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
@@ -25,6 +25,8 @@ class JobRecorder(Recorder):
         super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths, main.composites)
         self.main = main
         self.sources: list[tuple[int, torch.Tensor]] = []
+        #: The memories that these tensors have.
+        self.given: set[int | None] = set()
         #: Those of these values whose tensors had been written to, out of sight of the other thread.
         self.changed: set[int] = set()
         #: The trace's records of others in the same memory of which that is true, and what was there.
@@ -37,21 +39,27 @@ class JobRecorder(Recorder):
 
         If its memory is exposed there, it is here, too: what is written to it from now on is found here.
         """
-        known = self.main.tensors.find(tensor)
-        exposed = known is not None and known.exposed
-        changed = exposed and self.main.memory.has_changed(known, tensor)  # type: ignore[arg-type]
-        if known is not None and exposed and known.storage not in self.memory.exposed:
-            for member, other in self.main.tensors.members(known):
-                if member.exposed and self.main.memory.has_changed(member, other):
-                    self.changed_others.append((member, other.detach().clone()))
+        known = self.main.tensors.find(tensor) if self.main.memory.exposed else None
+        changed = known is not None and self.look_at(known, tensor)
         value = super().leaf(tensor, kind, addresses, site)
         self.sources.append((value, tensor))
+        self.given.add(storage_of(tensor))
         if changed:
             self.changed.add(value)
-        if exposed:
+        if known is not None and known.exposed:
             self.memory.expose(tensor)
         self.memory.stop_counting(tensor)  # other threads may write to it too
         return value
+
+    def look_at(self, known: TensorRecord, tensor: torch.Tensor) -> bool:
+        """Whether the trace knows something else in exposed memory than there is; note what else there is like that."""
+        memory = self.main.memory
+        if known.exposed and known.storage not in self.memory.exposed:
+            for member, other in self.main.tensors.members(known):
+                if member.exposed and memory.has_changed(member, other):
+                    with self.keeper.unseen():
+                        self.changed_others.append((member, other.detach().clone()))
+        return known.exposed and memory.has_changed(known, tensor)
 
     def protect(
         self,
@@ -63,7 +71,7 @@ class JobRecorder(Recorder):
     ) -> None:
         """Save what a write is about to destroy, here and in the trace."""
         super().protect(written, operands, given, function, resizes)
-        self.main.memory.copy_held(written)
+        self.main.memory.copy_held([tensor for tensor in written if storage_of(tensor) in self.given])
 
     def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
         """Note that values left the tensor world; save what others can overwrite from now on, here and in the trace."""

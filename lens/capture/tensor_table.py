@@ -209,9 +209,8 @@ class TensorTable:
         return record
 
     def _meet_all_fresh(self) -> None:
-        waiting = sorted(self.fresh.values(), key=_VALUE)  # ids that are used again stand where they stood
-        self.fresh.clear()
-        for fresh in waiting:
+        taken = (self.fresh.pop(number, None) for number in list(self.fresh))  # another thread may add or take some
+        for fresh in sorted(filter(None, taken), key=_VALUE):  # ids that are used again stand where they stood
             tensor = fresh[0]()
             if tensor is not None:
                 self._meet_fresh(tensor, fresh)
