@@ -147,12 +147,10 @@ class Keeper:
         """Note, at the end, that writes which were seen have left alone what is still held of these tensors."""
         for record in records:
             tensor = record() if record.held and record.version is not None else None
-            if tensor is not None:
-                version = tensor._version
-                if record.version == version or record.has_seen(tensor):
-                    for value in record.held:
-                        if self.held[value][0] is tensor:  # and no copy that another thread made
-                            self.held[value] = tensor, version
+            if tensor is not None and record.has_seen(tensor):
+                for value in record.held:
+                    if self.held[value][0] is tensor:  # and no copy that another thread made
+                        self.held[value] = tensor, tensor._version
 
     # Random number generators
 

@@ -88,7 +88,8 @@ UNORDERED = "work in two threads used the same memory, and wrote to it"
 def splice(main: Recorder, job: JobRecorder) -> None:
     """Append the whole tape of a finished job. Linear in all that was recorded since it was handed out."""
     begin = len(main.tape.ops)
-    job.memory.look_at_all()
+    if job.memory.exposed:
+        job.memory.look_at_all()
     _Splicing(main, job).run()
     since, own = _uses(main, job.handed_out, begin), _uses(main, begin, len(main.tape.ops))
     if any(
@@ -136,8 +137,9 @@ class _Splicing:
         self.job = job
         #: Values of the leaves of the job, as the trace knows them now; then all other values.
         self.values = {value: self.value_here(value, tensor) for value, tensor in job.sources}
-        #: Of those leaves, the ids of the tensors.
-        self.sources = {value: id(tensor) for value, tensor in job.sources}
+        #: Those leaves, and the ids of their tensors.
+        self.sources = {value for value, _ in job.sources}
+        self.given = {id(tensor) for _, tensor in job.sources}
         #: The op of the job that returned a value, by value.
         self.makers = {value: position for position, row in enumerate(job.tape.ops) for value in row[5]}
         #: By memory that the job wrote to: a tensor there that it was given, and by which op of the trace, and where.
@@ -150,10 +152,9 @@ class _Splicing:
 
     def run(self) -> None:
         main, job = self.main, self.job
-        sources = set(self.sources.values())
         for record, found in job.changed_others:
             other = record()
-            if other is not None and id(other) not in sources:
+            if other is not None and id(other) not in self.given:
                 main.memory.renew(record, other, found)
         for value, row in enumerate(job.tape.values):
             if value not in self.values:
@@ -245,7 +246,8 @@ class _Splicing:
 
     def tensors(self) -> None:
         """Tell the trace about the job's live tensors, and about its writes to tensors that share their memory."""
-        sources, memory = set(self.sources.values()), self.main.memory
+        memory = self.main.memory
+        memory.exposed |= self.job.memory.exposed
         met: list[TensorRecord] = []
         for record in self.job.tensors.records():
             tensor = record()
@@ -253,7 +255,7 @@ class _Splicing:
                 continue
             known = self.update(record, tensor)
             met.append(known)
-            if id(tensor) in sources:
+            if id(tensor) in self.given:
                 self.note_writes(record, known, tensor)
         for known, tensor, writes in self.written.values():
             memory.spread(sorted(writes), known, tensor)
@@ -266,7 +268,6 @@ class _Splicing:
 
     def update(self, record: TensorRecord, tensor: torch.Tensor) -> TensorRecord:
         """The record of the trace of one of the job's tensors, as the job left it."""
-        memory = self.main.memory
         known = self.main.tensors.find(tensor)
         if known is None:
             known = self.main.tensors.add(tensor, self.values[record.value])
@@ -278,11 +279,8 @@ class _Splicing:
         known.held = tuple([value for value in values if value in held and held[value][0] is tensor])
         if known.held and known.aliases is not None:
             known.aliases.hold(known)
-        exposed = known.exposed or record.exposed
         known.pending = tuple(self.ops + op for op in self.job.memory.pending(record, tensor))
-        if exposed:
-            memory.exposed.add(known.storage)
-            memory.watch_one(known, tensor)
+        self.main.memory.watch_one(known, tensor)
         return known
 
     def note_writes(self, record: TensorRecord, known: TensorRecord, tensor: torch.Tensor) -> None:

@@ -148,13 +148,12 @@ class UnseenWrites:
                 self.look(record, tensor)
 
     def expose_with(self, other: UnseenWrites, met: set[int]) -> None:
-        """Watch the memory that another thread has exposed.
+        """Watch what else lies in the memory that another thread has exposed.
 
         Args:
             other: Of that thread. Where it found a write out of sight, what it has not met may have been written to.
             met: The ids of the records that have been brought up to date.
         """
-        self.exposed |= other.exposed
         for storage in other.exposed:
             for member in self.tensors.records_on(storage):
                 tensor = member()
