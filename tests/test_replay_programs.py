@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -318,6 +318,8 @@ def steps_from(names):
 def test_replay_gives_every_value_of_the_run(mode, backend):
     @settings(max_examples=PROGRAMS // (3 if backend == "torch_function" else 9), deadline=None)
     @given(steps_from([*STEPS, "state", "row"]))
+    @example([("T", 0, 0, 0), ("steps", 3, 0, 1), ("set_", 3, 0, 0), ("set_", 0, 6, 0)])
+    @example([("diagonal", 0, 0, 0), ("T", 0, 0, 0), ("T", 0, 0, 5), ("bits", 4, 0, 0), ("resize_", 7, 0, 0)])
     def run(steps):
         check(steps, mode, backend)
 
@@ -327,6 +329,7 @@ def test_replay_gives_every_value_of_the_run(mode, backend):
 def test_writes_out_of_sight_are_values_of_unknown_origin():
     @settings(max_examples=PROGRAMS // 5, deadline=None)
     @given(steps_from([*STEPS, "state", "row", *HIDDEN, *HIDDEN, *HIDDEN]))
+    @example([("T", 0, 0, 0), ("data", 0, 0, 0), ("out_of_sight", 0, 0, 0), ("add", 6, 0, 0)])
     def run(steps):
         check(steps, "grad")
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lens
-from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex
+from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex, shows
 from lens.capture.memory import Memory
+from lens.ir.layouts import Layout
 from lens.ir.verifier import find_problems
 from lens.validate.check import check
 
@@ -42,6 +43,14 @@ def test_what_has_an_element_in_common_meets(one, other):
     if elements(one) & elements(other):
         assert Footprint.of(one).meets(Footprint.of(other))
         assert Footprint.of(other).meets(Footprint.of(one))
+
+
+@settings(max_examples=400, deadline=None)
+@given(views(), views())
+def test_what_has_all_elements_of_another_shows_it(one, other):
+    for part in (other, one[::2], one[-1:], one):
+        is_shown = shows(Layout.of(one, 0), one.shape, Layout.of(part, 0), part.shape)
+        assert is_shown == (elements(part) <= elements(one))
 
 
 def test_columns_and_patches_do_not_meet_their_neighbours():
@@ -139,7 +148,15 @@ def _rows_made_and_let_go_beside_others(buffer):
     return kept[0] * 1
 
 
+def _detached_that_are_read(buffer):
+    kept = [buffer.data for _ in buffer]
+    for one in kept:
+        buffer = buffer + one
+    return buffer
+
+
 WORK = [
+    _detached_that_are_read,
     _rows_at_once,
     _rows_made_and_let_go_beside_others,
     _rows,
@@ -394,6 +411,57 @@ def test_a_write_that_torch_counts_elsewhere_does_not_hide_one_out_of_sight():
 
     history = lens.trace(Model(), torch.ones(2, 2))
     assert "external" in {leaf.kind for leaf in history.graph.leaves}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_who_reads_a_detached_tensor_finds_a_write_out_of_sight_to_what_it_shows(count, backend):
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 1.0
+            data = [made.data for _ in range(count)]  # whose writes are counted apart
+            out_of_sight(made)
+            return data[-1] + 1, made
+
+    history = lens.trace(Model(), torch.ones(2, 2), backend=backend)
+    assert history["add_1"].parent_layers[0].startswith("external")
+    assert check(history).ok
+
+
+@pytest.mark.parametrize("save", ["all", lambda op: op.type == "data"])
+@pytest.mark.parametrize("count", [1, 20])
+def test_what_a_write_counted_elsewhere_has_overwritten_is_not_shown(count, save):
+    """However many there are: at the end all are asked."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 1.0
+            data = [made.data for _ in range(count)]
+            out_of_sight(data[-1])
+            return made
+
+    history = lens.trace(Model(), torch.ones(2, 2), save=save)
+    for op in history.graph.ops[1:]:
+        with pytest.raises(lens.errors.StaleValueError):
+            history.payloads.read(op.results[0])
+
+
+def test_what_leaves_memory_in_which_writes_are_counted_apart_has_its_own_count_again():
+    class Model(nn.Module):
+        def forward(self, x):
+            made = x * 1.0
+            made.data  # noqa: B018
+            made.set_()
+            torch.add(x, 1, out=made)
+            first = made * 2
+            out_of_sight(made)
+            return first, made * 2
+
+    with torch.no_grad():
+        history = lens.trace(Model(), torch.ones(2, 2), save="none")  # which would keep the other
+    first, second = (history[f"output_{number}"].parent_layers[0] for number in (1, 2))
+    assert history[first].parent_layers == ["add_1_4"]
+    assert history[second].parent_layers == ["external_1"]
 
 
 def test_what_was_overwritten_out_of_sight_at_the_end_is_not_shown():

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 #: Up to so many are looked at one by one, without an index.
 _FEW = 16
 
+#: How many of torch's counts of writes to one memory are asked when a tensor there is read: each costs 0.2 us.
+_ASKED = 4
+
+#: Stands for the count of a tensor in whose memory torch counts the writes at several places: no count is equal to it.
+SEVERAL = -1
+
 
 class _Count:
     """torch's count of writes, which a tensor and its views have in common: whose it is, and what lens has seen."""
@@ -43,6 +49,9 @@ class AliasSet:
     """The records of tensors that share one memory, oldest first, and what has happened there since they share it.
 
     A record is no member any more when its tensor is dead or lies elsewhere.
+
+    Args:
+        tied: Whether torch has said by the time a tensor is added what it is a view of, and so whose count is its own.
     """
 
     __slots__ = (
@@ -53,11 +62,13 @@ class AliasSet:
         "_indexed",
         "_near_held",
         "_near_writes",
+        "_tied",
         "records",
+        "several",
         "writes",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tied: bool = True) -> None:
         self.records: list[TensorRecord] = []
         #: At how many records those of dead tensors are looked for.
         self._full_at = _FEW
@@ -69,6 +80,9 @@ class AliasSet:
         self._held: list[TensorRecord] = []
         self._near_held: FootprintIndex[TensorRecord] = FootprintIndex()
         self._counts: dict[int, _Count] = {}
+        #: Whether there was ever more than one count: a write may be in any of them, so each must be asked.
+        self.several = False
+        self._tied = tied
         self._by_value: dict[int, TensorRecord] = {}
 
     # Members
@@ -83,15 +97,15 @@ class AliasSet:
         if record.held:
             self.hold(record)
         if record.version is not None:
-            owner = _counted_by(tensor)
-            known = self._counts.get(id(owner))
-            if known is None or known.owner() is not owner:
-                self._counts[id(owner)] = _Count(owner, record.version)
+            self._add_count(record, tensor)
 
     def _forget_dead(self) -> None:
         self.records = self.live()
         self._full_at = max(_FEW, 2 * len(self.records))
         self._by_value = {record.value: record for record in self.records}
+        self._forget_dead_counts()
+
+    def _forget_dead_counts(self) -> None:
         self._counts = {number: count for number, count in self._counts.items() if count.owner() is not None}
 
     def has(self, record: TensorRecord) -> bool:
@@ -129,19 +143,74 @@ class AliasSet:
 
     # Counts of writes
 
-    def has_uncounted(self) -> bool:
-        """Whether there was a write that torch has counted and lens has not seen."""
+    def _add_count(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        owner = _counted_by(tensor)
+        if self._count_of(tensor) is None:
+            self._counts[id(owner)] = _Count(owner, record.version)  # type: ignore[arg-type]
+        if self._tied and not self.several and sum(count.owner() is not None for count in self._counts.values()) > 1:
+            self._part()
+        if self.several:
+            record.version = SEVERAL
+
+    def _part(self) -> None:
+        """From now on several counts tell of writes: no member's own is enough. Linear in the members."""
+        seen: dict[int, list[int]] = {}
+        for record in self.records[:-1]:
+            tensor = record()
+            if tensor is not None and self.has(record) and record.version is not None:
+                seen.setdefault(id(_counted_by(tensor)), []).append(record.version)
+                record.version = SEVERAL
+        for number, versions in seen.items():
+            count = self._counts[number]
+            count.seen = max(count.seen, min(versions))
+        self.several = True
+
+    def _count_of(self, tensor: torch.Tensor) -> _Count | None:
+        owner = _counted_by(tensor)
+        count = self._counts.get(id(owner))
+        return count if count is not None and count.owner() is owner else None
+
+    def has_uncounted(self, most: int | None = None) -> bool:
+        """Whether there was a write that torch has counted and lens has not seen.
+
+        Args:
+            most: How many counts to ask, the oldest first. Linear in them.
+        """
+        dead = asked = 0
         for count in self._counts.values():
             owner = count.owner()
-            if owner is not None and owner._version != count.seen:
+            if owner is None:
+                dead += 1
+            elif owner._version != count.seen:
                 return True
+            else:
+                asked += 1
+                if asked == most:
+                    break
+        if dead > _FEW:
+            self._forget_dead_counts()
         return False
 
     def has_seen(self, tensor: torch.Tensor) -> bool:
-        """Whether lens has seen the last write that torch has counted for a tensor."""
-        owner = _counted_by(tensor)
-        count = self._counts.get(id(owner))
-        return count is not None and count.owner() is owner and count.seen == tensor._version
+        """Whether lens has seen the last write that torch has counted for a tensor, or for what shares its memory.
+
+        It is asked whenever one is read: so of many counts only the tensor's own and the oldest.
+        """
+        count = self._count_of(tensor)
+        if count is None or count.seen != tensor._version:
+            return False
+        return not (self.several and self.has_uncounted(_ASKED))
+
+    def seen_version(self, tensor: torch.Tensor) -> int | None:
+        """torch's count of writes to a tensor when lens last saw one; None if it was never asked."""
+        count = self._count_of(tensor)
+        return None if count is None else count.seen
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """Note that what torch has counted for a tensor so far has been seen."""
+        count = self._count_of(tensor)
+        if count is not None:
+            count.seen = tensor._version
 
     def count_all(self) -> None:
         """Note that all that was written so far has been seen: for each tensor that is not a view of another."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from attrs import evolve
 
+from lens.capture.alias_set import SEVERAL
 from lens.capture.selection import Change, Predicate, RunningOp, Selection
 from lens.capture.tensor_table import TensorRecord, storage_of, version_of
 from lens.capture.user_functions import Failure
@@ -107,7 +108,8 @@ class Keeper:
                 copy = tensor.detach().clone()
             self.held[value] = (copy, version_of(copy))
             return
-        self.held[value] = (tensor, record.version)
+        version = record.version
+        self.held[value] = (tensor, record.seen_version(tensor) if version == SEVERAL else version)
         record.held += (value,)
         if record.aliases is not None:
             record.aliases.hold(record)
@@ -143,14 +145,22 @@ class Keeper:
         for value in values:
             self._lost[value] = _described(self.held.pop(value)[0])
 
-    def trust(self, records: Iterable[TensorRecord]) -> None:
-        """Note, at the end, that writes which were seen have left alone what is still held of these tensors."""
+    def trust(self, records: Collection[TensorRecord]) -> None:
+        """Note, at the end, which of what is still held of these tensors only writes that were seen can have reached.
+
+        Where torch counts at several places, one that was not seen need not be in a tensor's own count.
+        """
+        apart = {record.aliases for record in records if record.held and record.version == SEVERAL}
+        overwritten = {aliases for aliases in apart if aliases is not None and aliases.has_uncounted()}
         for record in records:
             tensor = record() if record.held and record.version is not None else None
-            if tensor is not None and record.has_seen(tensor):
+            if tensor is None:
+                continue
+            is_lost = record.aliases in overwritten
+            if is_lost or record.has_seen(tensor):
                 for value in record.held:
                     if self.held[value][0] is tensor:  # and no copy that another thread made
-                        self.held[value] = tensor, tensor._version
+                        self.held[value] = tensor, SEVERAL if is_lost else tensor._version
 
     # Random number generators
 

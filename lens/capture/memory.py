@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lens.capture.footprint import EVERYWHERE, Footprint
+from lens.capture.footprint import EVERYWHERE, Footprint, shows
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.unseen import UnseenWrites
 from lens.functions import Function
@@ -249,7 +249,7 @@ class Memory(UnseenWrites):
         self._meet_model(record)
         self.place(record.value, record, tensor)
         shown = layouts[record.value]
-        low, high = shown.extent(tuple(tensor.shape))
+        shape = tensor.shape
         for value in operands:
             operand = None if record.aliases is None else record.aliases.standing_for(value, record)
             other = None if operand is None else operand()
@@ -258,14 +258,15 @@ class Memory(UnseenWrites):
             layout = layouts.get(value)
             if layout is None or layout.memory != shown.memory or values[value][1] != tensor.dtype:
                 continue
-            if layout.covers(values[value][0], low, high):
+            if shows(layout, values[value][0], shown, shape):
                 return
         for member, other in self.tensors.members(record):
             layout = Layout.of(other, 0)
-            if layout is not None and other.dtype == tensor.dtype and layout.covers(tuple(other.shape), low, high):
+            if layout is not None and other.dtype == tensor.dtype and shows(layout, other.shape, shown, shape):
                 self.recorder.value_of(other)
                 self._join(position, member, other)
                 return
+        low, high = shown.extent(tuple(shape))
         flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         flat.set_(tensor.untyped_storage(), low, (high - low,), (1,))
         self.recorder.leaf(flat, "external", (), self.recorder.site())

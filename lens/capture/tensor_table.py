@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 
 from lens.capture.addresses import Named
-from lens.capture.alias_set import AliasSet
+from lens.capture.alias_set import SEVERAL, AliasSet
 from lens.capture.footprint import Footprint
 
 #: What asking for the storage raises: sparse tensors and wrappers; parameters of lazy modules.
@@ -44,7 +44,7 @@ class TensorRecord(weakref.ref[torch.Tensor]):
         storage: Identity of its memory; None where it has none that can be told.
         held: Values whose payload is this tensor, by reference.
         version: torch's count of writes to it when lens last looked at it; None where there is none (inference
-            tensors), or where it does not tell of all writes.
+            tensors), or where it does not tell of all writes; ``SEVERAL`` where ``aliases`` has to be asked.
         aliases: The tensors that share its memory, if others did when it was met, or came since.
         looked: How many of the writes to that memory have been looked at for this tensor.
     """
@@ -61,8 +61,14 @@ class TensorRecord(weakref.ref[torch.Tensor]):
 
     def seen(self, tensor: torch.Tensor) -> None:
         """Note that what was written to the tensor so far has been seen."""
-        if self.version is not None:
+        if self.version == SEVERAL:
+            self.aliases.count(tensor)  # type: ignore[union-attr]
+        elif self.version is not None:
             self.version = tensor._version
+
+    def seen_version(self, tensor: torch.Tensor) -> int | None:
+        """torch's count of writes to the tensor when lens last looked at it; None where it does not tell."""
+        return self.aliases.seen_version(tensor) if self.version == SEVERAL else self.version  # type: ignore[union-attr]
 
     def has_seen(self, tensor: torch.Tensor) -> bool:
         """Whether all writes to the tensor that torch has counted have been seen, as far as counts tell."""
@@ -118,6 +124,8 @@ class TensorTable:
         #: One record stands for itself: most tensors share their memory with no other. A number is the id of a
         #: reserved tensor.
         self._by_storage: dict[int | None, TensorRecord | AliasSet | int] = {}
+        #: Whether tensors are met when torch has said what they are views of; a backend below autograd sets it off.
+        self.tied = True
         self.reserved: dict[int, Reserved] = {}
         #: By id. An entry whose tensor is dead stays until the id is used again, or all are met.
         self.fresh: dict[int, Fresh] = {}
@@ -276,7 +284,7 @@ class TensorTable:
         elif type(known) is AliasSet:
             known.add(record, tensor)
         else:
-            self._by_storage[storage] = aliases = AliasSet()
+            self._by_storage[storage] = aliases = AliasSet(self.tied)
             other = known()  # type: ignore[operator,misc]
             aliases.add(known, other)  # type: ignore[arg-type]
             aliases.add(record, tensor)
@@ -297,6 +305,8 @@ class TensorTable:
         storage = storage_of(tensor)
         if storage is None or storage == record.storage:
             return False
+        if record.version == SEVERAL:
+            record.version = tensor._version
         record.storage, record.aliases = storage, None
         self._register(record, tensor, self._known(storage))
         return True
