@@ -319,6 +319,7 @@ def test_replay_gives_every_value_of_the_run(mode, backend):
     @settings(max_examples=PROGRAMS // (3 if backend == "torch_function" else 9), deadline=None)
     @given(steps_from([*STEPS, "state", "row"]))
     @example([("T", 0, 0, 0), ("steps", 3, 0, 1), ("set_", 3, 0, 0), ("set_", 0, 6, 0)])
+    @example([("steps", 0, 0, 1), ("halves", 5, 0, 0), ("unsqueeze_", 6, 0, 0), ("resize_", 6, 0, 1)])
     @example([("diagonal", 0, 0, 0), ("T", 0, 0, 0), ("T", 0, 0, 5), ("bits", 4, 0, 0), ("resize_", 7, 0, 0)])
     def run(steps):
         check(steps, mode, backend)

@@ -7,6 +7,7 @@ from math import prod
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
+from attrs import evolve
 
 from lens.ir.layouts import Layout
 
@@ -90,6 +91,12 @@ def shows(layout: Layout, shape: Sequence[int], other: Layout, other_shape: Sequ
     if lies == other_lies:
         return True
     return max(prod(shape), prod(other_shape)) <= _MOST_ELEMENTS and _places(*lies).issuperset(_places(*other_lies))
+
+
+def in_bytes(layout: Layout, shape: Sequence[int], size: int) -> tuple[Layout, tuple[int, ...]]:
+    """The layout and shape of a tensor taken as one of bytes; ``size`` is that of an element."""
+    strides = (*(step * size for step in layout.strides), 1)
+    return evolve(layout, offset=layout.offset * size, strides=strides), (*shape, size)
 
 
 def _places(offset: int, strides: Sequence[int], shape: Sequence[int]) -> set[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lens.capture.footprint import EVERYWHERE, Footprint, shows
+from lens.capture.footprint import EVERYWHERE, Footprint, in_bytes, shows
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.unseen import UnseenWrites
 from lens.functions import Function
@@ -260,9 +260,10 @@ class Memory(UnseenWrites):
                 continue
             if shows(layout, values[value][0], shown, shape):
                 return
+        whole = in_bytes(shown, shape, tensor.element_size())
         for member, other in self.tensors.members(record):
             layout = Layout.of(other, 0)
-            if layout is not None and other.dtype == tensor.dtype and shows(layout, other.shape, shown, shape):
+            if layout is not None and shows(*in_bytes(layout, other.shape, other.element_size()), *whole):
                 self.recorder.value_of(other)
                 self._join(position, member, other)
                 return
