@@ -144,9 +144,7 @@ class AliasSet:
     # Counts of writes
 
     def _add_count(self, record: TensorRecord, tensor: torch.Tensor) -> None:
-        owner = _counted_by(tensor)
-        if self._count_of(tensor) is None:
-            self._counts[id(owner)] = _Count(owner, record.version)  # type: ignore[arg-type]
+        self._count_for(record, tensor)
         if self._tied and not self.several and sum(count.owner() is not None for count in self._counts.values()) > 1:
             self._part()
         if self.several:
@@ -154,16 +152,23 @@ class AliasSet:
 
     def _part(self) -> None:
         """From now on several counts tell of writes: no member's own is enough. Linear in the members."""
-        seen: dict[int, list[int]] = {}
+        seen: dict[_Count, list[int]] = {}
         for record in self.records[:-1]:
             tensor = record()
             if tensor is not None and self.has(record) and record.version is not None:
-                seen.setdefault(id(_counted_by(tensor)), []).append(record.version)
+                seen.setdefault(self._count_for(record, tensor), []).append(record.version)
                 record.version = SEVERAL
-        for number, versions in seen.items():
-            count = self._counts[number]
+        for count, versions in seen.items():
             count.seen = max(count.seen, min(versions))
         self.several = True
+
+    def _count_for(self, record: TensorRecord, tensor: torch.Tensor) -> _Count:
+        """The count of a tensor that has one; made if it is not known yet."""
+        count = self._count_of(tensor)
+        if count is None:
+            owner = _counted_by(tensor)
+            count = self._counts[id(owner)] = _Count(owner, record.version)  # type: ignore[arg-type]
+        return count
 
     def _count_of(self, tensor: torch.Tensor) -> _Count | None:
         owner = _counted_by(tensor)
