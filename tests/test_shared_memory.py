@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lens
-from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex, shows
+from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex
 from lens.capture.memory import Memory
 from lens.ir.layouts import Layout
 from lens.ir.verifier import find_problems
@@ -49,8 +49,10 @@ def test_what_has_an_element_in_common_meets(one, other):
 @given(views(), views())
 def test_what_has_all_elements_of_another_shows_it(one, other):
     for part in (other, one[::2], one[-1:], one):
-        is_shown = shows(Layout.of(one, 0), one.shape, Layout.of(part, 0), part.shape)
-        assert is_shown == (elements(part) <= elements(one))
+        ours, its = Layout.of(one, 0), Layout.of(part, 0)
+        is_shown = elements(part) <= elements(one)
+        assert ours.shows(tuple(one.shape), its, tuple(part.shape)) == is_shown
+        assert ours.in_bytes(2).shows((*one.shape, 2), its.in_bytes(2), (*part.shape, 2)) == is_shown
 
 
 def test_columns_and_patches_do_not_meet_their_neighbours():

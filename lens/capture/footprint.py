@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
-from attrs import evolve
 
-from lens.ir.layouts import Layout
-
-#: Of up to so many elements it is found out whether a tensor with gaps has all that another one has.
-_MOST_ELEMENTS = 1 << 12
 _Item = TypeVar("_Item")
 
 
@@ -77,33 +71,6 @@ class Footprint(NamedTuple):
                 if low >= stop or start >= high:
                     return False
         return True
-
-
-def shows(layout: Layout, shape: Sequence[int], other: Layout, other_shape: Sequence[int]) -> bool:
-    """Whether a tensor has every element that another one in the same memory has, of the same dtype.
-
-    Linear in the elements where it is not clear at once; for many elements, then, the answer is no.
-    """
-    low, high = other.extent(tuple(other_shape))
-    if layout.covers(tuple(shape), low, high):
-        return True
-    lies, other_lies = (layout.offset, layout.strides, tuple(shape)), (other.offset, other.strides, tuple(other_shape))
-    if lies == other_lies:
-        return True
-    return max(prod(shape), prod(other_shape)) <= _MOST_ELEMENTS and _places(*lies).issuperset(_places(*other_lies))
-
-
-def in_bytes(layout: Layout, shape: Sequence[int], size: int) -> tuple[Layout, tuple[int, ...]]:
-    """The layout and shape of a tensor taken as one of bytes; ``size`` is that of an element."""
-    strides = (*(step * size for step in layout.strides), 1)
-    return evolve(layout, offset=layout.offset * size, strides=strides), (*shape, size)
-
-
-def _places(offset: int, strides: Sequence[int], shape: Sequence[int]) -> set[int]:
-    found = [offset]
-    for step, n in zip(strides, shape, strict=True):
-        found = [place + i * step for place in found for i in range(n)]
-    return set(found)
 
 
 #: What meets every tensor that has elements.

@@ -109,7 +109,9 @@ class Keeper:
             self.held[value] = (copy, version_of(copy))
             return
         version = record.version
-        self.held[value] = (tensor, record.seen_version(tensor) if version == SEVERAL else version)
+        if version == SEVERAL:
+            version = record.aliases.seen_version(tensor)  # type: ignore[union-attr]
+        self.held[value] = (tensor, version)
         record.held += (value,)
         if record.aliases is not None:
             record.aliases.hold(record)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lens.capture.footprint import EVERYWHERE, Footprint, in_bytes, shows
+from lens.capture.footprint import EVERYWHERE, Footprint
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.unseen import UnseenWrites
 from lens.functions import Function
@@ -249,7 +249,7 @@ class Memory(UnseenWrites):
         self._meet_model(record)
         self.place(record.value, record, tensor)
         shown = layouts[record.value]
-        shape = tensor.shape
+        shape, size = tuple(tensor.shape), tensor.element_size()
         for value in operands:
             operand = None if record.aliases is None else record.aliases.standing_for(value, record)
             other = None if operand is None else operand()
@@ -258,16 +258,19 @@ class Memory(UnseenWrites):
             layout = layouts.get(value)
             if layout is None or layout.memory != shown.memory or values[value][1] != tensor.dtype:
                 continue
-            if shows(layout, values[value][0], shown, shape):
+            if layout.shows(tuple(values[value][0]), shown, shape):
                 return
-        whole = in_bytes(shown, shape, tensor.element_size())
+        in_bytes = shown.in_bytes(size)
         for member, other in self.tensors.members(record):
             layout = Layout.of(other, 0)
-            if layout is not None and shows(*in_bytes(layout, other.shape, other.element_size()), *whole):
+            if layout is None:
+                continue
+            its_size = other.element_size()
+            if layout.in_bytes(its_size).shows((*other.shape, its_size), in_bytes, (*shape, size)):
                 self.recorder.value_of(other)
                 self._join(position, member, other)
                 return
-        low, high = shown.extent(tuple(shape))
+        low, high = shown.extent(shape)
         flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         flat.set_(tensor.untyped_storage(), low, (high - low,), (1,))
         self.recorder.leaf(flat, "external", (), self.recorder.site())

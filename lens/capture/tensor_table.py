@@ -66,10 +66,6 @@ class TensorRecord(weakref.ref[torch.Tensor]):
         elif self.version is not None:
             self.version = tensor._version
 
-    def seen_version(self, tensor: torch.Tensor) -> int | None:
-        """torch's count of writes to the tensor when lens last looked at it; None where it does not tell."""
-        return self.aliases.seen_version(tensor) if self.version == SEVERAL else self.version  # type: ignore[union-attr]
-
     def has_seen(self, tensor: torch.Tensor) -> bool:
         """Whether all writes to the tensor that torch has counted have been seen, as far as counts tell."""
         if self.version is None or self.version == tensor._version:

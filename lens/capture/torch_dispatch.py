@@ -171,10 +171,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Custom operators count their writes before this mode is told of the call, and those of ATen afterwards."""
         for tensor in function.written(args, kwargs):
             record = self.tensors.find(tensor)
-            if record is None:
-                continue
-            seen = record.seen_version(tensor)
-            if seen is not None and tensor._version == seen + 1:
+            if record is not None and record.version is not None and tensor._version == record.version + 1:
                 for one in self.tensors.records_on(record.storage):
                     self.see(one)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
+
+#: Of up to so many elements it is found out whether a tensor with gaps has all that another one has.
+_MOST_ELEMENTS = 1 << 12
 
 
 @frozen
@@ -39,6 +44,36 @@ class Layout:
                 return False
             dense *= n
         return self.offset <= low and high <= self.offset + dense
+
+    def shows(self, shape: tuple[int, ...], other: Layout, other_shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape has every element that another one in the same memory has, of the same dtype.
+
+        Linear in the elements where it is not clear at once; for many elements, then, the answer is no.
+        """
+        low, high = other.extent(other_shape)
+        first, end = self.extent(shape)
+        if low == high:
+            return True
+        if low < first or high > end:
+            return False
+        if self.covers(shape, low, high) or (self.offset, self.strides, shape) == (
+            other.offset,
+            other.strides,
+            other_shape,
+        ):
+            return True
+        is_small = max(prod(shape), prod(other_shape)) <= _MOST_ELEMENTS
+        return is_small and self._places(shape).issuperset(other._places(other_shape))
+
+    def _places(self, shape: Sequence[int]) -> set[int]:
+        found = [self.offset]
+        for step, n in zip(self.strides, shape, strict=True):
+            found = [place + i * step for place in found for i in range(n)]
+        return set(found)
+
+    def in_bytes(self, size: int) -> Layout:
+        """The layout of the same tensor taken as one of bytes: its last dimension is an element of this size."""
+        return evolve(self, offset=self.offset * size, strides=(*(step * size for step in self.strides), 1))
 
     def extent(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """First element and end of what a tensor of this shape can touch; equal if it has no elements."""
