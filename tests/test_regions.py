@@ -25,6 +25,7 @@ from torch._higher_order_ops.map import map as higher_order_map
 from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -259,6 +260,71 @@ def test_no_wrapper_of_a_transform_is_kept():
     gc.collect()
     assert seen[0]() is None
     assert torch.equal(history["vmap_1"].tensor_contents, X * 2)
+
+
+def wrapped_and_written(s, x):
+    y = x * 1
+    vmap(lambda row: row.mul_(2))(y)
+    return y + 1
+
+
+def written_through_a_view(s, x):
+    y = x * 1
+    first = y[0]
+    vmap(vmap(lambda item: item.mul_(2)))(y)
+    return first + 1
+
+
+def closed_over_and_written(s, x):
+    y = x * 1
+    vmap(lambda row: row + y.add_(1))(x)
+    return y + 1
+
+
+def written_under_two_transforms(s, x):
+    y = x * 1
+    vmap(grad(lambda row: (row * row.detach().mul_(3)).sum()))(y)
+    return y + 1
+
+
+def statistics_of_an_ensemble(s, x):
+    parameters, buffers = stack_module_state(list(s.norms))
+    call = lambda parameters, buffers: functional_call(s.norms[0], (parameters, buffers), (x,))
+    return vmap(call)(parameters, buffers), buffers["running_mean"] + 1
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+@pytest.mark.parametrize("forward", [
+    wrapped_and_written, written_through_a_view, closed_over_and_written, written_under_two_transforms,
+    statistics_of_an_ensemble,
+])  # fmt: skip
+def test_what_is_saved_is_copied_before_a_transform_writes_to_it(forward, backend):
+    model = Model(forward, norms=nn.ModuleList([nn.BatchNorm1d(4) for _ in range(2)]))
+    history = traced(model, (X,), backend=backend)[0]
+    last = history.graph.ops[-1]
+    producers = [history.graph.values[value].producer for value in last.operands]
+    assert [history.graph.ops[producer].function.name for producer in producers] == ["vmap"]
+    if forward is not statistics_of_an_ensemble:
+        assert torch.equal(history["mul_1"].tensor_contents, X)
+    assert lens.validate_saved_activations(model, X, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+@pytest.mark.parametrize("parts", [
+    lambda: [linear(), nn.ReLU()], lambda: [nn.Identity(), linear(), nn.Identity()],
+    lambda: [nn.Sequential(nn.Identity(), linear())],
+])  # fmt: skip
+def test_a_gradient_in_the_forward_of_what_a_checkpoint_computes_again(parts, backend):
+    def forward(s, x):
+        y = checkpoint(s.b, x, use_reentrant=False)
+        return torch.autograd.grad(y.pow(2).sum(), x)[0]
+
+    model, x = Model(forward, b=nn.Sequential(*parts())), X.clone().requires_grad_()
+    history, output = traced(model, (x,), backend=backend)
+    assert torch.equal(output, model(x))
+    assert [op.function.name for op in history.graph.ops][-1] == "grad"
+    assert find_problems(history.graph) == []
+    assert lens.validate_saved_activations(model, x, backend=backend)
 
 
 def test_autograd_functions_are_scopes():

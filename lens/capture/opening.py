@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
 
 from lens.capture.patches import Entries
-from lens.functions import dense_kernel, is_openable
+from lens.functions import dense_kernel, is_openable, unpatched
 
 _GUARDS = {
     name: getattr(overrides, name)
@@ -90,7 +90,7 @@ class Opener:
         if found is None:
             found = dict(original)
             for name, guard in _GUARDS.items():
-                if found.get(name) is guard:
+                if unpatched(found.get(name)) is guard:
                     found[name] = _no
             self._globals[id(original)] = found
         return found

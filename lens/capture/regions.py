@@ -8,10 +8,10 @@ and what it closed over as far as that can be seen or known.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from threading import get_ident
 from time import perf_counter
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from torch import overrides
 from torch.overrides import TorchFunctionMode
 
 from lens.capture.keeping import UNSEEN
-from lens.capture.opening import TraceMode
+from lens.capture.leaves import TENSOR_TYPES
+from lens.capture.opening import Opener, TraceMode
 from lens.capture.patches import Entries, Patch, Wrap, hidden, patch
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
-from lens.functions import Function, Kind, call_opaque
+from lens.functions import Function, Kind, call_opaque, describe, unpatched
 from lens.ir.elements import FnRef
 from lens.ir.templates import Slot
 
@@ -37,6 +38,9 @@ _MODE_STACK = (
     "_get_current_function_mode_stack",
     "_len_torch_function_stack",
 )
+
+#: private: keeps a copy made under a transform from being wrapped by it; without it such a copy may be a wrapper
+_WRAPPERS_OFF: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "_DisableFuncTorch", nullcontext)
 
 
 def missing_names() -> str | None:
@@ -110,24 +114,78 @@ def _exchange(old: TorchFunctionMode, new: TorchFunctionMode) -> None:
 
 
 class Observer(TraceMode):
-    """Sees the functions called in a region, and notes which tensors from outside they are given."""
+    """Sees the functions called in a region: notes which tensors from outside they are given, and copies what is held
+    of these before a function writes to one of them or to what wraps one."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
+        self.opener = Opener()
         self.values: dict[int, int] = {}
+        #: The tensors from outside, and how often they had been written to when they were noted.
+        self.versions: list[tuple[torch.Tensor, int | None]] = []
+        self._protected = 0
+        #: What was copied because batch norm does not count up the version of its statistics.
+        self.copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+        #: Composites whose opened copy is running.
+        self._opened: set[Function] = set()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        self.note((*args, *kwargs.values()) if kwargs else args)
-        return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
+        self.note((*args, *kwargs.values()))
+        function = describe(unpatched(func))
+        if function.composite and isinstance(function.callable, FunctionType) and function not in self._opened:
+            return self._run_opened(function, args, kwargs)
+        if function.written(args, kwargs):
+            self.protect()
+            if function.statistics is not None:
+                self.copy([tensor for tensor, _ in self.versions])
+        return func(*args, **kwargs)
+
+    def _run_opened(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a composite so that what it calls is seen: its name does not tell what it writes to."""
+        self._opened.add(function)
+        try:
+            with self:
+                return self.opener.open(function.callable)(*args, **kwargs)
+        finally:
+            self._opened.discard(function)
 
     def note(self, args: Sequence[Any]) -> None:
         """Note the tensors among these arguments that are known outside the region."""
         for tensor in tensors_in(self.recorder, args):
             if id(tensor) not in self.values and knows(self.recorder, tensor):
-                self.values[id(tensor)] = self.recorder.value_of(tensor)
+                self.add(tensor, self.recorder.value_of(tensor))
+
+    def add(self, tensor: torch.Tensor, value: int) -> None:
+        """Note a tensor from outside, once."""
+        if self.values.setdefault(id(tensor), value) == value:
+            self.versions.append((tensor, version_of(tensor)))
+
+    def protect(self) -> None:
+        """Copy what is held of the tensors from outside, of each once: what is written to may be a wrapper of any."""
+        unprotected = [tensor for tensor, _ in self.versions[self._protected :]]
+        self._protected = len(self.versions)
+        if unprotected:
+            with UNSEEN(), _WRAPPERS_OFF():
+                self.recorder.protect(unprotected)
+
+    def copy(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Copy those of some tensors that may be statistics."""
+        copied = {id(tensor) for tensor, _ in self.copies}
+        with UNSEEN(), _WRAPPERS_OFF():
+            for tensor in tensors:
+                may_be = type(tensor) in TENSOR_TYPES and not (tensor.requires_grad or tensor.is_meta)
+                if may_be and tensor.layout is torch.strided and id(tensor) not in copied:
+                    self.copies.append((tensor, tensor.detach().clone()))
+
+    def written(self) -> list[torch.Tensor]:
+        """The tensors from outside that have been written to since they were noted, or copied."""
+        written = [tensor for tensor, version in self.versions if version_of(tensor) != version]
+        counted = set(map(id, written))
+        return written + [t for t, copy in self.copies if id(t) not in counted and not torch.equal(t, copy)]
 
 
 def knows(recorder: Recorder, tensor: torch.Tensor) -> bool:
@@ -173,7 +231,7 @@ def run_region(
         target, args, kwargs: What to call.
         frame: Where the search for the user's line begins.
         closed_over: Tensors that it is known to use besides its arguments.
-        may_write: Whether it may write to tensors that it was given.
+        may_write: Whether it may write to tensors that it was given without a function that an ``Observer`` sees.
     """
     sights: list[Sight] = [sight for sight in entries.get(get_ident()) or () if sight.open]
 
@@ -221,22 +279,17 @@ class _Region:
         self.closed_over = closed_over
         self.may_write = may_write
         self.observer = Observer(recorder)
-        self.versions: list[tuple[torch.Tensor, int | None]] = []
-        #: Copies of the buffers: batch norm does not count up the version of its statistics.
-        self.buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def start(self, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None) -> Call:
         call = self.recorder.start(Function(call_opaque, self.ref, Kind.OP), args, kwargs, frame)
         assert call[2] is not None  # only of composites the operands may be left for later
         inputs = tensors_in(self.recorder, (*args, *kwargs.values()))
-        self.observer.values.update((id(t), v) for t, v in zip(inputs, call[2], strict=True))
+        for tensor, value in zip(inputs, call[2], strict=True):
+            self.observer.add(tensor, value)
         self.observer.note(self.closed_over)
-        given = [*inputs, *self.closed_over]
-        self.versions = [(tensor, version_of(tensor)) for tensor in given]
         if self.may_write:
-            self.recorder.protect(given)
-            buffers = [tensor for tensor in self.closed_over if not tensor.requires_grad]
-            self.buffers = [(tensor, tensor.detach().clone()) for tensor in buffers]
+            self.observer.protect()
+            self.observer.copy(self.closed_over)
         return call
 
     def finish(self, call: Call, result: Any, duration: float, state: torch.Tensor) -> None:
@@ -248,8 +301,7 @@ class _Region:
             slots = tuple(Slot(len(operands) + place) for place in range(len(closed_over)))
             kwargs = {**(kwargs or {}), "closed_over": slots}
             operands += closed_over
-        written = [tensor for tensor, version in self.versions if version_of(tensor) != version]
-        written += [t for t, copy in self.buffers if not torch.equal(t, copy) and all(t is not w for w in written)]
+        written = self.observer.written()
         drew = not torch.equal(state, torch.default_generator.get_state())
         ref = evolve(self.ref, random=drew, mutates=bool(written))
         function = Function(call_opaque, ref, Kind.OP)

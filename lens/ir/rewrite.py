@@ -50,7 +50,7 @@ def keep_ops(
         graph: The old graph.
         kept: Ops with old ids, in order; they may differ from the old ones in results, effects and interior.
         substitute: Old values to be read as other old values (those that a dissolved composite handed through).
-        drop_scope: Scopes to leave out; their ops must be gone.
+        drop_scope: Scopes to leave out, with those in them; their ops must be gone.
 
     Values that no kept op makes and that are no leaf are pruned, and so are leaves (inputs excepted) that nothing
     reads any more. Facets are not carried over; that is the pass manager's job.
@@ -74,6 +74,15 @@ def _read_values(graph: Graph, ops: Sequence[Op]) -> set[ValueId]:
     return read
 
 
+def _outside(scopes: Sequence[Scope], drop_scope: Callable[[Scope], bool]) -> list[Scope]:
+    """The scopes that are not dropped, nor in one that is."""
+    dropped: set[ScopeId] = set()
+    for scope in scopes:  # a parent comes before what is in it
+        if drop_scope(scope) or scope.parent in dropped:
+            dropped.add(scope.id)
+    return [scope for scope in scopes if scope.id not in dropped]
+
+
 class _Renumbering:
     def __init__(
         self,
@@ -85,7 +94,7 @@ class _Renumbering:
         self.graph = graph
         self.kept = kept
         self.substitute = substitute
-        self.scopes = [s for s in graph.scopes if drop_scope is None or not drop_scope(s)]
+        self.scopes = list(graph.scopes) if drop_scope is None else _outside(graph.scopes, drop_scope)
         self.scope_ids = {s.id: ScopeId(i) for i, s in enumerate(self.scopes)}
         self.values: dict[ValueId, ValueId] = {}
         self.op_ids: list[OpId | None] = [None] * len(graph.ops)

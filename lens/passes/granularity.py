@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from attrs import evolve, field, frozen, validators
 
-from lens.ir.elements import Op, OpId, ValueId
+from lens.ir.elements import Op, OpId, Scope, ValueId
 from lens.ir.facets import Facet, Granularity
 from lens.ir.graph import Graph
 from lens.ir.rewrite import has_unread_leaves, keep_ops
@@ -50,7 +50,7 @@ class GranularityPass:
             graph,
             kept,
             substitute,
-            drop_scope=lambda scope: scope.start in inside and scope.stop - 1 in inside,
+            drop_scope=lambda scope: _runs_in(scope, inside),
         )
         return PassResult((Granularity(self.level),), changed)
 
@@ -68,6 +68,14 @@ class GranularityPass:
                 closed.append(op)
                 closed_from = op.id - op.interior
         return dissolved, closed
+
+
+def _runs_in(scope: Scope, interiors: set[int]) -> bool:
+    """Whether a module call was made by what ran inside; one without ops stands before the op that came next.
+
+    Of such a one before the first op of an interior nobody knows whether it was; it goes if its parent does.
+    """
+    return scope.stop - 1 in interiors and (scope.start in interiors or scope.start == scope.stop)
 
 
 def _interiors(composites: list[Op]) -> set[int]:
