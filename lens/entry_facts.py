@@ -226,7 +226,10 @@ class CallFacts(EntryView):
 
     @property
     def gradfunc_name(self) -> str | None:
-        """The class of its autograd node, such as ``ReluBackward0``; None if it has none."""
+        """The class of its autograd node, such as ``ReluBackward0``; None if it has none.
+
+        Of all but the first 10,000 tensors of a run only ``Node`` (docs/limits.md).
+        """
         return self._value.grad_fn
 
     @property

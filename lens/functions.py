@@ -227,6 +227,13 @@ class Function:
         return list(tensors_in(targets))
 
 
+@lru_cache(maxsize=1024)
+def statistics_of(name: str) -> tuple[Place, ...]:
+    """Where the running statistics stand among the parameters of a function of this name, whatever its flag says."""
+    known = _UPDATES_STATISTICS.get(name.partition(".")[0])
+    return () if known is None else known[1]
+
+
 def _argument(place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     position, name = place
     return args[position] if position < len(args) else kwargs.get(name)

@@ -9,7 +9,8 @@ from typing import SupportsIndex, TypeAlias
 from lens.entry import OpEntry
 from lens.errors import InputError
 from lens.history_entries import HistoryEntries
-from lens.ir.elements import Scope
+from lens.ir.elements import Scope, ValueId
+from lens.ir.entry_index import EntryRow
 
 #: One pattern or several: ``"relu"``, ``"*pool2d"``, ``["conv2d", "linear"]``.
 Patterns: TypeAlias = str | Sequence[str]
@@ -112,7 +113,7 @@ class HistoryQueries(HistoryEntries):
         wanted = self._modules(module)
         if depth is not None and type(depth) is not int:
             raise InputError(f"depth cannot be a {type(depth).__name__}", where="depth=", hint="give 1, 2, ... or None")
-        found: set[int] = set()
+        found: dict[ValueId, EntryRow] = {}
         for scope in self.graph.scopes:
             if (
                 scope.parent is not None
@@ -120,8 +121,8 @@ class HistoryQueries(HistoryEntries):
                 and (depth is None or len(self.graph.scope_chain(scope.id)) == depth + 1)
                 and (not nested or scope.stop - scope.start > 1)
             ):
-                found.update(self.index.by_value[v].number for v in scope.outputs if v in self.index.by_value)
-        return [self.entry(number) for number in sorted(found)]
+                found.update((v, row) for v in scope.outputs if (row := self.index.entry_of(v)) is not None)
+        return [OpEntry(self, row) for row in sorted(found.values(), key=lambda row: row.number)]
 
     def loop_ends(self) -> list[OpEntry]:
         """The results of each pass of the recurrent loops: what the next pass, or the layers after the loop, read.

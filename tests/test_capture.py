@@ -1,6 +1,8 @@
 """What is recorded of small models, as text, and the values of what is saved."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -466,3 +468,27 @@ def test_calls_that_take_and_return_more_tensors_than_there_are_shared_slots(bac
     x = torch.arange(3.0)
     history = lens.trace(Body(forward), x, backend=backend)
     assert torch.equal(history["output_1"].tensor_contents, forward(x))
+
+
+LONG = """
+import torch, lens
+
+def f(x):
+    for _ in range(45_000):
+        x = x + 1
+    return x
+
+history = lens.trace(f, torch.ones(1, requires_grad=True), save="none")
+names = [entry.gradfunc_name for entry in history]
+assert names[1] == names[9_000] == "AddBackward0", names[:3]
+assert names[20_000] == names[-2] == "Node", names[-2:]
+assert lens.trace(f, torch.ones(1), save="none")[-2].gradfunc_name is None
+del history
+print("fine")
+"""
+
+
+def test_a_long_chain_with_gradients_can_be_freed():
+    """Torch ends the process if Python has seen all nodes of it."""
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr

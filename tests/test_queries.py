@@ -183,6 +183,34 @@ def test_module_outputs():
     assert [e.layer_label for e in history.module_outputs("b.*")] == ["conv2d_2_3", "relu_2_4"]
 
 
+class Halves(nn.Module):
+    """Writes through a view of what it returns, as heads of detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.fc(x)
+        y[:, 2:].sigmoid_()
+        return y
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_module_that_writes_through_a_view_has_returned_all_of_the_tensor(backend):
+    model, x = nn.Sequential(Halves(), nn.Linear(4, 2)), torch.randn(3, 4)
+    expected = model[0](x)
+    histories = [lens.trace(model, x, backend=backend, **saved) for saved in ({}, {"save": ["0"]})]
+    histories.append(lens.trace(model, x, backend=backend, save=["0"], stop_at="saved"))
+    for history in histories:
+        entry = history["0"]
+        assert entry.layer_type == "sigmoid"
+        assert torch.equal(entry.tensor_contents, expected)
+        assert entry.tensor_shape == (3, 4)
+        assert torch.equal(history.module_outputs("0")[0].tensor_contents, expected)
+    assert histories[0]["sigmoid_1"].tensor_shape == (3, 2)
+
+
 def test_a_module_is_found_by_all_its_addresses():
     model = nn.Module()
     model.a = model.b = nn.Linear(4, 4)

@@ -483,3 +483,26 @@ def test_what_was_overwritten_out_of_sight_at_the_end_is_not_shown():
     assert torch.equal(history.payloads.read(made), torch.tensor([[4.0, 4.0], [2.0, 2.0]]))
     with pytest.raises(lens.errors.StaleValueError):
         history.payloads.read(read)
+
+
+def test_rows_that_numpy_reads_are_watched_once():
+    def read(x):
+        made = x * 2
+        rows = list(made)
+        for row in rows:
+            row.numpy()
+        return made
+
+    few, many = (calls(lambda n=n: lens.trace(read, torch.ones(n, 4), save="none")) / n for n in (100, 400))
+    assert many < 1.5 * few
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("training", [False, True])
+def test_saved_statistics_stay_when_a_later_call_updates_them(training, backend):
+    model, x = nn.BatchNorm1d(4).train(training), torch.randn(8, 4) + 5
+    history = lens.trace(model, x, backend=backend)
+    before = [entry.tensor_contents.clone() for entry in history]
+    model.train()(x)
+    assert all(torch.equal(old, entry.tensor_contents) for old, entry in zip(before, history, strict=True))
+    assert check(history).ok

@@ -19,10 +19,12 @@ from typing import Any, TypeAlias
 from weakref import getweakrefcount, ref
 
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import Parameter
 
 from lens.capture.encoding import ATOMS, FIRST_SLOT, SLOTS
 from lens.capture.leaves import TENSOR_TYPES
+from lens.capture.nodes import MOST_NODES
 from lens.capture.operands import SEQUENCES
 from lens.capture.recorder import Recorder
 from lens.functions import Function, Kind
@@ -160,10 +162,13 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
                     )
                 if is_usual:
                     alias, shares = (shown[1][0], shown[3]) if shown else (None, False)
-                    version, grad = result._version, result.grad_fn
-                    node = None if grad is None else type(grad)
+                    value, version = len(values), result._version
+                    if value < MOST_NODES:  # as in ``node_class``
+                        grad = result.grad_fn
+                        node = None if grad is None else type(grad)
+                    else:
+                        node = None if result.is_leaf else Node
                     row = (result.shape, result.dtype, result.device, result.layout, alias, node)
-                    value = len(values)
                     values.append(row if shown else shared(row, row))
                     results = (value,)
                     fresh[id(result)] = ref(result), results, version, shares

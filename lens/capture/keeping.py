@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -140,6 +140,13 @@ class Keeper:
             for value in record.held:
                 self.held[value] = (copy, version_of(copy))
         record.held = ()
+
+    def copy_values(self, values: Iterable[int]) -> None:
+        """Hold copies of these values, as far as they are held and have not been overwritten."""
+        for value in values:
+            tensor, version = self.held.get(value, (None, None))
+            if tensor is not None and (version is None or version == tensor._version):
+                self.held[value] = (tensor.detach().clone(), None)
 
     def lose(self, record: TensorRecord) -> None:
         """Note that what is held of a tensor has been overwritten."""

@@ -20,13 +20,14 @@ from lens.capture.addresses import AddressBook
 from lens.capture.encoding import FIRST_SLOT, SLOTS, shorten, slot
 from lens.capture.entered import ModuleCalls
 from lens.capture.keeping import generator_states
+from lens.capture.nodes import node_class
 from lens.capture.operands import OperandRecorder
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import CLOSED_CLASSES, Locator, is_closed
 from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
-from lens.functions import Function, tensors_in
+from lens.functions import Function, statistics_of, tensors_in
 from lens.ir.tape import RawTemplate, ReadRow, Site
 from lens.ir.templates import Slot
 
@@ -202,12 +203,10 @@ class Recorder(OperandRecorder):
                 (alias,), shares = shown[1], shown[3]
             elif getweakrefcount(tensor):
                 return None
-            version, grad = tensor._version, tensor.grad_fn
-            node = None if grad is None else type(grad)
-            row = (tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, node)
+            value, version = len(self._values), tensor._version
+            row = (tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, node_class(tensor, value))
         except RuntimeError:  # it was made in inference mode, or is nested
             return None
-        value = len(self._values)
         self._values.append(row)
         self._keep_fresh(tensor, value, version, shares)
         return value
@@ -292,17 +291,8 @@ class Recorder(OperandRecorder):
                 if self.memory.exposed:
                     self.memory.snap(record, tensor)
         try:
-            grad = tensor.grad_fn
-            values.append(
-                (
-                    tensor.shape,
-                    tensor.dtype,
-                    tensor.device,
-                    tensor.layout,
-                    alias,
-                    None if grad is None else type(grad),
-                )
-            )
+            node = node_class(tensor, value)
+            values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, node))
         except RuntimeError:  # nested tensors have no shape; a view written under no_grad has no grad_fn
             values.append((*odd_type(tensor), alias, None))
         if record is None:
@@ -406,7 +396,22 @@ class Recorder(OperandRecorder):
         super().end()
         if self._holds_some:
             self.keeper.trust(self._by_id.values())
+            self.keeper.copy_values(self._statistics())
         self.tape.scopes[:] = self.calls.scope_rows()
+
+    def _statistics(self) -> set[int]:
+        """The values of running statistics: torch counts no write when a later call of the model changes them."""
+        found: set[int] = set()
+        updates = set()
+        for position, (function, _, operands, args, kwargs, *_) in enumerate(self._ops):
+            if not function.mutates:
+                continue
+            for place, name in statistics_of(function.name):
+                given = args[place] if place < len(args) else (kwargs or {}).get(name)
+                if type(given) is Slot:
+                    found.add(operands[given.index])
+                    updates.add(position)
+        return found.union([new for position, _, new in self.tape.effects if position in updates])
 
     def _hold_now(self, tensor: torch.Tensor) -> Slot:
         record = self.tensors.find(tensor)

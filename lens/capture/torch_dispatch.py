@@ -20,6 +20,7 @@ from lens.capture.compiled import watch_compiled
 from lens.capture.keeping import UNSEEN
 from lens.capture.memory_places import MemoryPlaces
 from lens.capture.module_calls import watch_modules
+from lens.capture.nodes import node_class
 from lens.capture.python_data import is_subscript, watch_python_data
 from lens.capture.recorder import Recorder, written_by
 from lens.capture.regions import Sight
@@ -275,9 +276,10 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bumped = []
         for record in self.latest:
             tensor = record()
-            if tensor is not None and tensor.requires_grad and tensor.grad_fn is not None:
+            node = node_class(tensor, record.value) if tensor is not None and tensor.requires_grad else None
+            if node is not None:
                 *row, _ = values[record.value]
-                values[record.value] = (*row, type(tensor.grad_fn))  # type: ignore[assignment]
+                values[record.value] = (*row, node)  # type: ignore[assignment]
         return seen
 
     def end(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lens.capture.footprint import EVERYWHERE, Footprint
+from lens.capture.nodes import harmless_node_class
 from lens.capture.tensor_table import EXPOSED, TensorRecord
 
 if TYPE_CHECKING:
@@ -62,16 +63,17 @@ class UnseenWrites:
     def expose(self, tensor: torch.Tensor) -> None:
         """Note that others than torch can write to a tensor's memory from now on, without a trace."""
         record = self.tensors.find(tensor)
-        if record is None or record.storage is None:
+        if record is None or record.storage is None or record.exposed:  # as all that share its memory are since then
             return
         self.watch([(record, tensor), *self.tensors.members(record)])
 
     def watch(self, members: list[tuple[TensorRecord, torch.Tensor]]) -> None:
         """Compare what is in these tensors from now on, and hold copies."""
-        for member, other in members:
+        unwatched = [pair for pair in members if not pair[0].exposed]
+        for member, other in unwatched:
             self._check(member, other)
         self.exposed.update(member.storage for member, _ in members)
-        for member, other in members:
+        for member, other in unwatched:
             self.watch_one(member, other)
 
     def watch_one(self, record: TensorRecord, tensor: torch.Tensor) -> None:
@@ -192,7 +194,7 @@ class UnseenWrites:
     def new_version(self, record: TensorRecord, tensor: torch.Tensor) -> int:
         """A new value for a tensor whose memory was written to."""
         value = len(self.tape.values)
-        self.tape.values.append((*odd_type(tensor), record.value, grad_type(tensor)))
+        self.tape.values.append((*odd_type(tensor), record.value, harmless_node_class(tensor, value)))
         record.revalue(value)
         return value
 
@@ -202,18 +204,6 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     flat = (t.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(*flat)
-
-
-def grad_type(tensor: torch.Tensor) -> type | None:
-    """The class of a tensor's autograd node, if it has one and asking does no harm.
-
-    A view whose memory was written to makes its node when it is asked for it, and torch then allows writes that it
-    had refused.
-    """
-    if is_lazy(tensor) or tensor._is_view():
-        return None
-    grad = tensor.grad_fn
-    return None if grad is None else type(grad)
 
 
 def odd_type(tensor: torch.Tensor) -> tuple[tuple[int, ...], object, object, object]:

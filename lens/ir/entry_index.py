@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from lens.errors import AmbiguousKeyError, UnknownKeyError
 from lens.ir.elements import LeafId, OpId, Scope, ValueId
@@ -74,6 +74,11 @@ class EntryIndex:
             for _, new in op.effects:
                 if self.by_op[op.id]:
                     self.by_value[new] = self.by_op[op.id][0]
+
+    def entry_of(self, value: ValueId) -> EntryRow | None:
+        """The entry of a tensor. Of one that its op wrote to and did not return: the op's first, with this tensor."""
+        row = self.by_value.get(value)
+        return row if row is None or row.value == value else evolve(row, value=value)
 
     @cached_property
     def values_of(self) -> dict[int, list[ValueId]]:
@@ -143,13 +148,13 @@ class EntryIndex:
     @cached_property
     def _addresses(self) -> dict[str, list[EntryRow]]:
         keys: dict[str, list[EntryRow]] = defaultdict(list)
-        seen: set[tuple[str, int]] = set()
+        seen: set[tuple[str, ValueId]] = set()
         for scope in self.graph.scopes:
-            made = [self.by_value[v] for v in scope.outputs[:1] if v in self.by_value]
+            made = [row for v in scope.outputs[:1] if (row := self.entry_of(v)) is not None]
             for address in filter(None, (scope.address, *scope.aliases)):
                 for row in made:
-                    if (address, row.number) not in seen:
-                        seen.add((address, row.number))
+                    if (address, row.value) not in seen:
+                        seen.add((address, row.value))
                         keys[address].append(row)
                     keys[f"{address}:{scope.call}"] = [row]
         for row in self.rows:
