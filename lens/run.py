@@ -246,10 +246,7 @@ class Run(AbstractContextManager["Run"]):
         )
 
     def _fault(self, error: BaseException) -> Fault:
-        traceback = error.__traceback__
-        while traceback is not None and traceback.tb_next is not None:
-            traceback = traceback.tb_next
-        site = None if traceback is None else (traceback.tb_frame.f_code, traceback.tb_lasti)
+        site = self.recorder.locator.raised_at(error)
         running = self.recorder.running()
         name = "" if running is None else str(running.ref)
         return Fault(type(error).__name__, str(error), name, SiteTable().locate(site))

@@ -504,7 +504,7 @@ def module_made_inside():
     return Model(lambda s, x: nn.Linear(4, 4)(x))
 
 
-@model("detach requires_grad_ linear mul sum grad.__get__ mul")
+@model("detach requires_grad_ linear mul sum grad.__get__ mul", "unseen")
 def backward_inside():
     def forward(s, x):
         x = x.detach().requires_grad_()

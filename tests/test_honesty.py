@@ -91,6 +91,38 @@ def test_a_failing_operation_is_named():
     assert caught.value.lens_history.graph.meta.fault.function == "torch.cat"
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_fault_is_at_the_users_line(backend):
+    def forward(x):
+        y = x + 1
+        return y.view(7)
+
+    line = forward.__code__.co_firstlineno + 2
+    with pytest.raises(RuntimeError) as caught:
+        lens.trace(forward, torch.ones(3), backend=backend)
+    location = caught.value.lens_history.graph.meta.fault.location
+    assert (location.file, location.line) == (__file__, line)
+
+
+def test_a_run_stops_after_a_module_that_returns_nothing():
+    class Quiet(torch.nn.Module):
+        def forward(self, x):
+            self.seen = x.sum()
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.side = Quiet()
+
+        def forward(self, x):
+            self.side(x)
+            return x * 2
+
+    history = lens.trace(Net(), torch.ones(3), stop_at="side")
+    assert [op.function.name for op in history.graph.ops] == ["sum"]
+    assert history.graph.meta.stopped == "side"
+
+
 def test_two_threads_trace_two_models_at_once():
     before = torch_state()
     found, errors = {}, []

@@ -248,6 +248,18 @@ def test_fake_tensors(backend, inside):
     assert {gap.kind for gap in history.gaps} <= {"reads"}
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_fake_tensors_that_are_drawn_and_multiplied(backend):
+    def forward(s, x):
+        return torch.bernoulli(torch.sigmoid(s.a(x) + torch.rand_like(x))) + torch.func.vmap(torch.sin)(s.b(x))
+
+    with FakeTensorMode():
+        model = Model(forward, a=nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout()), b=nn.Linear(4, 4, bias=False))
+        history = lens.trace(model, torch.randn(3, 4), backend=backend, save="none")
+    assert history["output_1"].tensor_shape == (3, 4)
+    assert {gap.kind for gap in history.gaps} <= {"reads", "opaque"}
+
+
 def test_no_wrapper_of_a_transform_is_kept():
     seen = []
 
@@ -773,6 +785,27 @@ def test_a_fault_anywhere_leaves_nothing_behind(which, where, backend, monkeypat
     model.load_state_dict(state)
     torch.manual_seed(2)
     assert torch.equal(traced(model, x)[1], plain)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+@pytest.mark.parametrize("backward", [lambda y: y.backward(), lambda y: torch.autograd.backward(y)])
+def test_a_backward_pass_in_the_forward_is_disclosed(backward, backend):
+    def forward(s, x):
+        x = x.detach().requires_grad_()
+        for _ in range(2):
+            backward(s.fc(x).sum())
+        return x - x.grad
+
+    model = Model(forward, fc=linear())
+    (gap,) = lens.trace(model, X, backend=backend).gaps
+    assert (gap.kind, gap.times, gap.location.file) == ("unseen", 2, __file__)
+    assert "torch.autograd.grad" in str(gap)
+    assert not lens.trace(Model(lambda s, x: checkpointed_gradient(s, x), b=block()), X, backend=backend).gaps
+
+
+def checkpointed_gradient(s, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(checkpoint(s.b, x, use_reentrant=False).sum(), x)[0]
 
 
 @pytest.mark.parametrize("error", [Injected(), KeyboardInterrupt(), GeneratorExit()])

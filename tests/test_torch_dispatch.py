@@ -16,6 +16,7 @@ from test_real_models import tensors
 from torch import nn
 
 import lens
+from lens.errors import StaleValueError
 from lens.ir.parser import parse
 from lens.ir.printer import print_graph
 from lens.ir.verifier import find_problems
@@ -368,3 +369,16 @@ def test_function_overrides_run_as_often_as_without_the_trace():
     plain = calls(lambda: model(x))
     assert len(plain) > 1
     assert calls(lambda: record(model, x, save="none")) == plain
+
+
+def test_what_a_tensor_moved_away_from_is_not_saved_as_it_is_now():
+    def forward(x):
+        y = x + 1
+        v = y.detach()
+        y.data = x * 3
+        v.add_(1)
+        return y + v
+
+    history = lens.trace(forward, torch.ones(2), backend="torch_dispatch")
+    with pytest.raises(StaleValueError):
+        history["add_1"].tensor_contents  # noqa: B018

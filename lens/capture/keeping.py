@@ -133,9 +133,14 @@ class Keeper:
         self.held[value] = (kept, version_of(kept))
 
     def copy(self, record: TensorRecord) -> None:
-        """Replace what is held of a tensor by a copy, because its memory is about to be written to."""
+        """Replace what is held of a tensor by a copy, because its memory is about to be written to.
+
+        If it lies elsewhere by now, unseen (``.data = ...`` under ``torch_dispatch``), nobody can.
+        """
         tensor = record()
-        if tensor is not None:
+        if tensor is not None and record.storage is not None and storage_of(tensor) != record.storage:
+            self.lose(record)
+        elif tensor is not None:
             copy = tensor.detach().clone()
             for value in record.held:
                 self.held[value] = (copy, version_of(copy))
@@ -175,8 +180,7 @@ class Keeper:
 
     def keep_generators(self, position: int, states: Mapping[str, torch.Tensor]) -> None:
         """Keep the generator states from before the call at this position, if the call drew a number."""
-        now = torch.default_generator.get_state()
-        if set(states) == {"cpu"} and torch.equal(states["cpu"], now):
+        if set(states) == {"cpu"} and not has_drawn(states["cpu"]):
             return
         self._states[position] = dict(states)
 
@@ -211,6 +215,12 @@ class Keeper:
 
 def _described(tensor: torch.Tensor) -> str:
     return f"a tensor of shape {tuple(tensor.shape)}"
+
+
+def has_drawn(state: torch.Tensor) -> bool:
+    """Whether the default generator has drawn a number since it was in a state."""
+    with UNSEEN(), _MODES_OFF():  # a fake mode of the user's could not compare
+        return not torch.equal(state, torch.default_generator.get_state())
 
 
 def generator_states(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

@@ -388,7 +388,7 @@ class Recorder(OperandRecorder):
         self._exits.append((number, len(self._ops), outputs))
         if self._selective and self.keeper.wants_module(self.calls.names(number)):
             self.encoder.encode_with(output, self._hold_now)
-        if self.stop is not None and output is not None:
+        if self.stop is not None and (output is not None or sys.exc_info()[0] is None):
             self.stop.left(self.calls.names(number), self.calls.number(number))
 
     def end(self) -> None:

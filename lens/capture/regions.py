@@ -19,7 +19,7 @@ from attrs import evolve
 from torch import overrides
 from torch.overrides import TorchFunctionMode
 
-from lens.capture.keeping import UNSEEN
+from lens.capture.keeping import UNSEEN, has_drawn
 from lens.capture.leaves import TENSOR_TYPES
 from lens.capture.opening import Opener, TraceMode
 from lens.capture.patches import Entries, Patch, Wrap, hidden, patch
@@ -302,7 +302,7 @@ class _Region:
             kwargs = {**(kwargs or {}), "closed_over": slots}
             operands += closed_over
         written = self.observer.written()
-        drew = not torch.equal(state, torch.default_generator.get_state())
+        drew = has_drawn(state)
         ref = evolve(self.ref, random=drew, mutates=bool(written))
         function = Function(call_opaque, ref, Kind.OP)
         states = {"cpu": state} if drew else None

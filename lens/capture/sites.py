@@ -67,6 +67,20 @@ class Locator:
     def __init__(self, boundaries: tuple[str, ...]) -> None:
         self._kinds = _Kinds(dict.fromkeys(boundaries, _BOUNDARY))
 
+    def raised_at(self, error: BaseException) -> Site:
+        """The innermost line of the user's that an error came through; if there is none, one of torch's."""
+        users = others = None
+        traceback = error.__traceback__
+        while traceback is not None:
+            code = traceback.tb_frame.f_code
+            site = code, traceback.tb_lasti
+            if self._kinds[code.co_filename] is _USER:
+                users = site
+            elif not code.co_filename.startswith(_LENS_DIR):
+                others = site
+            traceback = traceback.tb_next
+        return users or others
+
     def find(self, frame: FrameType | None, call_site: Site) -> Site:
         """The innermost user frame from ``frame`` outwards, up to the enclosing module call.
 

@@ -6,6 +6,7 @@ import torch
 
 from lens.capture.autocast import watch_autocast
 from lens.capture.autograd_functions import watch_autograd_functions
+from lens.capture.backward import watch_backward
 from lens.capture.compiled import watch_compiled
 from lens.capture.functorch import watch_transforms
 from lens.capture.regions import Sight
@@ -27,6 +28,7 @@ def watch_regions(sight: Sight, record: Record) -> None:
     watch_transforms(sight)
     watch_compiled(sight)
     watch_autograd_functions(sight)
+    watch_backward(sight)
     watch_subclasses(sight)
     watch_threads(sight, record)
     recorder = sight.recorder

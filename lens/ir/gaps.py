@@ -35,6 +35,7 @@ _UNSEEN = {
     "same memory": "the order in the graph need not be the real one, and values of that memory may be wrong; have one "
     "thread wait for the other",
     "have no scope": "make it a part of the model, or call torch.compile(module) instead",
+    "backward pass": "what it adds to the grad of tensors is not in the graph; use torch.autograd.grad to see it",
     "": "wait for it in the forward to see it",
 }
 
@@ -76,9 +77,9 @@ def find_gaps(graph: Graph) -> tuple[Gap, ...]:
     for (name, location), times in opaque.items():
         advice = next(text for prefix, text in _OPAQUE.items() if name.startswith(prefix))
         gaps.append(Gap("opaque", f"{name} ran as one operation", advice, location, times))
-    for unseen in graph.meta.unseen:
+    for unseen, times in Counter(graph.meta.unseen).items():
         advice = next(text for part, text in _UNSEEN.items() if part in unseen.what)
-        gaps.append(Gap("unseen", unseen.what, advice, unseen.location))
+        gaps.append(Gap("unseen", unseen.what, advice, unseen.location, times))
     if graph.meta.backend and "reads" not in graph.meta.capabilities:
         advice = "numbers and arrays made from tensors may be constants of this run; torch_function sees the reads"
         gaps.append(Gap("reads", f"{graph.meta.backend} does not see every way out of the tensor world", advice))
