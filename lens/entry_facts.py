@@ -226,10 +226,7 @@ class CallFacts(EntryView):
 
     @property
     def gradfunc_name(self) -> str | None:
-        """The class of its autograd node, such as ``ReluBackward0``; None if it has none.
-
-        Of all but the first 10,000 tensors of a run only ``Node`` (docs/limits.md).
-        """
+        """The class of its autograd node, such as ``ReluBackward0``; ``Node`` after 10,000 tensors; None if none."""
         return self._value.grad_fn
 
     @property

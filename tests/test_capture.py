@@ -17,11 +17,12 @@ from models import (
     SetItem,
     TwoBranches,
 )
-from torch import nn
+from torch import fx, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import lens
 from lens.ir.printer import print_graph
+from lens.ir.tape import _known_locations
 from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.validate.check import check
@@ -468,6 +469,26 @@ def test_calls_that_take_and_return_more_tensors_than_there_are_shared_slots(bac
     x = torch.arange(3.0)
     history = lens.trace(Body(forward), x, backend=backend)
     assert torch.equal(history["output_1"].tensor_contents, forward(x))
+
+
+def test_what_takes_time_in_the_length_of_a_function_is_done_once_for_it():
+    """Its hash does: 16,000 generated lines took 3 s to place."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    for _ in range(300):
+        x = graph.call_function(torch.mul, (x, 1.5))
+    graph.output(x)
+    model = fx.GraphModule(nn.Module(), graph)
+
+    def lookups():
+        info = _known_locations.cache_info()
+        return info.hits + info.misses
+
+    before = lookups()
+    history = lens.trace(model, torch.ones(2), save="none")
+    assert lookups() - before < 10
+    lines = [op.location.line for op in history.graph.ops]
+    assert lines == list(range(lines[0], lines[0] + 300))
 
 
 LONG = """

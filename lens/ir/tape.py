@@ -10,7 +10,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dis import opname
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import itemgetter
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
@@ -330,25 +330,29 @@ _TRUTH_TESTS = ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL")
 def tests_truth(site: tuple[CodeType, int]) -> bool:
     """Whether the instruction at a site asks for a truth value, as ``if``, ``while``, ``not`` do."""
     code, offset = site
-    return opname[code.co_code[offset]].startswith(_TRUTH_TESTS)
+    return _tests_truth(code.co_code, offset)
+
+
+def _tests_truth(bytecode: bytes, offset: int) -> bool:
+    return opname[bytecode[offset]].startswith(_TRUTH_TESTS)
 
 
 class SiteTable:
-    """Turns code objects and instruction offsets into locations; each pair is worked out once."""
+    """Turns code objects and instruction offsets into locations.
+
+    What takes time in the length of a function, its hash too, is done once for each: one that is generated may be long.
+    """
 
     def __init__(self) -> None:
-        self._locations: dict[tuple[int, int], Location] = {}
+        self._places: dict[int, _Places] = {}
 
     def locate(self, site: Site) -> Location | None:
         """The location of a site, with columns where this Python keeps them (3.11 and later)."""
         if site is None:
             return None
         code, offset = site
-        key = (id(code), offset)
-        found = self._locations.get(key)
-        if found is None:
-            found = self._locations[key] = _location(code, offset, code.co_filename, code.co_linetable)
-        return found
+        places = self._places.get(id(code)) or self._places_in(code)
+        return places.known.get(offset) or places.work_out(offset)
 
     def locate_read(self, site: Site) -> Location | None:
         """The location of the expression that was read at a site.
@@ -359,32 +363,60 @@ class SiteTable:
         if site is None:
             return None
         code, offset = site
-        bytecode = code.co_code
-        if tests_truth(site):
+        places = self._places.get(id(code)) or self._places_in(code)
+        if _tests_truth(places.bytecode, offset):
             offset -= 2
-            while offset > 0 and opname[bytecode[offset]] == "EXTENDED_ARG":
+            while offset > 0 and opname[places.bytecode[offset]] == "EXTENDED_ARG":
                 offset -= 2
         return self.locate((code, max(offset, 0)))
 
+    def _places_in(self, code: CodeType) -> _Places:
+        known = _known_locations(code, code.co_filename, code.co_linetable)
+        found = self._places[id(code)] = _Places(code, known)
+        return found
 
-@lru_cache(maxsize=8192)
-def _location(code: CodeType, offset: int, file: str, lines: bytes) -> Location:
-    """The location of an instruction, kept from trace to trace: 2 us per op on densenet121.
+
+class _Places:
+    """The instructions of a code object.
+
+    Args:
+        code: The code object.
+        known: Locations by offset; new ones are added.
+    """
+
+    def __init__(self, code: CodeType, known: dict[int, Location]) -> None:
+        self.code = code
+        self.known = known
+
+    @cached_property
+    def bytecode(self) -> bytes:
+        return self.code.co_code
+
+    def work_out(self, offset: int) -> Location:
+        """The location of an instruction that is not known yet."""
+        code = self.code
+        name = getattr(code, "co_qualname", code.co_name)
+        line, end_line, column, end_column = self._positions[offset // 2]
+        if line is None or end_line is None or column is None or end_column is None:
+            place = Location(code.co_filename, line or code.co_firstlineno, name)
+        else:
+            place = Location(code.co_filename, line, name, end_line, column, end_column)
+        self.known[offset] = place
+        return place
+
+    @cached_property
+    def _positions(self) -> list[tuple[int | None, int | None, int | None, int | None]]:
+        """Per instruction its lines and columns, as far as this Python keeps them."""
+        if sys.version_info >= (3, 11):
+            return list(self.code.co_positions())
+        lines = self.code.co_lines()
+        return [(line, None, None, None) for start, stop, line in lines for _ in range(start, stop, 2)]
+
+
+@lru_cache(maxsize=1024)
+def _known_locations(code: CodeType, file: str, lines: bytes) -> dict[int, Location]:
+    """The locations of a code object that were asked for, kept from trace to trace: 2 us per op on densenet121.
 
     ``file`` and ``lines`` are the code's own: they keep apart what Python takes for equal.
     """
-    name = getattr(code, "co_qualname", code.co_name)
-    if sys.version_info >= (3, 11):
-        line, end_line, column, end_column = _positions(code, file, lines)[offset // 2]
-        if None not in (line, end_line, column, end_column):
-            return Location(file, line, name, end_line, column, end_column)  # type: ignore[arg-type]
-        return Location(file, line or code.co_firstlineno, name)
-    for start, end, begin in code.co_lines():
-        if start <= offset < end and begin is not None:
-            return Location(file, begin, name)
-    return Location(file, code.co_firstlineno, name)
-
-
-@lru_cache(maxsize=64)
-def _positions(code: CodeType, file: str, lines: bytes) -> list[tuple[int | None, ...]]:
-    return list(code.co_positions())  # type: ignore[attr-defined]  # from Python 3.11 on
+    return {}
