@@ -1,24 +1,32 @@
 """Plugins: what lens brings, and what installed packages add through the entry-point group ``lens.plugins``.
 
 An entry point names a ``Plugin`` manifest, such as ``my_package.lens_plugin:PLUGIN``. Nothing is loaded before it
-is asked for.
+is asked for, and what cannot be loaded stands in the way of nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
+from attrs.validators import deep_mapping, instance_of
 
 from lens.errors import PluginError
 from lens.ir.facets import Facet
 from lens.passes.protocol import Pass
 
 ENTRY_POINT_GROUP = "lens.plugins"
+#: What one thing of a section is called.
+_ONE = {"passes": "pass", "backends": "backend", "renderers": "renderer", "facets": "facet"}
+
+
+def _section() -> Any:
+    return field(default=Factory(dict), validator=deep_mapping(instance_of(str), instance_of(str)))
 
 
 @frozen
@@ -34,10 +42,10 @@ class Plugin:
     """
 
     name: str
-    passes: Mapping[str, str] = field(factory=dict)
-    backends: Mapping[str, str] = field(factory=dict)
-    renderers: Mapping[str, str] = field(factory=dict)
-    facets: Mapping[str, str] = field(factory=dict)
+    passes: Mapping[str, str] = _section()
+    backends: Mapping[str, str] = _section()
+    renderers: Mapping[str, str] = _section()
+    facets: Mapping[str, str] = _section()
 
 
 BUILT_IN = Plugin(
@@ -73,72 +81,141 @@ BUILT_IN = Plugin(
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
-    """The built-in plugin, then the installed ones in order of name.
-
-    Raises:
-        PluginError: if an entry point cannot be loaded or is no ``Plugin``.
-    """
-    found = []
+    """The built-in plugin, then the installed ones in order of name; those without a manifest with a warning."""
+    found = [BUILT_IN]
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
-        manifest = _load(entry.value, f"entry point {entry.name!r} of group {ENTRY_POINT_GROUP}")
-        if not isinstance(manifest, Plugin):
-            raise PluginError(
-                f"the entry point {entry.name!r} is a {type(manifest).__name__}, not a Plugin",
-                where=entry.value,
-                hint="let it name a lens.registry.Plugin",
-            )
-        found.append(manifest)
-    return (BUILT_IN, *found)
+        try:
+            found.append(_manifest(entry))
+        except PluginError as error:
+            warnings.warn(f"lens goes without a plugin: {error}", stacklevel=2)
+    return tuple(found)
+
+
+def _manifest(entry: EntryPoint) -> Plugin:
+    manifest = _load(entry.value, f"entry point {entry.name!r} of group {ENTRY_POINT_GROUP}")
+    if not isinstance(manifest, Plugin):
+        raise PluginError(
+            f"the entry point {entry.name!r} is a {type(manifest).__name__}, not a Plugin",
+            where=entry.value,
+            hint="let it name a lens.registry.Plugin",
+        )
+    return manifest
 
 
 def find(section: str, name: str) -> Any:
     """The class registered under a name in ``passes``, ``backends``, ``renderers`` or ``facets``.
 
     Raises:
-        PluginError: if nothing is, with the names there are.
+        PluginError: if nothing is, with the names there are; or if it cannot be loaded.
     """
     known = names(section)
     if not (isinstance(name, str) and name in known):
         raise PluginError(
-            f"lens knows no {section.removesuffix('s')} {str(name)[:40]!r}",
+            f"lens knows no {_ONE[section]} {str(name)[:40]!r}",
             where=f"{section}: {', '.join(sorted(known))}",
             hint="check the spelling, or install the package that provides it",
         )
-    return _load(known[name], f"{section.removesuffix('s')} {name!r}")
+    return _load(known[name], f"{_ONE[section]} {name!r}")
 
 
 def names(section: str) -> dict[str, str]:
-    """Everything registered in a section: name -> ``"module:attribute"``; earlier plugins win."""
+    """Everything registered in a section: name -> ``"module:attribute"``; earlier plugins win, and stand first."""
     merged: dict[str, str] = {}
-    for plugin in reversed(plugins()):
-        merged.update(getattr(plugin, section))
+    for plugin in plugins():
+        for name, target in getattr(plugin, section).items():
+            merged.setdefault(name, target)
     return merged
 
 
-def pass_classes() -> dict[str, type[Pass]]:
-    """All registered passes by name."""
-    return {name: find("passes", name) for name in names("passes")}
+def pass_classes() -> Mapping[str, type[Pass]]:
+    """All registered passes by name. Each is loaded when it is looked up: PluginError if it cannot be."""
+    return _PassClasses()
 
 
 def facet_classes() -> tuple[type[Facet], ...]:
-    """All facet types that plugins add to the built-in ones."""
-    return tuple(find("facets", name) for name in names("facets"))
+    """All facet types that plugins add to the built-in ones; of those that cannot be loaded a warning."""
+    found = []
+    for name in names("facets"):
+        try:
+            found.append(find("facets", name))
+        except PluginError as error:
+            warnings.warn(f"lens goes without a facet: {error}", stacklevel=2)
+    return tuple(found)
 
 
-def providers() -> dict[type[Facet], Pass]:
-    """Per facet type, the first registered pass that provides it, with default options."""
-    found: dict[type[Facet], Pass] = {}
-    for one in pass_classes().values():
-        for kind in one.provides:
-            found.setdefault(kind, one())
-    return found
+def providers() -> Mapping[type[Facet], Pass]:
+    """Per facet type, the first registered pass that provides it, with default options.
+
+    It is looked for when it is asked for: PluginError if there is none, but a pass that could not be made.
+    """
+    return _Providers()
+
+
+class _PassClasses(Mapping[str, "type[Pass]"]):
+    def __init__(self) -> None:
+        self._names = names("passes")
+
+    def __getitem__(self, name: str) -> type[Pass]:
+        if name not in self._names:
+            raise KeyError(name)
+        found: type[Pass] = find("passes", name)
+        missing = [part for part in ("name", "requires", "provides", "preserves", "run") if not hasattr(found, part)]
+        if missing:
+            raise PluginError(
+                f"pass {name!r} is no pass: it has no {missing[0]}",
+                where=self._names[name],
+                hint="docs/writing-passes.md says what a pass has; mend it, or uninstall the package",
+            )
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _Providers(Mapping["type[Facet]", Pass]):
+    def __init__(self) -> None:
+        self._classes = pass_classes()
+        self._made: dict[str, Pass] = {}
+
+    def __getitem__(self, kind: type[Facet]) -> Pass:
+        failures = []
+        for name in self._classes:
+            try:
+                if kind in self._classes[name].provides:
+                    return self._with_defaults(name)
+            except PluginError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        raise KeyError(kind)
+
+    def _with_defaults(self, name: str) -> Pass:
+        if name not in self._made:
+            try:
+                self._made[name] = self._classes[name]()
+            except Exception as error:
+                raise PluginError(
+                    f"pass {name!r} cannot be run for the facet that it provides: {error}",
+                    where=names("passes")[name],
+                    hint="put it into the pipeline with its options, before what requires the facet",
+                ) from error
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[type[Facet]]:
+        return iter(dict.fromkeys(kind for cls in self._classes.values() for kind in cls.provides))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 def _load(target: str, what: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the code of the package raises
         raise PluginError(
             f"{what} cannot be loaded: {error}",
             where=target,

@@ -1,0 +1,146 @@
+"""What installed packages add, and that none of them stands in the way of what does not use it."""
+
+import sys
+from importlib.metadata import EntryPoint
+from typing import ClassVar
+
+import pytest
+import torch
+from attrs import frozen
+from torch import nn
+
+import lens
+from lens import registry
+from lens.errors import PluginError
+from lens.ir.facets import Facet, Labels, UnknownFacet
+from lens.ir.graph import Graph
+from lens.passes.labels import LabelsPass
+from lens.passes.manager import PassManager
+from lens.passes.protocol import PassResult
+from lens.session import DEFAULT_PIPELINE
+
+
+@frozen
+class Mine(Facet):
+    name: ClassVar[str] = "mine"
+
+
+class MinePass:
+    name = "mine"
+    requires = ()
+    provides = (Mine,)
+    preserves = ()
+
+    def run(self, graph, context):
+        return PassResult((Mine(),))
+
+
+class NeedyPass(MinePass):
+    name = "needy"
+    requires = (Mine,)
+    provides = ()
+
+    def run(self, graph, context):
+        return PassResult()
+
+
+@frozen
+class ChoosyPass(MinePass):
+    kind: str
+    often: int = 1
+
+
+class OtherLabelsPass(LabelsPass):
+    """Never run."""
+
+
+class NoPass:
+    pass
+
+
+HERE = __name__
+BAD = ["no_such_package:P", f"{HERE}:NoSuchPass", HERE, f"{HERE}:NoPass", f"{HERE}:ChoosyPass"]
+
+
+def install(monkeypatch, **sections):
+    known = (registry.BUILT_IN, registry.Plugin("installed", **sections))
+    monkeypatch.setattr(registry, "plugins", lambda: known)
+
+
+def filled_in():
+    """The passes that are run for one that requires the facet ``mine``."""
+    result = PassManager((NeedyPass(),), registry.providers()).run(Graph())
+    return [record.name for record in result.records]
+
+
+@pytest.mark.parametrize("target", BAD)
+def test_a_pass_that_cannot_be_used_breaks_no_trace(target, tmp_path, monkeypatch):
+    install(monkeypatch, passes={"bad": target})
+    history = lens.trace(nn.Softplus(), torch.ones(2))
+    assert history.layer_list == ["input_1", "softplus_1_1", "output_1"]
+    history.export(tmp_path / "layers.csv")
+    assert lens.load(history.save(tmp_path / "t.lens")).layer_list == history.layer_list
+
+
+@pytest.mark.parametrize("target", BAD)
+def test_it_is_an_error_where_it_is_asked_for(target, monkeypatch):
+    install(monkeypatch, passes={"bad": target})
+    if "Choosy" in target:  # for it is asked by its facet
+        with pytest.raises(PluginError, match=r"'bad' cannot be run for the facet .*'kind'"):
+            filled_in()
+        return
+    with pytest.raises(PluginError, match="pass 'bad' "):
+        lens.trace(nn.Softplus(), torch.ones(2), passes="labels,bad")
+    with pytest.raises(PluginError, match="pass 'bad' "):
+        filled_in()
+
+
+def test_what_raises_on_import_is_an_error_of_the_plugin(tmp_path, monkeypatch):
+    (tmp_path / "raises_on_import.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, passes={"bad": "raises_on_import:P"})
+    with pytest.raises(PluginError, match="pass 'bad' cannot be loaded: division by zero"):
+        registry.find("passes", "bad")
+    with pytest.raises(PluginError, match="lens knows no pass 'good'"):
+        registry.find("passes", "good")
+
+
+def test_a_provider_is_found_behind_others_that_cannot_be_used(monkeypatch):
+    bad = {f"bad{number}": target for number, target in enumerate(BAD)}
+    install(monkeypatch, passes={**bad, "mine": f"{HERE}:MinePass"})
+    assert filled_in() == ["mine", "needy"]
+
+
+def test_the_facets_of_lens_come_from_its_own_passes(monkeypatch):
+    install(monkeypatch, passes={"other": f"{HERE}:OtherLabelsPass", "labels": f"{HERE}:NoPass"})
+    assert type(registry.providers()[Labels]) is LabelsPass
+    assert registry.pass_classes()["labels"] is LabelsPass
+    assert list(registry.pass_classes())[-1] == "other"
+
+
+def test_a_facet_type_that_cannot_be_loaded_breaks_no_file(tmp_path, monkeypatch):
+    passes, facets = {"mine": f"{HERE}:MinePass"}, {"mine": f"{HERE}:Mine"}
+    install(monkeypatch, passes=passes, facets=facets)
+    file = lens.trace(nn.Softplus(), torch.ones(2), passes=f"{DEFAULT_PIPELINE},mine").save(tmp_path / "t.lens")
+    assert lens.load(file).graph.get(Mine) == Mine()
+    install(monkeypatch, facets={"mine": "no_such_package:Mine"})
+    with pytest.warns(UserWarning, match="facet 'mine' cannot be loaded"):
+        assert lens.load(file).graph.get(UnknownFacet).original == "mine"
+
+
+@pytest.mark.parametrize("sections", ['passes=["m:P"]', 'passes={"p": int}', "no_such=1"])
+def test_a_manifest_that_cannot_be_used_is_left_out_with_a_warning(sections, tmp_path, monkeypatch):
+    (tmp_path / "manifest_of_a_test.py").write_text(
+        f'from lens.registry import Plugin\nGOOD = Plugin("good")\nDICT = {{}}\n'
+        f'def __getattr__(name):\n    if name == "BAD":\n        return Plugin("bad", {sections})\n    raise AttributeError\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "manifest_of_a_test", raising=False)
+    entries = [
+        EntryPoint(name, f"manifest_of_a_test:{name}", registry.ENTRY_POINT_GROUP) for name in ("BAD", "DICT", "GOOD")
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+    with pytest.warns(UserWarning, match="lens goes without a plugin") as told:
+        found = registry.plugins.__wrapped__()
+    assert [plugin.name for plugin in found] == ["lens", "good"]
+    assert len(told) == 2
