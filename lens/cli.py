@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from lens.cli_diff import add_diff
 from lens.cli_export import add_export
 from lens.cli_output import ModelErrors, add_command, add_shared, facts_of, make_model, print_json, wants_silence
 from lens.cli_validate import add_validate
-from lens.errors import LensError
+from lens.errors import LensError, PluginError
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
@@ -238,29 +238,40 @@ def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHist
 
 
 def _passes(arguments: argparse.Namespace) -> None:
-    from attrs import fields_dict
-
     from lens.registry import pass_classes
 
-    classes: dict[str, Any] = dict(pass_classes())
-    known: dict[str, dict[str, Any]] = {
-        name: {
-            "options": {option: attribute.default for option, attribute in fields_dict(cls).items()},
-            "what": (cls.__doc__ or "").strip().splitlines()[0],
-            **{title: [kind.name for kind in getattr(cls, title)] for title in ("requires", "provides", "preserves")},
-        }
-        for name, cls in classes.items()
-    }
+    classes = pass_classes()
+    known = {name: _pass_facts(classes, name) for name in classes}
     if arguments.json:
         print_json(known)
         return
     for name, facts in known.items():
+        if "unavailable" in facts:
+            print(f"{name} (unavailable: {facts['unavailable']})")
+            continue
         options = ", ".join(f"{option}={default}" for option, default in facts["options"].items())
         print(f"{name}{{{options}}}" if options else name)
-        print(f"    {facts['what']}")
+        if facts["what"]:
+            print(f"    {facts['what']}")
         for title in ("requires", "provides", "preserves"):
             if facts[title]:
                 print(f"    {title:9} {', '.join(facts[title])}")
+
+
+def _pass_facts(classes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a pass takes, does, needs and gives; or why it cannot be used here."""
+    from attrs import NOTHING, fields_dict, has
+
+    try:
+        cls = classes[name]
+    except PluginError as error:
+        return {"unavailable": error.what}
+    options = {option: attribute.default for option, attribute in (fields_dict(cls) if has(cls) else {}).items()}
+    return {
+        "options": {option: "(required)" if default is NOTHING else default for option, default in options.items()},
+        "what": (cls.__doc__ or "").strip().partition("\n")[0],
+        **{title: [kind.name for kind in getattr(cls, title)] for title in ("requires", "provides", "preserves")},
+    }
 
 
 def _backends(arguments: argparse.Namespace) -> None:

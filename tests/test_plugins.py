@@ -1,5 +1,6 @@
 """What installed packages add, and that none of them stands in the way of what does not use it."""
 
+import json
 import sys
 from importlib.metadata import EntryPoint
 from typing import ClassVar
@@ -11,6 +12,7 @@ from torch import nn
 
 import lens
 from lens import registry
+from lens.cli import main
 from lens.errors import PluginError
 from lens.ir.facets import Facet, Labels, UnknownFacet
 from lens.ir.graph import Graph
@@ -144,3 +146,16 @@ def test_a_manifest_that_cannot_be_used_is_left_out_with_a_warning(sections, tmp
         found = registry.plugins.__wrapped__()
     assert [plugin.name for plugin in found] == ["lens", "good"]
     assert len(told) == 2
+
+
+def test_the_list_of_passes_shows_what_can_be_used_and_why_the_rest_cannot(monkeypatch, capsys):
+    passes = {"bad": "no_such_package:P", "choosy": f"{HERE}:ChoosyPass", "mine": f"{HERE}:MinePass"}
+    install(monkeypatch, passes=passes)
+    assert main(["passes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "bad (unavailable: pass 'bad' cannot be loaded: No module named 'no_such_package')" in lines
+    assert lines[-4:] == ["choosy{kind=(required), often=1}", "    provides  mine", "mine", "    provides  mine"]
+    assert main(["passes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["mine"] == {"options": {}, "what": "", "requires": [], "provides": ["mine"], "preserves": []}
+    assert "no_such_package" in listed["bad"]["unavailable"]
