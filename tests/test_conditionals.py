@@ -123,6 +123,67 @@ def test_constructs_and_arms(function, expected):
     assert conditions(function) == expected
 
 
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        ("0 < x < 1", [None, False]),
+        ("0 < x < 3", [None, None]),
+        ("x + 1 in [x, x + 1]", [None, True]),
+        ("x not in [x + 1, x + 0]", [None, False]),
+        ("[x, x + 1] != [x + 0, x + 1]", [None, None]),
+        ("[x, x + 1] == [x + 0, x + 2]", [None, False]),
+        ("(x, x + 1) < (x + 0, x)", [None, None, False]),
+        ("a == b", [None, False]),
+        ("a != b", [None, None]),
+        ("math.isnan(x)", [None]),
+        ("math.isclose(x, 1.0)", [None]),
+        ("operator.not_(x > 1)", [False]),
+        ("functools.reduce(max, a) > 9", [None, False]),
+        ("[x + 1, x + 0].index(x)", [None, None]),
+        ("[True, False, True][x.long() - 1]", [None]),
+        ("any([y, x > 5])", [None]),
+        ("not bool(x > 1)", [False]),
+        ("operator.truth(x > 1)", [True]),
+        ("x.is_nonzero()", [True]),
+        ("int(x * 0.4)", [False]),
+        ("(0 < x) & (x < 3)", [True]),
+        ("(True and x.item()) > 1.5", [True]),
+        ("above_one(x)", [True]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch_function", "torch_dispatch"])
+def test_the_arm_is_told_as_far_as_it_follows_from_what_was_read(test, expected, backend):
+    source = f"""\
+import functools, math, operator
+above_one = lambda x: x > 1
+def f(x):
+    a, b, y = [x + 0, x + 1], [x + 0, x + 2], x > 1
+    flag = False
+    if {test}:
+        flag = True
+    return x * 2, flag
+"""
+    file = f"<ipython-input-{test}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    function = run_source(source, file)
+    history = lens.trace(Body(function), torch.tensor(2.0), backend=backend)
+    arms = [condition.arm for condition in history.graph[Conditionals].conditions]
+    assert arms == expected
+    assert set(arms) <= {None, function(torch.tensor(2.0))[1]}
+
+
+def test_a_test_that_raises_has_no_arm():
+    def function(x):
+        if int(x.item()) > 3:
+            return x
+        return x + 1
+
+    with pytest.raises(ValueError, match="cannot convert float NaN") as caught:
+        lens.trace(Body(function), torch.tensor(torch.nan))
+    conditions = caught.value.lens_history.graph[Conditionals].conditions
+    assert [condition.arm for condition in conditions] == [None]
+
+
 def test_lines_are_told():
     history = lens.trace(Body(elif_chain), torch.ones(2, 4) * 3)
     first, second = history.graph[Conditionals].conditions

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import ClassVar
 
 from attrs import frozen
 
 from lens.ir.elements import OpId, Read, ValueId
 from lens.ir.facets import Ancestry, Condition, Conditionals, Facet
 from lens.ir.graph import Graph
+from lens.passes.arms import arm_of
 from lens.passes.constructs import UNKNOWN, Role, SourceReader
 from lens.passes.protocol import PassContext, PassResult
 
@@ -58,7 +57,7 @@ def _condition(graph: Graph, number: int, read: Read, sources: SourceReader) -> 
     line = read.location.line if read.location is not None else 0
     if role is None:
         return Condition(number, UNKNOWN, line) if read.kind in _DECISIONS else None
-    arm = _arm(role, read.result)
+    arm = arm_of(graph, read, role)
     return Condition(number, role.construct, line, _arm_seen(graph, number, role) if arm is None else arm)
 
 
@@ -126,56 +125,3 @@ def condition_ops(graph: Graph, condition: Condition) -> list[OpId]:
             found.add(op)
             stack += [graph.values[v].producer for v in graph.ops[op].reads]
     return sorted(found)
-
-
-# Which way the test went
-
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
-#: Builtins that read several values on their way to a result.
-_READING_CALLS = frozenset({"any", "all", "min", "max", "sorted", "next", "list", "tuple", "set", "filter", "sum"})
-#: Calls that hand the truth or the number of their argument on.
-_TRANSPARENT_CALLS = frozenset({"bool", "int", "float"})
-
-
-def _arm(role: Role, read: object) -> bool | None:
-    """The outcome of the whole test as far as it follows from the value read, climbing from the read outwards."""
-    if not role.path or not isinstance(read, (bool, int, float)):
-        return None
-    known: Any = read
-    inner = role.path[0]
-    if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in _READING_CALLS:
-        return None
-    for outer in role.path[1:]:
-        known = _outcome(outer, inner, known)
-        if known is None:
-            return None
-        inner = outer
-    return None if role.construct == "match" else bool(known)
-
-
-def _outcome(outer: ast.expr, inner: ast.expr, known: Any) -> Any:
-    match outer:
-        case ast.UnaryOp(op=ast.Not()):
-            return not known
-        case ast.UnaryOp(op=ast.USub()):
-            return -known
-        case ast.BoolOp(op=ast.And(), values=values):
-            return False if not known else (True if inner is values[-1] else None)
-        case ast.BoolOp(op=ast.Or(), values=values):
-            return True if known else (False if inner is values[-1] else None)
-        case ast.Compare(left=left, ops=[comparison], comparators=[right]) if type(comparison) in _COMPARISONS:
-            compare = _COMPARISONS[type(comparison)]
-            if inner is left and isinstance(right, ast.Constant) and isinstance(right.value, (int, float)):
-                return compare(known, right.value)
-            if inner is right and isinstance(left, ast.Constant) and isinstance(left.value, (int, float)):
-                return compare(left.value, known)
-        case ast.Call(func=ast.Name(id=name), args=[_]) if name in _TRANSPARENT_CALLS:
-            return {"bool": bool, "int": int, "float": float}[name](known)
-    return None
