@@ -74,6 +74,14 @@ def test_addresses_of_any_letters_round_trip(address):
     assert parse(print_graph(graph)) == graph
 
 
+@pytest.mark.parametrize("name", ["nan", "inf", "None", "at", "\u03c0", "gr\u00f6\u00dfe"])
+def test_arguments_of_any_name_round_trip(name):
+    text = f"graph {{\n  %0: f32[] = nan.inf.{name}(nan, {name}=-inf, {name}_ = nan)\n}}\n"
+    graph = parse(text)
+    assert [key for key, _ in graph.ops[0].kwargs] == [name, f"{name}_"]
+    assert print_graph(parse(print_graph(graph))) == print_graph(graph)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

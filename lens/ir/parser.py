@@ -397,8 +397,6 @@ class _Parser:
         match word:
             case "None" | "True" | "False":
                 return {"None": None, "True": True, "False": False}[word]
-            case "inf" | "nan":
-                return float(word)
             case "seq":
                 return Seq(line.string(), self.items(line, values))
             case "map":
