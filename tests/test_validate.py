@@ -3,11 +3,12 @@
 import pytest
 import torch
 from attrs import evolve
-from models import Conditional, Containers, InPlaceReLU, LSTMLoop, SetItem, TwoBranches
+from models import Body, Conditional, Containers, InPlaceReLU, LSTMLoop, SetItem, TwoBranches
 
 import lens
 from lens.ir.payloads import Held
-from lens.validate.check import check
+from lens.validate.check import check, compared
+from lens.validate.comparing import difference, same
 
 CASES = {
     "branches": (TwoBranches(), torch.randn(2, 4)),
@@ -74,3 +75,49 @@ def test_sparse_and_autograd_operations_get_a_verdict():
     assert [v.detail for v in report.verdicts if "autograd" in v.detail] == [
         "walks the autograd graph of the run, which is gone"
     ]
+
+
+NAN = float("nan")
+SPARSE = torch.tensor([1.0, 0.0, 2.0])
+#: What is saved, and another tensor that equals it to `==`, but for NaN.
+ALIKE = {
+    "the sign of zero": (torch.tensor([0.0, 2.0]), torch.tensor([-0.0, 2.0])),
+    "the imaginary part beside NaN": (torch.tensor([complex(NAN, 1)]), torch.tensor([complex(NAN, 7)])),
+    "a zero that a sparse tensor stores": (
+        SPARSE.to_sparse(),
+        torch.sparse_coo_tensor([[0, 1, 2]], [1.0, 0.0, 2.0], (3,)).coalesce(),
+    ),
+    "an element that a sparse tensor stores in parts": (
+        SPARSE.to_sparse(),
+        torch.sparse_coo_tensor([[0, 2, 0]], [0.5, 2.0, 0.5], (3,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_is_not_the_same_bit_for_bit(name):
+    one, other = ALIKE[name]
+    assert same(one, one.clone())
+    assert not same(one, other)
+    assert difference(one, other)
+
+
+def test_any_nan_equals_any_nan():
+    nans = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32)
+    assert same(nans, nans.flip(0))
+    assert same(torch.tensor([complex(NAN, 1)]), torch.tensor([complex(-NAN, 1)]))
+
+
+@pytest.mark.parametrize("place", ["all", "output"])
+def test_tensors_without_data_are_exempt(place):
+    if place == "all":
+        with torch.device("meta"):
+            model, x = torch.nn.Linear(3, 2), torch.randn(1, 3)
+    else:
+        model, x = Body(lambda x: (x * 2, x.to("meta"))), torch.randn(3)
+    report = lens.validation_report(model, x)
+    assert report.ok, str(report)
+    assert (report.checks[0].status, report.verdicts[-1].detail) == ("exempt", "a tensor without data")
+    outputs = [torch.ones(2, device="meta")]
+    assert compared(outputs, [torch.ones(3, device="meta")]).status == "failed"
+    assert compared(outputs, [torch.ones(2)]).status == "failed"

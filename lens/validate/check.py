@@ -17,7 +17,7 @@ from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.replay.interpreter import Interpreter, makes_garbage, why_not_run
 from lens.stages import stage
-from lens.validate.comparing import difference, same
+from lens.validate.comparing import difference, kind_of, same, without_data
 from lens.validate.group_testing import are_deaf, reacting
 from lens.validate.invariants import violations
 from lens.validate.nonsense import Nonsense
@@ -81,11 +81,23 @@ def compared(outputs: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> 
         return Verdict(
             "plain run", "failed", f"it returns {len(plain)} tensors, the traced one {len(outputs)}", "plain"
         )
+    empty = []
     for place, (output, expected) in enumerate(zip(outputs, plain, strict=True)):
-        differs = difference(output.detach(), expected.detach())
+        differs = _how_differs(output.detach(), expected.detach())
         if differs:
             return Verdict("plain run", "failed", f"output {place}: {differs}", "plain")
+        if without_data(output):
+            empty.append(str(place))
+    if empty:
+        return Verdict("plain run", "exempt", f"no data to compare in output {', '.join(empty)}")
     return Verdict("plain run", "proved")
+
+
+def _how_differs(output: torch.Tensor, expected: torch.Tensor) -> str:
+    if not (without_data(output) or without_data(expected)):
+        return difference(output, expected)
+    found, wanted = (f"{kind_of(t)} on {t.device}" for t in (output, expected))
+    return "" if found == wanted else f"{found} instead of {wanted}"
 
 
 @frozen
@@ -172,7 +184,7 @@ class _Check:
             raise _StopError("failed", error.what, "unsaved") from error
         replayed = self._run(op, operands)
         self.unsaved.update({v: t for v, t in replayed.items() if v not in self.payloads})
-        if any(_without_data(t) for t in (*operands.values(), *saved.values())):
+        if any(without_data(t) for t in (*operands.values(), *saved.values())):
             raise _StopError("exempt", "a tensor without data")
         if makes_garbage(op):
             raise _StopError("exempt", "makes uninitialised memory")
@@ -278,8 +290,3 @@ def _memory(tensor: torch.Tensor) -> int:
     if tensor.is_nested or tensor.layout is not torch.strided:
         return -id(tensor)
     return int(tensor.untyped_storage()._cdata)
-
-
-def _without_data(tensor: torch.Tensor) -> bool:
-    """Whether it is a meta tensor or a fake one."""
-    return tensor.is_meta or hasattr(tensor, "fake_mode")

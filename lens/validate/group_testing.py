@@ -16,7 +16,7 @@ import torch
 
 from lens.errors import ReplayError
 from lens.ir.elements import ValueId
-from lens.validate.comparing import comparable, differing, same
+from lens.validate.comparing import differing, same
 from lens.validate.nonsense import MOST_TOGETHER, Nonsense
 
 #: So many operands are better replaced one by one.
@@ -143,4 +143,4 @@ def _elements(tensors: Collection[torch.Tensor]) -> dict[tuple[torch.dtype, torc
     parts: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for tensor in tensors:
         parts.setdefault((tensor.dtype, tensor.device), []).append(tensor.reshape(-1)[::step])
-    return {kind: comparable(torch.cat(some)) for kind, some in parts.items()}
+    return {kind: torch.cat(some) for kind, some in parts.items()}
