@@ -12,12 +12,16 @@ from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.errors import BackendError, InputError
 from lens.foreign import Raised, attempt
 from lens.history import ModelHistory
+from lens.reachable import MOST
 from lens.run_state import RunState, tensors_of
 from lens.session import trace
 from lens.stages import stage
 from lens.validate.check import check, compared
 from lens.validate.completeness import audit
 from lens.validate.report import Report, Verdict
+
+#: Of what cannot be put back a report names so many.
+_SHOWN = 3
 
 
 def validation_report(
@@ -33,7 +37,7 @@ def validation_report(
     state and random numbers, and audit under the same state whether an operation is missing.
 
     Args:
-        model: Any module. Its buffers and attributes, the inputs and the generators end as after one forward pass.
+        model: Any module. What a forward pass changes of it, of the inputs and of the generators ends as after one.
         inputs: A tuple is the positional arguments; anything else is one argument.
         kwargs: Keyword arguments.
         seed: Set before the run; by default the generators are left as they are.
@@ -43,7 +47,8 @@ def validation_report(
     Raises:
         InputError, BackendError: as ``lens.trace`` does.
 
-    What the model itself raises, and that it does not do the same twice, stands in the report.
+    What the model itself raises, that it does not do the same twice, and what of its state is known not to be as after
+    one forward pass (``lens.run_state``), stands in the report.
     """
     positional_args, named_args = positional(inputs), named(kwargs)
     check_call(model, positional_args, named_args)
@@ -52,15 +57,16 @@ def validation_report(
         torch.manual_seed(seed)
     trial = _Trial(model, positional_args, named_args, backend)
     try:
-        return trial.report(completeness)
+        report = trial.report(completeness)
     finally:
         trial.end.restore()
+    return evolve(report, checks=(*report.checks, *trial.not_put_back()))
 
 
 class _Trial:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str) -> None:
         self.model, self.args, self.kwargs, self.backend = model, args, kwargs, backend
-        self.start = RunState(model, (args, kwargs))
+        self.start = RunState.of(model, (args, kwargs))
         found = attempt(lambda: trace(model, args, kwargs, backend=backend))
         self.raised = found if isinstance(found, Raised) else None
         self.history: ModelHistory | None = None if isinstance(found, Raised) else found
@@ -68,9 +74,7 @@ class _Trial:
             if isinstance(self.raised.error, (InputError, BackendError)):
                 raise self.raised.error
             self.history = getattr(self.raised.error, "lens_history", None)
-        self.end = RunState(model, (args, kwargs))
-        if self.history is not None:
-            self.start.recover(self.history, self.end)
+        self.end = self.start.after(self.history)
 
     def report(self, completeness: bool) -> Report:
         """Everything that is to be found out."""
@@ -82,7 +86,7 @@ class _Trial:
             outputs = [self.history.payloads.read(v).detach().clone() for v in self.history.graph.outputs.values]
         self.history = None  # its memory is needed for the other runs
         checks = [self._plain(outputs), *report.checks]
-        if completeness and self.raised is None and not self.start.lazy:
+        if completeness and self.raised is None and not self._why_not_again():
             checks.append(self._audited())
         verdicts = report.verdicts
         if checks[0].status == "failed":
@@ -91,8 +95,9 @@ class _Trial:
 
     def _plain(self, outputs: list[torch.Tensor] | None) -> Verdict:
         """How the traced run compares with a plain one."""
-        if self.start.lazy:
-            return Verdict("plain run", "exempt", "the first run of a lazy module cannot be repeated")
+        why_not = self._why_not_again()
+        if why_not:
+            return Verdict("plain run", "exempt", why_not)
         plain = self._again()
         if outputs is None:
             return self._both_raised(plain)
@@ -105,6 +110,21 @@ class _Trial:
                 detail = f"two plain runs differ as well; {found.detail}"
                 return Verdict("plain run", "exempt", detail, "nondeterministic")
         return found
+
+    def _why_not_again(self) -> str:
+        """Why the run cannot be repeated; empty if it can."""
+        if self.start.lazy:
+            return "the first run of a lazy module cannot be repeated"
+        return (
+            f"cannot be repeated: what it changed is not known: {_shortly(self.start.lost)}" if self.start.lost else ""
+        )
+
+    def not_put_back(self) -> list[Verdict]:
+        """What is known not to be as after one forward pass."""
+        lost = list(dict.fromkeys(self.end.lost))
+        if not self.start.is_whole:
+            lost.append(f"what lies beyond the {MOST:,} objects nearest to the model and the inputs, if it changed")
+        return [Verdict("state", "exempt", f"not put back: {_shortly(lost)}")] if lost else []
 
     def _again(self) -> list[torch.Tensor] | Raised:
         """What the model returns, or raises, in a plain run from the same start."""
@@ -126,3 +146,9 @@ class _Trial:
             return Verdict("completeness", "proved")
         holes = "; ".join(f"{hole.name} at {hole.location} ({hole.count}x)" for hole in found.holes[:3])
         return Verdict("completeness", "failed", holes, "hole")
+
+
+def _shortly(items: list[str]) -> str:
+    """A few of many."""
+    more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return "; ".join(items[:_SHOWN]) + more

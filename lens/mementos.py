@@ -1,0 +1,216 @@
+"""Objects as they are now, to be put back so: one memento for each."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
+from operator import is_
+from typing import Any, Protocol
+
+import torch
+
+from lens.capture.tensor_table import storage_of, version_of
+from lens.reachable import is_array, is_generator, is_numpy_generator, slots_of
+from lens.validate.comparing import same, without_data
+
+
+class Memento(Protocol):
+    """What an object was."""
+
+    def put_back(self) -> None:
+        """Make the object what it was. What still is so is left alone, but for arrays and generators."""
+        ...
+
+    def again(self) -> Memento:
+        """What the same object is now."""
+        ...
+
+
+def memento_of(one: Any) -> Memento:
+    """What an object, as ``reachable`` finds them, is now."""
+    if isinstance(one, torch.Tensor):
+        return TensorMemento(one)
+    if isinstance(one, dict):
+        return _OfDict(one)
+    if isinstance(one, (list, set, deque)):
+        return _OfList(one) if isinstance(one, list) else _OfSet(one) if isinstance(one, set) else _Contents(one)
+    return _OfState(one) if is_array(one) or is_generator(one) else _OfSlots(one)
+
+
+class TensorMemento:
+    """Where a tensor lies, what is there, its gradient, and whether it asks for one.
+
+    Args:
+        tensor: The tensor.
+        copied: Whether to copy what is there. If not, and it changes, ``contents`` must be given before it is put back.
+    """
+
+    def __init__(self, tensor: torch.Tensor, copied: bool = True) -> None:
+        self.tensor = tensor
+        #: Shows the same memory for good, wherever the tensor goes.
+        self.shown = tensor.detach()
+        copied = copied and not without_data(tensor)
+        self.contents = _without_repeats(self.shown).clone() if copied else None
+        self._version = version_of(tensor)
+        self._is_leaf = tensor.is_leaf
+        self._asks_for_grad = tensor.requires_grad
+        self._grad = tensor.grad if tensor.is_leaf else None
+
+    def is_written(self) -> bool:
+        """Whether torch counted a write since."""
+        return version_of(self.shown) != self._version
+
+    def put_back(self) -> None:
+        """Make the tensor what it was; a derivative through it is lost."""
+        with torch.inference_mode(self.tensor.is_inference()), torch.no_grad():
+            if _place(self.tensor) != _place(self.shown):
+                self.tensor.data = self.shown
+            if self.contents is not None:
+                place = _without_repeats(self.shown)
+                if not same(place, self.contents):
+                    place.copy_(self.contents)
+            if self._is_leaf:
+                self._put_back_grad()
+
+    def _put_back_grad(self) -> None:
+        tensor = self.tensor
+        if not tensor.is_leaf and not tensor._is_view():
+            tensor.detach_()
+        if tensor.is_leaf and tensor.requires_grad != self._asks_for_grad:
+            tensor.requires_grad_(self._asks_for_grad)
+        if tensor.is_leaf and tensor.grad is not self._grad:
+            tensor.grad = self._grad
+
+    def again(self) -> TensorMemento:
+        """What the tensor is now; the copy of before is used again if it is what is there."""
+        unchanged = self.contents is not None and same(_without_repeats(self.tensor.detach()), self.contents)
+        found = TensorMemento(self.tensor, copied=self.contents is not None and not unchanged)
+        if unchanged:
+            found.contents = self.contents
+        return found
+
+
+class _Contents:
+    """What a container holds: the objects themselves, which have mementos of their own."""
+
+    __slots__ = ("_held", "_one")
+
+    def __init__(self, one: Any) -> None:
+        self._one = one
+        self._held = self._now()
+
+    def put_back(self) -> None:
+        now = self._now()
+        if len(now) != len(self._held) or not all(map(is_, now, self._held)):
+            self._fill()
+
+    def again(self) -> Memento:
+        return type(self)(self._one)
+
+    def _now(self) -> tuple[Any, ...]:
+        return tuple(self._one)
+
+    def _fill(self) -> None:
+        self._one.clear()
+        self._one.extend(self._held)
+
+
+class _OfList(_Contents):
+    __slots__ = ()
+
+    def _fill(self) -> None:
+        list.__setitem__(self._one, slice(None), self._held)
+
+
+class _OfSet(_Contents):
+    __slots__ = ()
+
+    def _fill(self) -> None:
+        self._one.clear()
+        self._one.update(self._held)
+
+
+class _OfDict(_Contents):
+    """By the methods of the plain class: those of others may do more."""
+
+    __slots__ = ()
+
+    @property
+    def _kind(self) -> Any:
+        return OrderedDict if isinstance(self._one, OrderedDict) else dict
+
+    def _now(self) -> tuple[Any, ...]:
+        kind = self._kind
+        return (*kind.keys(self._one), *kind.values(self._one))
+
+    def _fill(self) -> None:
+        kind, middle = self._kind, len(self._held) // 2
+        kind.clear(self._one)
+        for key, value in zip(self._held[:middle], self._held[middle:], strict=True):
+            kind.__setitem__(self._one, key, value)
+
+
+class _OfSlots(_Contents):
+    __slots__ = ()
+    _EMPTY = object()
+
+    def _now(self) -> tuple[Any, ...]:
+        return tuple(self._read(slot) for slot in slots_of(self._one))
+
+    def _read(self, slot: Any) -> Any:
+        try:
+            return slot.__get__(self._one)
+        except AttributeError:
+            return self._EMPTY
+
+    def _fill(self) -> None:
+        for slot, now, then in zip(slots_of(self._one), self._now(), self._held, strict=True):
+            if then is self._EMPTY and now is not self._EMPTY:
+                slot.__delete__(self._one)
+            elif then is not now:
+                slot.__set__(self._one, then)
+
+
+class _OfState:
+    """Of an array or a random generator: what it tells of itself is a copy."""
+
+    def __init__(self, one: Any) -> None:
+        self._one = one
+        self._read, self._write = _access(one)
+        self._state = self._read()
+
+    def put_back(self) -> None:
+        self._write(self._state)
+
+    def again(self) -> Memento:
+        return _OfState(self._one)
+
+
+def _access(one: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    """How the state of an array or a generator is read, and how it is set."""
+    if is_array(one):
+        return one.copy, partial(one.__setitem__, ...)
+    if isinstance(one, random.Random):
+        return one.getstate, one.setstate
+    if is_numpy_generator(one):
+        return partial(getattr, one, "state"), partial(setattr, one, "state")
+    return one.get_state, one.set_state
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor lies; nothing of those that do not lie in one piece of memory."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return ()
+    geometry = tensor.storage_offset(), tensor.stride(), tensor.shape, tensor.is_conj(), tensor.is_neg()
+    return storage_of(tensor), tensor.dtype, *geometry
+
+
+def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with one element for those that an expanded one repeats."""
+    if not tensor.is_nested and tensor.layout is torch.strided:
+        for dimension, step in enumerate(tensor.stride()):
+            if step == 0:
+                tensor = tensor.narrow(dimension, 0, min(1, tensor.shape[dimension]))
+    return tensor
