@@ -85,6 +85,26 @@ def test_a_read_out_of_sight_is_a_hole_and_a_recorded_one_is_not():
     assert {reason for reason, _ in result.excused} == {"a read, recorded as bool", "a read, recorded as item"}
 
 
+def asks_sparse(x):
+    y = x.to_sparse()
+    return (y if y.is_coalesced() else y.coalesce()).to_dense() * y.sparse_dim()
+
+
+ASKING = {
+    "sparse": asks_sparse,
+    "sizes": lambda x: x + 1 if x.is_same_size(x) else x,
+    "derivative": lambda x: torch.func.jvp(torch.sin, (x,), (x,))[1],
+    "jagged": lambda x: torch.nested.nested_tensor([x[:1], x], layout=torch.jagged).to_padded_tensor(0.0) + 1,
+}
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "torch_dispatch"])
+@pytest.mark.parametrize("name", ASKING)
+def test_asking_a_tensor_how_it_is_made_is_no_hole(name, backend):
+    result = found(ASKING[name], torch.ones(2, 3), backend=backend)
+    assert result.ok, str(result)
+
+
 def composite(x):
     if has_torch_function_unary(x):
         return handle_torch_function(composite, (x,), x)

@@ -29,8 +29,16 @@ _BOOKKEEPING = {
     "lens.capture.recorder.": "the trace itself compares generator states and looks at nested tensors",
     "torch._tensor.__format__": "a tensor was put into text",
 }
+#: Operators that tell how a tensor is made, and read no element of it.
+_FORM = (
+    *("aten.is_coalesced", "aten.is_same_size", "aten.is_set_to", "aten.is_pinned", "aten.can_cast", "prim.layout"),
+    *("aten.sparse_dim", "aten.dense_dim", "aten._dimI", "aten._dimV", "aten.numel", "aten.sym_numel"),
+    *("aten.sym_is_contiguous", "aten.sym_storage_offset", "aten.sym_size", "aten.sym_stride"),
+    *("aten.qscheme", "aten.q_scale", "aten.q_zero_point", "aten.q_per_channel_axis"),
+)
 #: Operators that compute nothing.
 _IDLE = {
+    **dict.fromkeys((f"{name}.default" for name in _FORM), "tells how a tensor is made, and reads no element of it"),
     "aten.lift_fresh.default": "brings a tensor made of other data into sight: it is the result, or a leaf if unseen",
 }
 #: Calls that a backend below autograd sees, and rightly makes no operation of.
