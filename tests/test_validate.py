@@ -35,6 +35,15 @@ def test_validation_leaves_the_model_as_after_one_forward():
     assert model.num_batches_tracked == 1
 
 
+def test_running_statistics_are_those_of_one_forward():
+    """Torch counts no write to them."""
+    model, once, x = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3), torch.randn(4, 3)
+    once(x)
+    assert lens.validate_saved_activations(model, x)
+    assert torch.equal(model.running_mean, once.running_mean)
+    assert torch.equal(model.running_var, once.running_var)
+
+
 def test_a_corrupted_element_is_found():
     model, x = CASES["branches"]
     history = lens.trace(model, x)
