@@ -122,7 +122,28 @@ def switched_off(x):
     return diagonal + counts
 
 
+def views_of_the_same(x):
+    """Other contents of one view must show, although another one shows the same memory."""
+    y = x.clone()
+    torch.mul(y[0], y[0], out=y[1])
+    y[1].addcmul_(y[0], y[0])
+    torch._foreach_mul_([y[1]], [y[0]])
+    return y
+
+
+def other_default_dtype(x):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return x + torch.ones(3) + torch.arange(3.0) + x.argmax() / 3 + (x.argmin() * 1j).real
+    finally:
+        torch.set_default_dtype(before)
+
+
 RIGHT = {
+    "views of the same": (views_of_the_same, (2, 3)),
+    "two branches that are one": (lambda x: torch.where(x > 0, x, x), (2, 3)),
+    "other default dtype": (other_default_dtype, (2, 3)),
     "switched off": (switched_off, (2, 3)),
     "augmented item": (augmented_item, (2, 3)),
     "two ifs": (two_ifs, (2, 3)),
@@ -151,6 +172,17 @@ def test_no_false_alarm(name, backend):
     assert any(verdict.anchored for verdict in found.verdicts)
     if name == "cond":
         assert torch.equal(cond(x), x.sin() if x.sum() > 0 else x.cos())  # torch's compiler is as it was
+
+
+def test_a_check_under_another_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        history = lens.trace(Body(lambda x: x + torch.arange(3.0) + torch.ones(3, dtype=torch.float16)), torch.rand(3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    report = lens.validate.check(history)
+    assert report.ok, str(report)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_no_false_alarm_on_the_conformance_models():

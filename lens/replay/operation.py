@@ -27,6 +27,13 @@ from lens.replay.arguments import build
 
 #: The keyword under which the recorder notes the autocast state of a call; no argument of the function.
 AUTOCAST = "autocast"
+#: By the dtype of a result to which no operand gave it: torch's default dtype.
+_DEFAULTS = {
+    **{name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")},
+    "complex32": torch.float16,
+    "complex64": torch.float32,
+    "complex128": torch.float64,
+}
 Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
 
 
@@ -98,7 +105,7 @@ class _Runner:
             return self._shown(op, arena)
         args, kwargs = self._arguments(op, operands)
         try:
-            with self._generators(op, kwargs), _autocast(op):
+            with self._generators(op, kwargs), _autocast(op), self._default_dtype(op, operands):
                 returned = function.callable(*args, **kwargs)
         except RuntimeError:
             if not op.function.view:
@@ -120,14 +127,17 @@ class _Runner:
         return args, {name: build(arg, operands, objects) for name, arg in op.kwargs if name != AUTOCAST}
 
     def _arena(self, op: Op, values: Tensors, written: list[torch.Tensor]) -> Arena:
-        """Copies of what the op writes, of what it changes through shared memory, and of operands that lie there."""
+        """Copies of what the op writes, of what it changes through shared memory, and of operands that lie there: in
+        the order of the values, after the old values of effects."""
         layouts = self.payloads.layouts
         placed = {old: values[old] for old, _ in op.effects}
         targets = {id(tensor) for tensor in written}
         chosen = {v for v in op.operands if id(values[v]) in targets} | placed.keys()
         memories = {layouts[v].memory for v in chosen if v in layouts}
-        for value in op.operands:
+        operands = set(op.operands)
+        for value in filter(operands.__contains__, values):
             if value in chosen or (value in layouts and layouts[value].memory in memories):
+                placed.pop(value, None)
                 placed[value] = values[value]
         return Arena(placed, layouts)
 
@@ -136,6 +146,21 @@ class _Runner:
         kind = self.graph.values[value].type
         result = arena.show(self.payloads.layouts[value], getattr(torch, kind.dtype), kind.shape)
         return {value: result, **{new: arena.placed[old] for old, new in op.effects}}
+
+    @contextmanager
+    def _default_dtype(self, op: Op, operands: list[torch.Tensor]) -> Iterator[None]:
+        """torch's default dtype as it was in the run, where the results tell it: no operand gave them their dtype."""
+        made = [] if any(map(_has_fractions, operands)) else [self.graph.values[v].type.dtype for v in op.results]
+        told = next((_DEFAULTS[name] for name in made if name in _DEFAULTS), None)
+        before = torch.get_default_dtype()
+        if told is None or told is before:
+            yield
+            return
+        torch.set_default_dtype(told)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
     @contextmanager
     def _generators(self, op: Op, kwargs: dict[str, Any]) -> Iterator[None]:
@@ -181,6 +206,10 @@ def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any
         lambda: torch.cuda.get_rng_state(device),
         lambda state: torch.cuda.set_rng_state(state, device),
     )
+
+
+def _has_fractions(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _distinct(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

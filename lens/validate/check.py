@@ -20,7 +20,7 @@ from lens.stages import stage
 from lens.validate.comparing import difference, kind_of, same, without_data
 from lens.validate.group_testing import are_deaf, reacting
 from lens.validate.invariants import violations
-from lens.validate.nonsense import Nonsense
+from lens.validate.nonsense import Nonsense, with_others
 from lens.validate.report import Report, Status, Verdict
 from lens.validate.special_cases import Deaf, explain
 
@@ -245,7 +245,7 @@ class _Check:
         asked = {value: operands[value] for value in op.operands}
 
         def run(changed: Mapping[ValueId, torch.Tensor]) -> dict[ValueId, torch.Tensor]:
-            return self.interpreter.run_op(op, {**operands, **changed})
+            return self.interpreter.run_op(op, with_others(operands, changed))
 
         known = reacting(run, asked, saved, self.nonsense)
         suspects = [value for value in asked if value not in known]
@@ -278,7 +278,7 @@ class _Check:
         for substitute in self.nonsense.substitutes(operands[value], shared):
             with substitute as tensor:
                 try:
-                    changed = self.interpreter.run_op(op, {**operands, value: tensor})
+                    changed = self.interpreter.run_op(op, with_others(operands, {value: tensor}))
                 except ReplayError:
                     return True  # it refuses the nonsense, so it looks at it
                 if any(not same(changed[v], t) for v, t in saved.items()):

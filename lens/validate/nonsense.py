@@ -28,6 +28,13 @@ _OPAQUE = frozenset({torch.uint16, torch.uint32, torch.uint64})
 #: A block in which a tensor holds nonsense.
 Substitute: TypeAlias = AbstractContextManager[torch.Tensor]
 _Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def with_others(tensors: Mapping[_Key, _Value], others: Mapping[_Key, _Value]) -> dict[_Key, _Value]:
+    """Tensors with others in place of some; these come last, for what shows the same memory is to show them."""
+    new = {key: other for key, other in others.items() if other is not tensors.get(key)}
+    return {**{key: tensor for key, tensor in tensors.items() if key not in new}, **new}
 
 
 @define

@@ -18,7 +18,7 @@ from lens.ir.elements import Op, ValueId
 from lens.ir.templates import Template, slots
 from lens.replay.interpreter import Interpreter
 from lens.validate.comparing import same
-from lens.validate.nonsense import MOST_TOGETHER, Nonsense
+from lens.validate.nonsense import MOST_TOGETHER, Nonsense, with_others
 
 
 @frozen
@@ -59,7 +59,7 @@ class Deaf:
         for substitute in self.nonsense.substitutes(others[value], shared=True):
             with substitute as tensor:
                 try:
-                    after = self.interpreter.run_op(op, {**others, value: tensor})
+                    after = self.interpreter.run_op(op, with_others(others, {value: tensor}))
                 except ReplayError:
                     return True
             if any(not same(after[v], t) for v, t in before.items() if v in after):
@@ -126,18 +126,21 @@ def _is_closed_over(deaf: Deaf) -> bool:
     return deaf.op.function.opaque
 
 
+#: Stands for an operand that is given apart from the others.
+_APART = ValueId(-1)
+
+
+def _each_alone(op: Op, value: ValueId) -> Iterator[Op]:
+    """An operation that reads a value in several places, with ``_APART`` in one of them: each in turn."""
+    places = [i for i, v in enumerate(op.operands) if v == value]
+    for place in places if len(places) > 1 else ():
+        yield evolve(op, operands=tuple(_APART if i == place else v for i, v in enumerate(op.operands)))
+
+
 def _cancels(deaf: Deaf) -> bool:
     """The operand stands in several places: a difference shows when one of them alone is changed."""
-    places = [i for i, v in enumerate(deaf.op.operands) if v == deaf.value]
-    if len(places) < 2:
-        return False
-    other = ValueId(-1)
-    for place in places:
-        operands = tuple(other if i == place else v for i, v in enumerate(deaf.op.operands))
-        variant = evolve(deaf.op, operands=operands)
-        if deaf.differs(variant, {**deaf.operands, other: deaf.tensor}, other):
-            return True
-    return False
+    operands = {**deaf.operands, _APART: deaf.tensor}
+    return any(deaf.differs(variant, operands, _APART) for variant in _each_alone(deaf.op, deaf.value))
 
 
 def _is_hidden(deaf: Deaf) -> bool:
@@ -152,6 +155,9 @@ def _is_hidden(deaf: Deaf) -> bool:
             with substitute as tensor:
                 if deaf.differs(deaf.op, {**deaf.operands, value: tensor}, deaf.value):
                     return True
+                for variant in _each_alone(deaf.op, value):  # as of `where` with one tensor for both branches
+                    if deaf.differs(variant, {**deaf.operands, _APART: tensor}, deaf.value):
+                        return True
         # No index at all, where there is none that leaves anything out.
         if other.dim() == 1 and deaf.differs(deaf.op, {**deaf.operands, value: other[:0]}, deaf.value):
             return True
