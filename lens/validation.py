@@ -80,7 +80,7 @@ class _Trial:
         """Everything that is to be found out."""
         if self.history is None:
             return Report((), (self._plain(None),))
-        report = check(self.history)  # first: what is held by reference does not survive another run
+        report = check(self.history, model=self.model)  # first: what is held by reference does not survive another run
         outputs = None
         if self.raised is None:
             outputs = [self.history.payloads.read(v).detach().clone() for v in self.history.graph.outputs.values]

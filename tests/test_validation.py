@@ -18,6 +18,7 @@ import lens
 from lens.capture.conformance.suite import CASES
 from lens.cli import main
 from lens.errors import ReplayError
+from lens.ir.facets import Conditionals
 from lens.ir.templates import Slot
 from lens.model_specs import import_torchvision
 from lens.replay import Interpreter
@@ -357,6 +358,58 @@ def test_a_read_that_is_not_what_was_saved():
     (read,) = history.graph.reads
     history.graph = planted_faults.evolve(history.graph, reads=(planted_faults.evolve(read, result=not read.result),))
     assert [verdict.layer for verdict in lens.validate.check(history).failed] == ["reads"]
+
+
+def no_facet_of_conditions(graph):
+    facet = graph[Conditionals]
+    none = (False,) * len(graph.ops)
+    return graph.with_facets(planted_faults.evolve(facet, conditions=(), in_branch=none, starts=none, final=none))
+
+
+def changed_type(**change):
+    def plant(graph):
+        values = list(graph.values)
+        place = graph.ops[0].results[0]
+        values[place] = planted_faults.evolve(values[place], type=planted_faults.evolve(values[place].type, **change))
+        return planted_faults.evolve(graph, values=tuple(values))
+
+    return plant
+
+
+def swapped_addresses(graph):
+    leaves = list(graph.leaves)
+    one, other = (leaf.id for leaf in leaves if leaf.addresses[0].endswith("weight"))
+    leaves[one] = planted_faults.evolve(graph.leaves[one], addresses=graph.leaves[other].addresses)
+    leaves[other] = planted_faults.evolve(graph.leaves[other], addresses=graph.leaves[one].addresses)
+    return planted_faults.evolve(graph, leaves=tuple(leaves))
+
+
+#: What is wrong in the metadata, and the check that finds it.
+WRONG = {
+    "no conditions": (no_facet_of_conditions, "conditionals"),
+    "another device": (changed_type(device="meta"), "types"),
+    "another layout": (changed_type(layout="sparse_coo"), "types"),
+    "addresses swapped": (swapped_addresses, "addresses"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_metadata_is_named_by_its_check(name):
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(y * 2 if y.sum() > 0 else y)
+
+    plant, check = WRONG[name]
+    model = Gate()
+    history = lens.trace(model, torch.randn(2, 3))
+    assert lens.validate.check(history, model=model).ok
+    history.graph = plant(history.graph)
+    assert [verdict.layer for verdict in lens.validate.check(history, model=model).failed] == [check]
 
 
 def test_large_tensors_are_put_back_and_foreign_memory_is_not_written():

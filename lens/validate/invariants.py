@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from lens.capture.tensor_table import storage_of
 from lens.ir.elements import OpId, Read, ScopeId, ValueId
 from lens.ir.facets import Conditionals, Containment, Distances, Labels
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
-from lens.ir.types import RAGGED
+from lens.ir.types import RAGGED, TensorType
 from lens.ir.verifier import find_problems
 from lens.validate.grouping import grouping_violations
 
@@ -47,9 +49,10 @@ def _types(history: ModelHistory) -> Iterator[str]:
         tensor = _saved(history, value)
         if tensor is None or tensor.is_nested or RAGGED in kind.shape:
             continue
-        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        if (shape, dtype) != (kind.shape, kind.dtype):
-            yield f"%{value} is recorded as {kind}, the saved tensor is {dtype}{list(shape)}"
+        dtype, layout = (str(name).removeprefix("torch.") for name in (tensor.dtype, tensor.layout))
+        found = TensorType(dtype, tuple(tensor.shape), str(tensor.device), layout)
+        if found != kind:
+            yield f"%{value} is recorded as {kind}, the saved tensor is {found}"
 
 
 def _saved(history: ModelHistory, value: ValueId) -> torch.Tensor | None:
@@ -222,20 +225,63 @@ _READERS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+#: Reads that decide something wherever they stand.
+_DECISIONS = ("bool", "equal", "allclose")
+
+
 def _conditionals(history: ModelHistory) -> Iterator[str]:
-    """What only serves a condition leads to no output, and to a value that was read."""
+    """Who makes what a condition reads ends it; who leads to that, and to no output, serves it only; who reads there
+    what serves no condition begins it."""
     graph, facet = history.graph, history.graph[Conditionals]
-    read = {r.value for r in graph.reads}
-    to_output, to_read = set(graph.outputs.values), set(read)
+    if "reads" not in graph.meta.capabilities and not graph.reads:
+        return  # nothing was read: a rule of thumb has found them
+    known = {condition.read for condition in facet.conditions}
+    for number, read in enumerate(graph.reads):
+        if read.kind in _DECISIONS and number not in known:
+            yield f"%{read.value} was read as {read.kind}, which is said to be no condition"
+    ends = {graph.reads[number].value for number in known}
+    to_output, to_end = set(graph.outputs.values), set(ends)
     for op in reversed(graph.ops):
-        for ends in (to_output, to_read):
-            if not ends.isdisjoint(op.writes):
-                ends.update(op.reads)
+        for reached in (to_output, to_end):
+            if not reached.isdisjoint(op.writes):
+                reached.update(op.reads)
+    serving: set[ValueId] = set()
     for op in graph.ops:
-        if facet.in_branch[op.id] and not to_output.isdisjoint(op.writes):
-            yield f"op {op.id} is said to serve a condition only, and leads to an output"
-        if facet.final[op.id] and graph.reads and read.isdisjoint(op.writes):
-            yield f"op {op.id} is said to end a condition, and nobody read its value"
+        serves = to_output.isdisjoint(op.writes) and not to_end.isdisjoint(op.writes)
+        begins = serves and not (op.reads and serving.issuperset(op.reads))
+        serving.update(op.writes if serves else ())
+        told = facet.in_branch[op.id], facet.starts[op.id], facet.final[op.id]
+        right = serves, begins, not ends.isdisjoint(op.writes)
+        for what, is_said, is_so in zip(("to serve", "to begin", "to end"), told, right, strict=True):
+            if is_said is not is_so:
+                yield f"op {op.id} is said {what} a condition: {is_said}; it does: {is_so}"
+
+
+def misnamed(history: ModelHistory, model: nn.Module) -> Iterator[str]:
+    """Leaves whose saved tensor is another parameter or buffer of the model than those that they are called.
+
+    A copy, and what the model has put elsewhere since, says nothing.
+    """
+    tensors = {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(model.named_parameters(remove_duplicate=False)),
+    }
+    names: dict[tuple[object, ...], set[str]] = defaultdict(set)
+    for name, tensor in tensors.items():
+        names[_memory(tensor)].add(name)
+    for leaf in history.graph.leaves:
+        saved = _saved(history, leaf.value)
+        found = set() if saved is None or leaf.kind not in ("parameter", "buffer") else names.get(_memory(saved), set())
+        if found and found.isdisjoint(leaf.addresses):
+            yield f"leaf {leaf.id} is called {leaf.addresses}, it is {' and '.join(sorted(found))}"
+
+
+def _memory(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor lies; of those without a place of their own, that tensor only."""
+    storage = storage_of(tensor)
+    if not storage or tensor.numel() == 0 or tensor.layout is not torch.strided:
+        return (id(tensor),)
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 _INVARIANTS: dict[str, tuple[Any, Callable[[Any], Iterator[str]]]] = {
