@@ -281,6 +281,25 @@ def test_autocast_and_containers():
     assert not torch.is_autocast_enabled("cpu")
 
 
+class Drawing(nn.Module):
+    def forward(self, x, generator=None):
+        return x + torch.rand(3, generator=generator)
+
+
+def test_a_generator_that_is_an_argument_is_the_one_given(tmp_path):
+    x, history = torch.ones(3), lens.trace(Drawing(), torch.ones(3), {"generator": torch.Generator().manual_seed(0)})
+    for program in (history.to_fx(), lens.load(history.save(tmp_path / "t.lens")).to_fx()):
+        for seed in (1, 2):
+            first, second = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+            assert torch.equal(program(x, generator=first), Drawing()(x, generator=second))
+
+
+def test_memory_of_the_run_is_no_constant():
+    history = lens.trace(Body(lambda x: copy.copy(x * 2).mul_(3)), torch.ones(3))
+    with pytest.raises(RenderError, match=r"set_ cannot .* memory of the run"):
+        history.to_fx()
+
+
 def run_onnx(path, history):
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

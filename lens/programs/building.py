@@ -91,6 +91,8 @@ class Builder:
     written: dict[int, list[int]] = field(init=False, factory=dict)
     touched: set[ValueId] = field(init=False, factory=set)
     addresses: dict[str, str] = field(init=False, factory=dict)
+    #: Per opaque object that is an argument of the model, its placeholder.
+    given: dict[int, fx.Node] = field(init=False, factory=dict)
     size_nodes: dict[Form | str, fx.Node] = field(init=False, factory=dict)
 
     def build(self) -> Program:
@@ -197,6 +199,8 @@ class Builder:
             self._take_apart(name, arg, holder)
 
     def _take_apart(self, name: str, arg: Template, holder: fx.Node) -> None:
+        if isinstance(arg, Opaque):
+            self.given.setdefault(arg.index, holder)
         if not _holds_slots(arg):
             if self.guards and _is_constant(arg):
                 self._guard(ArgumentGuard(name, arg), holder)
@@ -279,13 +283,24 @@ class Builder:
             self.nodes[new] = self.nodes[old]
 
     def _objects(self, op: Op) -> dict[int, Any]:
-        """The opaque objects of an op, each in an attribute of the program; what the op calls as a module."""
+        """The opaque objects of an op: arguments of the model as they are given, others each in an attribute of the
+        program; what the op calls as a module. Raises RenderError for memory of the run."""
         found: dict[int, Any] = {}
 
         def note(node: Any) -> None:
-            if isinstance(node, Opaque) and node.index in self.payloads.objects:
+            if not isinstance(node, Opaque):
+                return
+            calls = op.function.opaque and op.args[0] is node
+            if node.index in self.given and not calls:
+                found[node.index] = self.given[node.index]
+            elif node.index in self.payloads.objects:
                 name, obj = f"lens_opaque_{node.index}", self.payloads.objects[node.index]
-                calls = op.function.opaque and op.args[0] is node
+                if isinstance(obj, (torch.UntypedStorage, torch.TypedStorage)):
+                    raise RenderError(
+                        f"{op.function} cannot be part of a program: it takes memory of the run, not a tensor",
+                        where=str(op.location or f"op {op.id}"),
+                        hint="give it a tensor: x.view_as(x) or x.detach() shares memory with x, as copy.copy(x) does",
+                    )
                 setattr(self.root, name, Held(obj) if calls and not isinstance(obj, nn.Module) else obj)
                 found[node.index] = self.graph.get_attr(name)
 
