@@ -264,6 +264,40 @@ def test_what_is_missing_is_said(tmp_path):
         lens.trace(Body(lambda x: torch.autograd.grad((x * x).sum(), x)[0]), torch.ones(2, requires_grad=True)).to_fx()
 
 
+class MovingAverage(nn.Module):
+    """What training writes beside the gradients: an average, a parameter, results of power iterations."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        self.table = nn.Embedding(4, 4, max_norm=0.5)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(x.mean(0) * self.scale, alpha=0.1)
+            self.scale.mul_(0.5)[:2].add_(1)
+        return self.fc(x) * self.scale + self.mean + self.table(torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_programs_can_be_trained_where_the_model_writes_without_gradients(gradients):
+    torch.manual_seed(0)
+    model = MovingAverage()
+    with torch.set_grad_enabled(gradients):
+        program = lens.trace(copy.deepcopy(model), torch.randn(2, 4)).to_fx()
+    for _ in range(3):
+        x = torch.randn(2, 4)
+        for module in (model, program):
+            module(x).sum().backward()
+    for (name, one), (_, other) in zip(sorted(model.state_dict().items()), sorted(program.state_dict().items())):
+        assert torch.equal(one, other), name
+    gradients_of = [{name: p.grad for name, p in m.named_parameters()} for m in (model, program)]
+    assert gradients_of[0].keys() == gradients_of[1].keys()
+    assert all(torch.equal(grad, gradients_of[1][name]) for name, grad in gradients_of[0].items())
+
+
 def test_autocast_and_containers():
     class Mixed(nn.Module):
         def __init__(self):

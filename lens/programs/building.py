@@ -24,6 +24,7 @@ from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Opaque, Seq, Template, map_nodes, slots
 from lens.programs.calls import add_call, parts, put_together, switch_autocast, written_operands
 from lens.programs.fx_module import Program
+from lens.programs.gradients import detached_operands
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard
 from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered
 from lens.programs.node_meta import node_meta
@@ -170,8 +171,6 @@ class Builder:
         node = self.graph.get_attr(address)
         if leaf.kind == "external" and written:  # the model makes it anew in every call
             return self.graph.call_method("clone", (node,))
-        if leaf.kind == "parameter" and written and leaf.trainable:  # as in torch.no_grad()
-            return self.graph.call_method("detach", (node,))
         return node
 
     def _add_arguments(self) -> None:
@@ -228,13 +227,16 @@ class Builder:
         labels = self.trace[Labels].results[op.id]
         name = self._name(labels[0] if labels else op.function.name)
         before = len(self.graph.nodes)
-        self._connect(op, self._call(op, name))
+        detached = detached_operands(self.trace, op, self.roots, self.written[op.id])
+        self._connect(op, self._call(op, name, detached), detached)
         meta = node_meta(self.trace, op)
         for node in list(self.graph.nodes)[before - len(self.graph.nodes) :]:
             node.meta.update(meta)
 
-    def _call(self, op: Op, name: str) -> fx.Node:
+    def _call(self, op: Op, name: str, detached: set[int]) -> fx.Node:
         operands = [self.nodes[v] for v in op.operands]
+        for place_ in sorted(detached):
+            operands[place_] = self.graph.call_method("detach", (operands[place_],))
         if op.id in self.noise:
             address = place(self.root, f"lens_noise.{name}", self.noise[op.id])
             return with_noise(self.graph, op, operands, self.graph.get_attr(address), name)
@@ -271,8 +273,9 @@ class Builder:
             self.size_nodes[form] = node
         return self.size_nodes[form]
 
-    def _connect(self, op: Op, call: fx.Node) -> None:
-        made = dict(parts(self.graph, op.form, call))
+    def _connect(self, op: Op, call: fx.Node, detached: set[int]) -> None:
+        # A write to a detached tensor gives that one; what comes after reads the tensor itself.
+        made = {} if detached.intersection(self.written[op.id]) else dict(parts(self.graph, op.form, call))
         missing = [i for i in range(len(op.results)) if i not in made]
         targets = list(dict.fromkeys(self.nodes[op.operands[i]] for i in self.written[op.id]))
         made.update(zip(missing, targets, strict=False))

@@ -70,12 +70,13 @@ def place(root: nn.Module, address: str, tensor: torch.Tensor) -> str:
 
 def registered(leaf: Leaf, tensor: torch.Tensor, *, written: bool) -> torch.Tensor:
     """The tensor as a program holds it: the model's own parameter, but a copy of what the program writes to."""
+    own = isinstance(tensor, nn.Parameter)
+    if leaf.kind == "parameter" and (written or not own):  # what the trace saved before a write is no parameter
+        trainable = tensor.requires_grad if own else leaf.trainable and tensor.is_floating_point()
+        return nn.Parameter(tensor.detach().clone() if written else tensor.detach(), trainable)
     if written:
-        copy = tensor.detach().clone()
-        return nn.Parameter(copy, tensor.requires_grad) if leaf.kind == "parameter" else copy
-    if leaf.kind == "parameter" and not isinstance(tensor, nn.Parameter):
-        return nn.Parameter(tensor.detach(), leaf.trainable and tensor.is_floating_point())
-    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
+        return tensor.detach().clone()
+    return tensor if own else tensor.detach()
 
 
 def free_name(root: nn.Module, stem: str) -> str:
