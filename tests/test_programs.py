@@ -334,6 +334,27 @@ def test_memory_of_the_run_is_no_constant():
         history.to_fx()
 
 
+def test_a_program_that_raises_leaves_autocast():
+    class Tested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = self.fc(x)
+                return self.fc(y) if x.sum() < 100 else y
+
+    program = lens.trace(Tested(), torch.ones(2, 4)).to_fx()
+    for made in (program, copy.deepcopy(program), pickle.loads(pickle.dumps(program))):
+        with pytest.raises(GuardError):
+            made(torch.full((2, 4), 100.0))
+        assert not torch.is_autocast_enabled("cpu")
+        assert torch.autocast_increment_nesting() == 1
+        torch.autocast_decrement_nesting()
+        assert made(torch.ones(2, 4)).dtype == torch.bfloat16
+
+
 def run_onnx(path, history):
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -22,7 +22,8 @@ from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Opaque, Seq, Template, map_nodes, slots
-from lens.programs.calls import add_call, parts, put_together, switch_autocast, written_operands
+from lens.programs.autocast import switch_autocast
+from lens.programs.calls import add_call, parts, put_together, written_operands
 from lens.programs.fx_module import Program
 from lens.programs.gradients import detached_operands
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
 from lens.errors import RenderError
 from lens.functions import describe, resolve
@@ -165,17 +164,3 @@ def written_operands(op: Op, objects: Mapping[int, Any], more: int = 0) -> list[
     kwargs = {key: build(arg, stand_ins, known) for key, arg in op.kwargs}
     places = {id(tensor): place for place, tensor in enumerate(stand_ins)}
     return [places[id(tensor)] for tensor in function.written(args, kwargs) if id(tensor) in places]
-
-
-def switch_autocast(graph: fx.Graph, op: Op | None, current: tuple[str, list[fx.Node]]) -> tuple[str, list[fx.Node]]:
-    """Enter and leave autocast where the state before an op differs from that of the op before."""
-    state = "" if op is None else str(next((arg for name, arg in op.kwargs if name == AUTOCAST), ""))
-    if state == current[0] or (op is not None and not op.operands):
-        return current
-    for entered in reversed(current[1]):
-        graph.call_function(_exit_autocast, (entered,))
-    entered_now = []
-    for part in filter(None, state.split(",")):
-        device, _, dtype = part.partition(":")
-        entered_now.append(graph.call_function(_enter_autocast, (device, getattr(torch, dtype), True, False)))
-    return state, entered_now

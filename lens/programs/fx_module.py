@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 from lens.errors import RenderError
 from lens.functions import describe, resolve
 from lens.ir.elements import FnRef
+from lens.programs.autocast import autocast_devices, autocast_put_back
 
 
 class Program(fx.GraphModule):
@@ -26,6 +27,18 @@ class Program(fx.GraphModule):
 
     Pickling and ``to_folder`` raise RenderError if an operation needs an object that cannot be pickled.
     """
+
+    def recompile(self) -> fx.graph.PythonCode:
+        """Make the code anew, as torch does."""
+        self._autocast_devices = autocast_devices(self.graph)
+        return super().recompile()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        if not self._autocast_devices or torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        with autocast_put_back(self._autocast_devices):
+            return super().__call__(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._check_objects()
