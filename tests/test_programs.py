@@ -1,13 +1,16 @@
 """Programs out of traces: torch.fx, ONNX, structure files, open sizes. Their own libraries read them back."""
 
 import copy
+import dataclasses
 import importlib.util
 import os
 import pickle
 import subprocess
 import sys
+from enum import Enum, IntEnum
 from pathlib import Path
 
+import numpy
 import onnx
 import onnxruntime
 import pytest
@@ -227,6 +230,68 @@ def test_guards_on_numbers_arguments_and_shared_inputs():
         shared(one, one * 2)
 
 
+class Odd(IntEnum):
+    TWO = 2
+
+
+class Word(str, Enum):
+    MEAN = "mean"
+
+
+@dataclasses.dataclass
+class Sized:
+    image: torch.Tensor
+    sizes: tuple = (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "others"),
+    [
+        (numpy.float64(2.5), [2.0, "2.5"]),
+        (Odd.TWO, [3, None]),
+        (Word.MEAN, ["sum"]),
+        (float("nan"), [0.0]),
+        (1, [True, 1.0]),
+        (None, [0, torch.ones(1)]),
+        ([1, (2, 3)], [[1, (2, 4)], [1, 2], [1]]),
+        (torch.float32, [torch.float64]),
+        (slice(1, 2), [slice(1, 3), 1]),
+        ({"a": 1, "b": float("nan")}, [{"a": 2, "b": float("nan")}, {"a": 1}, {"a": 1, "c": 2}]),
+        ({"x": torch.ones(2), "scale": 2.0}, [{"x": torch.ones(2), "scale": 3.0}, {"x": None, "scale": 2.0}]),
+        ([torch.ones(2)], [[torch.ones(2), torch.ones(2)]]),
+        (Sized(torch.ones(2)), [Sized(torch.ones(2), (3, 2))]),
+    ],
+)
+def test_guards_compare_arguments_as_the_trace_holds_them(argument, others):
+    class Taking(nn.Module):
+        def forward(self, x, argument):
+            return x + 1
+
+    x = torch.ones(2)
+    program = pickle.loads(pickle.dumps(lens.trace(Taking(), (x, argument)).to_fx()))
+    assert torch.equal(program(x, argument), x + 1)
+    for other in others:
+        with pytest.raises(GuardError, match=r"the program was traced with arg(_1|ument).* = "):
+            program(x, other)
+
+
+def test_arguments_left_out_are_as_in_the_trace():
+    class Shaped(nn.Module):
+        def forward(self, x, shape, dtype):
+            return x.reshape(shape).to(dtype)
+
+    program = lens.trace(Shaped(), (torch.ones(6), [2, 3], torch.float64)).to_fx()
+    assert program(torch.zeros(6)).shape == (2, 3)
+
+
+def test_nan_in_a_list_that_was_read_is_no_other_way():
+    x = torch.tensor([1.0, float("nan")])
+    program = lens.trace(Body(lambda x: x + len(x.tolist())), x).to_fx()
+    assert program(x)[0] == 3
+    with pytest.raises(GuardError, match="tolist"):
+        program(torch.zeros(2))
+
+
 def test_the_program_leaves_the_model_alone_and_takes_its_weights_when_given():
     model = Dynamic()
     x = torch.randn(3, 4)
@@ -291,11 +356,10 @@ def test_programs_can_be_trained_where_the_model_writes_without_gradients(gradie
         x = torch.randn(2, 4)
         for module in (model, program):
             module(x).sum().backward()
-    for (name, one), (_, other) in zip(sorted(model.state_dict().items()), sorted(program.state_dict().items())):
-        assert torch.equal(one, other), name
-    gradients_of = [{name: p.grad for name, p in m.named_parameters()} for m in (model, program)]
-    assert gradients_of[0].keys() == gradients_of[1].keys()
-    assert all(torch.equal(grad, gradients_of[1][name]) for name, grad in gradients_of[0].items())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, program.state_dict()[name]), name
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, program.get_parameter(name).grad), name
 
 
 def test_autocast_and_containers():

@@ -21,12 +21,12 @@ from lens.ir.elements import Leaf, Op, Read, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.templates import Map, Opaque, Seq, Template, map_nodes, slots
+from lens.ir.templates import Map, Opaque, Seq, Slot, Template, children, map_nodes, slots
 from lens.programs.autocast import switch_autocast
 from lens.programs.calls import add_call, parts, put_together, written_operands
 from lens.programs.fx_module import Program
 from lens.programs.gradients import detached_operands
-from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard
+from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard, SharedGuard
 from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered
 from lens.programs.node_meta import node_meta
 from lens.programs.noise import recorded_noise, with_noise
@@ -192,7 +192,7 @@ class Builder:
             optional -= 1
         holders = []
         for place_, (name, arg) in enumerate(given):
-            default: Any = (None if isinstance(arg, Opaque) or not _is_constant(arg) else arg,)
+            default: Any = (put_together(arg, [], self.graph.call_function) if _is_constant(arg) else None,)
             args = default if place_ >= optional else ()
             holders.append((name, arg, self.graph.create_node("placeholder", self._name(name), args)))
         for name, arg, holder in holders:
@@ -201,16 +201,14 @@ class Builder:
     def _take_apart(self, name: str, arg: Template, holder: fx.Node) -> None:
         if isinstance(arg, Opaque):
             self.given.setdefault(arg.index, holder)
-        if not _holds_slots(arg):
-            if self.guards and _is_constant(arg):
-                self._guard(ArgumentGuard(name, arg), holder)
-            return
+        elif self.guards and not isinstance(arg, Slot):
+            self._guard(ArgumentGuard(name, arg), holder)
         for index, node in parts(self.graph, arg, holder):
             value = self.trace.inputs.values[index]
             if value not in self.nodes:
                 self.nodes[value] = node
             elif self.guards:
-                self._guard(ArgumentGuard(name), node, self.nodes[value])
+                self._guard(SharedGuard(name), node, self.nodes[value])
 
     # Operations
 
@@ -358,4 +356,6 @@ def _holds_slots(template: Template) -> bool:
 
 
 def _is_constant(template: Template) -> bool:
-    return template is None or isinstance(template, (bool, int, float, complex, str))
+    """Whether a template is of constants in plain containers, which a node may have as an argument."""
+    plain = not isinstance(template, (Seq, Map)) or template.kind in ("tuple", "list", "size", "dict")
+    return plain and not isinstance(template, (Slot, Opaque)) and all(map(_is_constant, children(template)))
