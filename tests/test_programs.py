@@ -329,6 +329,16 @@ def test_what_is_missing_is_said(tmp_path):
         lens.trace(Body(lambda x: torch.autograd.grad((x * x).sum(), x)[0]), torch.ones(2, requires_grad=True)).to_fx()
 
 
+def test_a_block_is_a_program_of_its_tensors_and_a_stopped_run_is_none():
+    model, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with lens.tracing(model) as history:
+        y = torch.relu(model(x)) + x
+    assert torch.equal(*history.to_fx()(x), y)
+    stopped = lens.trace(nn.Sequential(nn.ReLU(), nn.ReLU()), x, save=["0"], stop_at="saved")
+    with pytest.raises(RenderError, match="ended at 0"):
+        stopped.to_fx()
+
+
 class MovingAverage(nn.Module):
     """What training writes beside the gradients: an average, a parameter, results of power iterations."""
 

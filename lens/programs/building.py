@@ -57,6 +57,12 @@ def make_program(history: Traced, model: nn.Module | None, *, guards: bool, nois
             where=str(graph.meta.fault.location or graph.meta.fault.type),
             hint="trace a call that returns; the structure can be exported as it is",
         )
+    if graph.meta.stopped:
+        raise RenderError(
+            f"the forward pass of this trace was ended at {graph.meta.stopped}: it is no whole program",
+            where="stop_at=",
+            hint="trace without stop_at; the structure can be exported as it is",
+        )
     recorded = recorded_noise(graph, history.payloads) if noise == "recorded" else {}
     return Builder(graph, history.payloads, model, guards, flat, recorded).build()
 
@@ -176,11 +182,12 @@ class Builder:
 
     def _add_arguments(self) -> None:
         """Placeholders for the arguments of the model, and nodes that take the tensors out of them."""
-        form = self.trace.inputs.form
-        assert isinstance(form, Seq)
-        positional, named = form.items
-        assert isinstance(positional, Seq)
-        assert isinstance(named, Map)
+        match self.trace.inputs.form:
+            case Seq(_, (Seq() as positional, Map() as named)):
+                pass
+            case form:  # the inputs of a block
+                assert isinstance(form, Seq)
+                positional, named = form, Map("dict", ())
         given: list[tuple[str, Template]] = []
         for number, arg in enumerate(positional.items):
             name = _argument_name(self.trace, arg)
