@@ -636,6 +636,10 @@ def test_what_cannot_be_generalized():
     assert "0.5 and 0.7 in torch" in raised.value.what
     with pytest.raises(InputError, match="condition was"):
         both(lambda x: [x.sin(), x.sin()][bool(x.sum() > 2.5)], ones(2), ones(3))
+    with pytest.raises(InputError, match="what they return"):
+        both(lambda x: (x * 2, x.shape[0]), ones(2), ones(3))
+    with pytest.raises(InputError, match="what they return"):
+        both(lambda x: (x.sin(), x.cos())[x.shape[0] > 2], ones(2), ones(3))
     with pytest.raises(InputError, match="sizes are needed for s0"):
         both(torch.relu, ones(2), ones(3)).graph(t=3)
 
@@ -664,6 +668,8 @@ def test_integers_of_unclear_origin():
     assert str(find_form(3, 5, sizes)) == "s1-2"  # not 2*s0-1
     assert find_form(6, 8, (sizes[0], Size("s1", 3, 4, ()))) is not None
     assert find_form(1, 8, sizes[1:]) is None
+    assert find_form(4, 6, sizes) is None  # 2*s0 or s1-1
+    assert str(find_form(18, 26, (Size("s0", 11, 13, ()), Size("s1", 37, 53, ())))) == "s1//2"  # not 4*s0-26
 
 
 def test_export_on_the_command_line(tmp_path, capsys):

@@ -14,7 +14,7 @@ from lens.errors import InputError
 from lens.ir.elements import Op
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
-from lens.ir.templates import Map, Seq, Slice, Slot, Template, children, map_nodes
+from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Template, children, map_nodes
 from lens.ir.types import RAGGED, TensorType
 from lens.programs.building import Builder
 from lens.programs.fx_module import Program
@@ -153,8 +153,20 @@ def generalize(history_a: Traced, history_b: Traced) -> Generalized:
             where=f"{len(unclear)} in all",
             hint="trace with the same inputs except for the sizes, at sizes of which none is a multiple of another",
         )
-    trace = evolve(first, ops=tuple(ops), reads=_common_reads(first, second))
+    reads = _common_reads(first, second)
+    if _returned(first) != _returned(second):
+        raise InputError(
+            "the traces differ in what they return: another tensor, or a number that depends on the sizes",
+            where=f"{first.meta.model} and {second.meta.model}",
+            hint="return tensors, whose sizes tell the rest; or trace at sizes at which the model takes the same way",
+        )
+    trace = evolve(first, ops=tuple(ops), reads=reads)
     return Generalized(sizes, integers, trace, second, history_a)
+
+
+def _returned(graph: Graph) -> tuple[Any, ...]:
+    """What a run returned, with opaque objects as their types."""
+    return graph.outputs.values, map_nodes(graph.outputs.form, lambda n: n.type if isinstance(n, Opaque) else None)
 
 
 def _compare_leaves(first: Graph, second: Graph) -> None:

@@ -10,6 +10,11 @@ from attrs import frozen
 
 from lens.errors import InputError
 
+#: How far from a size a number is just beside it.
+_NEAR = 2
+#: The largest number by which a size is divided with a remainder.
+_SMALLEST_PART = 16
+
 
 @frozen
 class Size:
@@ -73,7 +78,7 @@ def find_sizes(first: Sequence[tuple[int, ...]], second: Sequence[tuple[int, ...
                 raise InputError(
                     f"two sizes change in the same proportion: {one.first} to {one.second}, "
                     f"{other.first} to {other.second}",
-                    hint="choose sizes that tell them apart, such as 2 and 3 for one, 5 and 7 for the other",
+                    hint="choose sizes that tell them apart, such as 11 and 13 for one, 37 and 53 for the other",
                 )
     return sizes
 
@@ -81,17 +86,23 @@ def find_sizes(first: Sequence[tuple[int, ...]], second: Sequence[tuple[int, ...
 def find_form(first: int, second: int, sizes: Sequence[Size]) -> Form | None:
     """How an integer that is ``first`` in one trace and ``second`` in the other follows from sizes; None if unclear.
 
-    A multiple of one size comes before one of two, and that before a sum of two, or of a size and a constant.
+    A multiple of one size comes before one of two, then what is just beside a size, a fraction of one rounded down, a sum
+    of two or of a size and a constant. A multiple of one size that is also just beside another is unclear.
     """
+    beside = [form for form in _shifted(first, second, sizes) if form.factor == 1 and 0 < abs(form.offset) <= _NEAR]
     for candidates in (
         _products(first, second, sizes, 1),
         _products(first, second, sizes, 2),
+        beside,
+        _rounded(first, second, sizes),
         _shifted(first, second, sizes),
     ):
         found = list(candidates)
         if found:
             simplest = min(found, key=_cost)
-            return simplest if sum(_cost(form) == _cost(simplest) for form in found) == 1 else None
+            alone = sum(_cost(form) == _cost(simplest) for form in found) == 1
+            doubtful = simplest.offset == 0 and simplest.factor != 1 and beside
+            return simplest if alone and not doubtful else None
     return None
 
 
@@ -106,6 +117,13 @@ def _products(first: int, second: int, sizes: Sequence[Size], degree: int) -> It
             a, b = a * size.first, b * size.second
         if a and b and first and Fraction(first, a) == Fraction(second, b):
             yield Form(Fraction(first, a), tuple(size.name for size in chosen))
+
+
+def _rounded(first: int, second: int, sizes: Sequence[Size]) -> Iterator[Form]:
+    for size in sizes:
+        for part in range(2, _SMALLEST_PART + 1):
+            if first and (first, second) == (size.first // part, size.second // part):
+                yield Form(Fraction(1, part), (size.name,))
 
 
 def _shifted(first: int, second: int, sizes: Sequence[Size]) -> Iterator[Form]:
