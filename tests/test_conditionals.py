@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from counting import calls_per_op
 from models import Body, Conditional, TwoBranches
 from torch import nn
 
@@ -275,3 +276,16 @@ graph {
 def test_buffers_have_the_module_of_their_consumer():
     history = lens.trace(nn.Sequential(nn.BatchNorm1d(4)).eval(), torch.ones(2, 4))
     assert history["0.running_mean"].containing_module_origin == "0"
+
+
+def test_a_source_with_many_tests_is_looked_through_in_proportion_to_them():
+    def written_out(count):
+        lines = [f"    if x.sum() > {-n}:\n        x = x * 1.5\n" for n in range(count)]
+        source = "def f(x):\n" + "".join(lines) + "    return x\n"
+        file = f"<{count} tests>"
+        linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+        return lens.trace(Body(run_source(source, file)), torch.ones(2), save="none", passes="orphans,distances")
+
+    work = ConditionalsPass()
+    few, many = calls_per_op(lambda history: work.run(history.graph, None), *map(written_out, (19, 40, 640)))[1:]
+    assert many < 1.3 * few

@@ -30,8 +30,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import lens
+from lens.capture.splicing import _root
 from lens.ir.parser import parse
 from lens.ir.printer import print_graph
+from lens.ir.tape import Tape
 from lens.ir.verifier import find_problems
 from lens.validate.check import check
 
@@ -852,3 +854,12 @@ def test_saving_a_scripted_module_inside_a_trace():
     history, output = traced(Model(forward, part=part), (X,))
     assert torch.equal(output, part(X))
     assert [op.function.name for op in history.graph.ops] == ["script_method"]
+
+
+def test_what_a_memory_began_with_is_found_once_for_all_values_on_the_way():
+    """Of jobs that write to one tensor each went all the way: 1,600 took 40 s."""
+    tape, known = Tape(values=[((), None, None, None, alias, None) for alias in (None, 0, 1, 2, 2)]), {}
+    assert _root(tape, 3, known) == 0
+    assert known == {1: 0, 2: 0, 3: 0}
+    tape.values[1] = tape.values[0]  # is not asked again
+    assert _root(tape, 4, known) == 0

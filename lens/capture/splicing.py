@@ -14,7 +14,7 @@ from lens.capture.recorder import EXPOSING, Recorder
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.functions import Function, tensors_in
-from lens.ir.tape import RawTemplate, Site, seal_template
+from lens.ir.tape import RawTemplate, Site, Tape, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 
 
@@ -106,12 +106,21 @@ def _uses(recorder: Recorder, begin: int, end: int) -> dict[int, set[tuple[int, 
     used = [(value, True) for row in rows if row[0].mutates for value in row[5]]
     used += [(new, True) for op, old, new in tape.effects if begin <= op < end and old in tape.ops[op][2]]
     used += [(value, False) for row in rows if not row[0].view for value in row[2]]
+    roots: dict[int, int] = {}
     for value, writes in used:
-        root = value
-        while (source := tape.values[root][4]) is not None:
-            root = source
-        found.setdefault(root, set()).add((value, writes))
+        found.setdefault(_root(tape, value, roots), set()).add((value, writes))
     return found
+
+
+def _root(tape: Tape, value: int, known: dict[int, int]) -> int:
+    """The value that a memory began with; found for all values on the way there at once."""
+    way = []
+    while value not in known and (source := tape.values[value][4]) is not None:
+        way.append(value)
+        value = source
+    root = known.get(value, value)
+    known.update(dict.fromkeys(way, root))
+    return root
 
 
 def _clash(recorder: Recorder, one: tuple[int, bool], other: tuple[int, bool]) -> bool:

@@ -170,14 +170,13 @@ class EntryIndex:
     @cached_property
     def _keys(self) -> list[list[str]]:
         """Per entry, the keys that lead to it and are not ambiguous."""
-        found: list[list[str]] = [[] for _ in self.rows]
+        found: list[dict[str, None]] = [{} for _ in self.rows]
         for keys, others in ((self._labels, self._addresses), (self._addresses, self._labels)):
             for key, rows in keys.items():
                 if others.get(key, rows) == rows:
                     for row in rows:
-                        if key not in found[row.number]:
-                            found[row.number].append(key)
-        return found
+                        found[row.number][key] = None
+        return [list(keys) for keys in found]
 
     def passes_of(self, row: EntryRow) -> list[EntryRow]:
         """All passes of the layer of an entry, in order."""

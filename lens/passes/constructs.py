@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import linecache
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -56,7 +57,8 @@ class Role:
 class SourceReader:
     """Reads source files, each once. Sources come from ``linecache``, which knows notebook cells too."""
 
-    _tests: dict[str, tuple[Test, ...]] = field(factory=dict)
+    #: By file and line.
+    _tests: dict[str, Mapping[int, Sequence[Test]]] = field(factory=dict)
     _roles: dict[Location | None, Role | None] = field(factory=lambda: {None: None})
 
     def role(self, location: Location | None) -> Role | None:
@@ -67,9 +69,9 @@ class SourceReader:
         return self._roles[location]
 
     def _find(self, location: Location) -> Role | None:
-        tests = self._tests_of(location.file)
+        tests = self._tests_of(location.file).get(location.line, ())
         if location.end_line == 0:
-            return _by_line(tests, location.line)
+            return _without_columns(tests)
         found: Role | None = None
         for test in tests:
             if _covers(test.expression, location):
@@ -78,20 +80,27 @@ class SourceReader:
                     found = Role(test.construct, path, test)
         return found
 
-    def _tests_of(self, file: str) -> tuple[Test, ...]:
+    def _tests_of(self, file: str) -> Mapping[int, Sequence[Test]]:
         if file not in self._tests:
             self._tests[file] = _tests_in("".join(linecache.getlines(file)))
         return self._tests[file]
 
 
 @lru_cache(maxsize=64)
-def _tests_in(source: str) -> tuple[Test, ...]:
-    """The tests of a source text; none if it is no Python. Parsing a large file takes up to 0.1 s, so it is kept."""
+def _tests_in(source: str) -> Mapping[int, Sequence[Test]]:
+    """Per line of a source text the tests that are there, or in part; none if it is no Python.
+
+    Parsing a large file takes up to 0.1 s, so it is kept.
+    """
+    found: dict[int, list[Test]] = defaultdict(list)
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return ()
-    return tuple(_tests(tree, source.splitlines(keepends=True)))
+        return {}
+    for test in _tests(tree, source.splitlines(keepends=True)):
+        for line in range(test.expression.lineno, (test.expression.end_lineno or 0) + 1):
+            found[line].append(test)
+    return dict(found)
 
 
 def _tests(tree: ast.Module, lines: list[str]) -> Iterator[Test]:
@@ -158,9 +167,8 @@ def _path_to(test: ast.expr, location: Location) -> tuple[ast.expr, ...]:
         path.append(inner)
 
 
-def _by_line(tests: tuple[Test, ...], line: int) -> Role | None:
-    """Without columns: the one test on this line; unknown if there are several."""
-    here = [t for t in tests if t.expression.lineno <= line <= (t.expression.end_lineno or 0)]
+def _without_columns(here: Sequence[Test]) -> Role | None:
+    """The one test on a line; unknown if there are several."""
     if not here:
         return None
     if len(here) > 1:

@@ -86,8 +86,8 @@ def find_sizes(first: Sequence[tuple[int, ...]], second: Sequence[tuple[int, ...
 def find_form(first: int, second: int, sizes: Sequence[Size]) -> Form | None:
     """How an integer that is ``first`` in one trace and ``second`` in the other follows from sizes; None if unclear.
 
-    A multiple of one size comes before one of two, then what is just beside a size, a fraction of one rounded down, a sum
-    of two or of a size and a constant. A multiple of one size that is also just beside another is unclear.
+    A multiple of one size comes before one of two, then what is just beside a size, a fraction of one rounded down, a
+    sum of two or of a size and a constant. A multiple of one size that is also just beside another is unclear.
     """
     beside = [form for form in _shifted(first, second, sizes) if form.factor == 1 and 0 < abs(form.offset) <= _NEAR]
     for candidates in (
