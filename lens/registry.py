@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 from attrs.validators import deep_mapping, instance_of
 
 from lens.errors import PluginError
@@ -26,7 +26,7 @@ _ONE = {"passes": "pass", "backends": "backend", "renderers": "renderer", "facet
 
 
 def _section() -> Any:
-    return field(default=Factory(dict), validator=deep_mapping(instance_of(str), instance_of(str)))
+    return field(factory=dict, validator=deep_mapping(instance_of(str), instance_of(str)))
 
 
 @frozen
