@@ -187,6 +187,26 @@ def test_recurrent_where_it_should_be():
     assert feedback == {("conv2d", 3), ("relu", 2), ("add", 2)}  # the last relu is beside no repeated layer
 
 
+def test_constants_are_equal_if_their_type_and_value_are(tmp_path):
+    def with_nan(x):
+        for _ in range(3):
+            x = torch.nan_to_num(x.masked_fill(x > 0, float("nan")), nan=float("nan"))
+        return x
+
+    history = lens.trace(with_nan, torch.ones(2, 2))
+    assert [entry.layer_passes_total for entry in history][1:-1] == [3] * 9
+    assert list(grouping_violations(history)) == []
+    loaded = lens.load(history.save(tmp_path / "t.lens"))
+    assert RecurrencePass().run(loaded.graph, None).facets == (history.graph[Recurrence],)
+
+    def alike_for_python(x):
+        return ((x * 1) * 1.0 * True + 0.0 + -0.0)[[0, 1]][[False, True]]
+
+    history = lens.trace(alike_for_python, torch.ones(2, 2))
+    assert not history.model_is_recurrent
+    assert list(grouping_violations(history)) == []
+
+
 def test_the_first_step_of_a_handwritten_lstm_is_a_pass_too():
     history = lens.trace(HandwrittenLSTM(), torch.randn(3, 2, 4))
     assert [e.pass_num for e in history if e.layer_type == "cat"] == [1, 2, 3]

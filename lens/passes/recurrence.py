@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import frozen
 
 from lens.ir.elements import Op, OpId
 from lens.ir.facets import Facet, Recurrence
 from lens.ir.graph import Graph
+from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol
 from lens.passes.loops import find_loops
 from lens.passes.protocol import PassContext, PassResult
 from lens.passes.rounds import Loop
@@ -60,7 +61,7 @@ class OpKeys:
 
 
 class _Numbers:
-    """Numbers of things that live on: equal ones for equal things.
+    """Numbers of things that live on: equal ones for things that are exactly equal.
 
     What was met is known by identity, for it is the hash of records that takes the time: 6 us per op without.
     """
@@ -72,8 +73,27 @@ class _Numbers:
     def of(self, thing: Hashable) -> int:
         number = self._by_id.get(id(thing))
         if number is None:
-            number = self._by_id[id(thing)] = self._by_value.setdefault(thing, len(self._by_value))
+            number = self._by_id[id(thing)] = self._by_value.setdefault(_exact(thing), len(self._by_value))
         return number
+
+
+def _exact(part: Any) -> Hashable:
+    """What is equal only for the same: 1, 1.0 and True are three constants, 0.0 and -0.0 two, and NaN is one."""
+    kind = type(part)
+    if kind in _INEXACT:
+        return kind, repr(part)
+    if kind is tuple:
+        return part if _EXACT.issuperset(map(type, part)) else tuple([_exact(item) for item in part])
+    if kind in (Seq, Map):
+        return kind, part.kind, _exact(part.items)
+    if kind is Slice:
+        return kind, _exact((part.start, part.stop, part.step))
+    return part  # type: ignore[no-any-return]
+
+
+#: Constants that Python takes for equal to others, or for unequal to themselves; and what it compares as it should.
+_INEXACT = frozenset({bool, float, complex})
+_EXACT = frozenset({int, str, type(None), Slot, Symbol, Opaque})
 
 
 class _Folding:

@@ -48,7 +48,8 @@ class _Grouping:
         self.keys: list[int] = []
         numbers: dict[Hashable, int] = {}  # a long argument takes long to hash
         for op, own in zip(graph.ops, self.owns, strict=True):
-            self.keys.append(numbers.setdefault((op.function, op.args, op.kwargs, own), len(numbers)))
+            constants = repr((op.args, op.kwargs))  # 1, 1.0 and True are three, NaN is one
+            self.keys.append(numbers.setdefault((op.function, constants, own), len(numbers)))
 
     def unlike(self, ops: list[OpId]) -> Iterator[str]:
         """Passes of one layer call one function, with equal arguments and parameters."""
