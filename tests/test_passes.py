@@ -1,12 +1,13 @@
 """The pass manager and the first passes: text in, text out."""
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from lens.errors import PassError
-from lens.ir.facets import Ancestry, Distances, Granularity, Labels, Orphans
+from lens.ir.facets import Ancestry, Distances, Facet, Granularity, Labels, Orphans, Recurrence
 from lens.ir.parser import parse
 from lens.ir.printer import print_graph
+from lens.ir.rewrite import keep_ops
 from lens.passes.distances import DistancesPass
 from lens.passes.granularity import GranularityPass
 from lens.passes.labels import LabelsPass
@@ -163,6 +164,41 @@ def test_requirements_are_filled_from_providers():
 
 
 @frozen
+class AfterLabels(Needy):
+    """Requires what its other requirement drops."""
+
+    requires = (Labels, Orphans)
+
+    def run(self, graph, context):
+        assert len(graph[Labels].results) == len(graph.ops)
+        assert graph[Orphans].ops
+        return PassResult()
+
+
+def test_a_requirement_that_another_drops_is_filled_again():
+    result = PassManager((AfterLabels(),), providers()).run(parse(ORPHANS))
+    assert [record.name for record in result.records] == [
+        "recurrence", "labels", "orphans", "recurrence", "labels", "needy",
+    ]  # fmt: skip
+    made = {Labels: providers()[Labels], Recurrence: providers()[Recurrence], Orphans: Forgetful()}
+    with pytest.raises(PassError, match="requires the facet 'orphans', which is not there after its provider"):
+        PassManager((AfterLabels(),), made).run(parse(ORPHANS))
+
+
+@frozen
+class Forgetful:
+    """Provides nothing."""
+
+    name = "forgetful"
+    requires = ()
+    provides = ()
+    preserves = ()
+
+    def run(self, graph, context):
+        return PassResult()
+
+
+@frozen
 class Broken:
     how: str
     name = "broken"
@@ -177,10 +213,12 @@ class Broken:
             return PassResult((Granularity("leaf"),))
         if self.how == "wrong type":
             return None
-        from attrs import evolve
-
-        from lens.ir.rewrite import keep_ops
-
+        if self.how == "no tuple":
+            return PassResult(Granularity("leaf"))
+        if self.how == "no facet":
+            return PassResult((Granularity,))
+        if self.how == "no map":
+            return PassResult((), graph)
         changed = keep_ops(graph, graph.ops)
         ops = (evolve(changed.graph.ops[0], operands=(99,)), *changed.graph.ops[1:])
         return PassResult((), evolve(changed, graph=evolve(changed.graph, ops=ops)))
@@ -192,6 +230,9 @@ class Broken:
         ("raises", "ZeroDivisionError: by zero"),
         ("extra", "not declared: .*Granularity"),
         ("wrong type", "NoneType"),
+        ("no tuple", r"no tuple of facets\n.*facets=Granularity"),
+        ("no facet", "no tuple of facets"),
+        ("no map", "to a Graph"),
         ("invalid graph", "does not exist"),
     ],
 )
@@ -203,6 +244,41 @@ def test_a_pass_that_breaks_its_contract_is_named(how, message):
     if how == "invalid graph":
         assert "> 0: " in str(caught.value)  # the window around the op
     assert graph == parse(ORPHANS)
+
+
+@frozen
+class Immovable(Facet):
+    name = "immovable"
+
+    def remap(self, graph_map):
+        raise ZeroDivisionError("by zero")
+
+
+@frozen
+class Twice:
+    name = "twice"
+    requires = ()
+    provides = (Immovable,)
+    preserves = ()
+    often: int = 2
+
+    def run(self, graph, context):
+        return PassResult((Immovable(),) * self.often)
+
+
+@frozen
+class Mover(Broken):
+    preserves = (Immovable,)
+
+    def run(self, graph, context):
+        return PassResult((), keep_ops(graph, graph.ops))
+
+
+def test_a_pass_is_named_if_its_facet_comes_twice_or_cannot_be_carried_over():
+    with pytest.raises(PassError, match="'twice' does not return the facets"):
+        PassManager((Twice(),)).run(parse(ORPHANS))
+    with pytest.raises(PassError, match="'broken' failed: ZeroDivisionError: by zero"):
+        PassManager((Twice(1), Mover(""))).run(parse(ORPHANS))
 
 
 def test_preserved_facets_are_carried_over_and_others_dropped():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
+from types import NoneType
 from typing import Literal, Protocol
 
 from attrs import field, frozen
@@ -12,6 +13,7 @@ from lens.errors import GraphError, PassError
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
+from lens.ir.rewrite import Restructured
 from lens.ir.verifier import verify
 from lens.passes.protocol import Pass, PassContext, PassResult
 
@@ -81,15 +83,28 @@ class PassManager:
                 where=chain,
                 hint="remove one of these requirements",
             )
-        for kind in one.requires:
-            if state.graph.get(kind) is None:
-                self._run_with_requirements(self._provider(kind, one), state, (*waiting, one.name))
+        self._fill_in(one, state, (*waiting, one.name))
         self._run_one(one, state)
+
+    def _fill_in(self, one: Pass, state: _State, waiting: tuple[str, ...]) -> None:
+        """Run the providers of what is missing; again of what a provider that restructures has dropped."""
+        for _ in one.requires:
+            for kind in one.requires:
+                if state.graph.get(kind) is None:
+                    self._run_with_requirements(self._provider(kind, one), state, waiting)
+        missing = [kind for kind in one.requires if state.graph.get(kind) is None]
+        if missing:
+            raise PassError(
+                f"pass {one.name!r} requires the facet {missing[0].name!r}, which is not there after its provider",
+                where=" -> ".join(waiting),
+                hint="let the passes that restructure preserve what the others provide",
+            )
 
     def _provider(self, kind: type[Facet], for_pass: Pass) -> Pass:
         if kind not in self.providers:
+            name = getattr(kind, "name", kind)
             raise PassError(
-                f"pass {for_pass.name!r} requires the facet {kind.name!r}, which no known pass provides",
+                f"pass {for_pass.name!r} requires the facet {name!r}, which no known pass provides",
                 where=f"pass {for_pass.name}",
                 hint="put a pass that provides it before this one, or register one",
             )
@@ -101,9 +116,9 @@ class PassManager:
         with _Blame(one):
             result = one.run(state.graph, PassContext(state.payloads))
         _check_contract(one, result)
-        graph = _apply(one, state.graph, result)
-        if self.verify != "off":
-            with _Blame(one):
+        with _Blame(one):
+            graph = _apply(one, state.graph, result)
+            if self.verify != "off":
                 self._verify(graph, result)
         state.graph = graph
         if result.restructured is not None:
@@ -168,8 +183,20 @@ def _check_contract(one: Pass, result: object) -> None:
             where=f"pass {one.name}",
             hint="return a lens.passes.protocol.PassResult",
         )
+    if not isinstance(result.facets, (tuple, list)) or not all(isinstance(facet, Facet) for facet in result.facets):
+        raise PassError(
+            f"pass {one.name!r} returned facets that are no tuple of facets",
+            where=f"facets={result.facets!r:.80}",
+            hint="return PassResult((facet,)), with an instance of each facet",
+        )
+    if not isinstance(result.restructured, (Restructured, NoneType)):
+        raise PassError(
+            f"pass {one.name!r} restructured the graph to a {type(result.restructured).__name__}",
+            where=f"pass {one.name}",
+            hint="return PassResult(facets, restructured) with the graph and its map, as keep_ops makes them",
+        )
     made = {type(facet) for facet in result.facets}
-    if made != set(one.provides):
+    if made != set(one.provides) or len(made) < len(result.facets):
         missing = sorted(kind.__name__ for kind in set(one.provides) - made)
         extra = sorted(kind.__name__ for kind in made - set(one.provides))
         raise PassError(
