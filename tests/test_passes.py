@@ -145,6 +145,58 @@ def test_pipelines_are_text():
 
 
 @frozen
+class Choosy:
+    value: object = "default"
+    name = "choosy"
+    requires = ()
+    provides = ()
+    preserves = ()
+
+    def run(self, graph, context):
+        return PassResult()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a,b", "a}b", "{", "a=b", " x ", "", '"', "true", "1", "\u00e9", [1, [2, 3]], {"k": {"l": 1}}, 1.5, None, True],
+)
+def test_options_are_json(value):
+    passes = (Choosy(value), Choosy(), Choosy([value]))
+    assert parse_pipeline(print_pipeline(passes), {"choosy": Choosy}) == passes
+
+
+def test_options_may_be_words():
+    text = " choosy { value = 3d , } , choosy{value=two words},choosy{value=[1},choosy{}, "
+    made = parse_pipeline(text.rstrip(), {"choosy": Choosy})
+    assert made == (Choosy("3d"), Choosy("two words"), Choosy("[1"), Choosy())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("labels labels", "not a pipeline"),
+        ("labels,,labels", "not a pipeline"),
+        ("choosy{value}", "not a pipeline"),
+        ("choosy{value=1", "not a pipeline"),
+        ("choosy{value=a}b}", "not a pipeline"),
+        ("choosy{other=1}", r"does not take these options: .*'other'\n  where: choosy{other=1}"),
+        (
+            "granularity{level=foo}",
+            r"does not take these options: 'level' must be in \('leaf', 'api'\) \(got 'foo'\)\n",
+        ),
+    ],
+)
+def test_bad_pipelines_are_told(text, message):
+    with pytest.raises(PassError, match=message):
+        parse_pipeline(text, {**pass_classes(), "choosy": Choosy})
+
+
+def test_an_option_without_a_text_is_told():
+    with pytest.raises(PassError, match="option 'value' of pass 'choosy' has no text"):
+        print_pipeline((Choosy(print),))
+
+
+@frozen
 class Needy:
     name = "needy"
     requires = (Distances,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from attrs import fields_dict, has
@@ -12,7 +13,13 @@ from attrs import fields_dict, has
 from lens.errors import PassError
 from lens.passes.protocol import Pass
 
-_STEP = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?:,|$)")
+_NAME = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?P<opens>\{)?")
+_NEXT = re.compile(r"\s*(?:,|$)")
+_OPTION = re.compile(r"\s*(?P<name>\w+)\s*=\s*")
+_WORD = re.compile(r"[^,{}]*")
+_BEHIND_OPTION = re.compile(r"\s*(?:,|(?=\}))")
+_CLOSE = re.compile(r"\s*\}")
+_JSON = json.JSONDecoder()
 
 
 def parse_pipeline(text: str, known: Mapping[str, Callable[..., Pass]]) -> tuple[Pass, ...]:
@@ -29,20 +36,51 @@ def parse_pipeline(text: str, known: Mapping[str, Callable[..., Pass]]) -> tuple
     passes = []
     place = 0
     while place < len(text):
-        match = _STEP.match(text, place)
-        if match is None:
-            raise PassError(
-                "this is not a pipeline",
-                where=f"{text!r}, from {text[place:]!r}",
-                hint='write it like "granularity{level=leaf},orphans,labels"',
-            )
-        passes.append(_make(match["name"], match["options"] or "", known))
-        place = match.end()
+        start = place
+        name = _expect(_NAME, text, start)
+        options, place = _options(text, name.end()) if name["opens"] else ({}, name.end())
+        following = _expect(_NEXT, text, place)
+        passes.append(_make(name["name"], options, text[start:place].strip(), known))
+        place = following.end()
     return tuple(passes)
 
 
+def _expect(pattern: re.Pattern[str], text: str, place: int) -> re.Match[str]:
+    match = pattern.match(text, place)
+    if match is None:
+        raise PassError(
+            "this is not a pipeline",
+            where=f"{text!r}, from {text[place:]!r}",
+            hint='write it like "granularity{level=leaf},orphans,labels"',
+        )
+    return match
+
+
+def _options(text: str, place: int) -> tuple[dict[str, object], int]:
+    """The options whose braces are open at a place of the text, and where they end."""
+    options = {}
+    while match := _OPTION.match(text, place):
+        options[match["name"]], place = _value(text, match.end())
+        place = _expect(_BEHIND_OPTION, text, place).end()
+    return options, _expect(_CLOSE, text, place).end()
+
+
+def _value(text: str, place: int) -> tuple[object, int]:
+    """The value of an option at a place of the text, and where it ends: JSON, or else a word."""
+    with suppress(ValueError):
+        value, end = _JSON.raw_decode(text, place)
+        if _BEHIND_OPTION.match(text, end):
+            return value, end
+    word = _expect(_WORD, text, place)
+    return word[0].strip(), word.end()
+
+
 def print_pipeline(passes: tuple[Pass, ...]) -> str:
-    """The text of a pipeline; ``parse_pipeline`` reads it back. Options at their default are left out."""
+    """The text of a pipeline; ``parse_pipeline`` reads it back, tuples as lists. Options at their default are left out.
+
+    Raises:
+        PassError: if JSON has no form for the value of an option.
+    """
     return ",".join(one.name + _options_text(one) for one in passes)
 
 
@@ -51,30 +89,37 @@ def _options_text(one: Pass) -> str:
     if not has(kind):
         return ""
     options = [
-        f"{name}={json.dumps(getattr(one, name))}"
+        f"{name}={_option_text(one, name)}"
         for name, attribute in fields_dict(kind).items()
         if getattr(one, name) != attribute.default
     ]
     return "{" + ",".join(options) + "}" if options else ""
 
 
-def _make(name: str, options: str, known: Mapping[str, Callable[..., Pass]]) -> Pass:
+def _option_text(one: Pass, name: str) -> str:
+    try:
+        return json.dumps(getattr(one, name))
+    except (TypeError, ValueError) as error:
+        raise PassError(
+            f"option {name!r} of pass {one.name!r} has no text: {error}",
+            where=f"{name}={getattr(one, name)!r:.80}",
+            hint="give the pass itself where a text is not needed",
+        ) from error
+
+
+def _make(name: str, options: Mapping[str, object], text: str, known: Mapping[str, Callable[..., Pass]]) -> Pass:
     if name not in known:
         raise PassError(
             f"there is no pass {name!r}",
             where="the pipeline",
             hint=f"known passes: {', '.join(sorted(known))}",
         )
-    arguments = {}
-    for item in filter(None, (part.strip() for part in options.split(","))):
-        option, _, value = item.partition("=")
-        arguments[option.strip()] = read_option(value.strip())
     try:
-        return known[name](**arguments)
+        return known[name](**options)
     except (TypeError, ValueError) as error:
         raise PassError(
-            f"pass {name!r} does not take these options: {error}",
-            where=f"{name}{{{options}}}",
+            f"pass {name!r} does not take these options: {error.args[0] if error.args else error}",
+            where=text,
             hint="`lens passes` lists the options of every pass",
         ) from error
 
