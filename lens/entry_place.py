@@ -6,7 +6,7 @@ from typing import Any
 
 from lens.entry_facts import EntryView
 from lens.ir.elements import Scope
-from lens.ir.facets import Conditionals, Containment, Distances
+from lens.ir.facets import Conditionals, Containment
 
 
 class GraphFacts(EntryView):
@@ -116,7 +116,7 @@ class GraphFacts(EntryView):
         return self._distance("to_output", max)
 
     def _distance(self, end: str, pick: Any) -> int | None:
-        column: tuple[int | None, ...] = getattr(self._history.graph[Distances], f"{pick.__name__}_{end}")
+        column: tuple[int | None, ...] = getattr(self._history._distances, f"{pick.__name__}_{end}")
         op = self._op
         if op is not None and (end == "from_input" or len(op.results) == 1):
             return column[op.id]

@@ -12,9 +12,11 @@ from lens.entry import LayerEntry, OpEntry
 from lens.errors import AmbiguousKeyError, UnknownKeyError, unknown_attribute
 from lens.ir.elements import OpId, ScopeId, ValueId
 from lens.ir.entry_index import EntryIndex, EntryRow
+from lens.ir.facets import Distances
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.passes.manager import PassRecord
+from lens.passes.distances import DistancesPass
+from lens.passes.manager import PassManager, PassRecord
 
 
 class HistoryEntries:
@@ -41,6 +43,12 @@ class HistoryEntries:
     def index(self) -> EntryIndex:
         """The entries and their keys."""
         return EntryIndex(self.graph)
+
+    @cached_property
+    def _distances(self) -> Distances:
+        """The facet of the graph, or what it would be, if the pipeline had no pass for it."""
+        found = self.graph.get(Distances)
+        return PassManager((DistancesPass(),)).run(self.graph).graph[Distances] if found is None else found
 
     @cached_property
     def flop_counter(self) -> Callable[[OpId], int | None] | None:

@@ -155,6 +155,17 @@ def test_entry_attributes_of_modules_and_parameters(branches):
     assert output.parent_layers == ["div_1_5"]
 
 
+def test_what_the_pipeline_left_out_is_told_all_the_same(branches):
+    short = lens.trace(TwoBranches(), torch.ones(2, 4), passes="granularity,orphans,labels")
+    assert short.layer_list == branches.layer_list
+    for one, other in zip(short, branches, strict=True):
+        assert "distance " in str(one)
+        assert (one.max_distance_from_input, one.min_distance_from_output) == (
+            other.max_distance_from_input,
+            other.min_distance_from_output,
+        )
+
+
 def test_passes_of_a_module_are_shared_and_differing_attributes():
     history = lens.trace(LSTMLoop(), torch.randn(3, 2, 4))
     cell = history["cell"]
