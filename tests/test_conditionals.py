@@ -233,6 +233,36 @@ def test_a_condition_that_shares_the_models_computation_starts_where_it_leaves_i
     assert [op.function.name for op in history.graph.ops if starts[op.id]] == ["abs"]
 
 
+class Guarded(nn.Module):
+    def __init__(self, ending):
+        super().__init__()
+        self.first, self.second, self.ending = nn.Linear(4, 4), nn.Linear(4, 4), ending
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        if x.mean() > 99:
+            return None
+        x = self.second(x)
+        assert not x.isnan().any()
+        return self.ending(x)
+
+
+@pytest.mark.parametrize(
+    ("ending", "stop_at"),
+    [
+        (torch.sin, None),
+        (lambda x: x.sum().item(), None),
+        (lambda x: print(x.sin().shape), None),
+        (lambda x: x.sin().cos(), "sin"),
+    ],
+)
+def test_a_run_without_outputs_has_the_branches_of_one_with(ending, stop_at):
+    history = lens.trace(Guarded(ending), torch.ones(1, 4), stop_at=stop_at)
+    assert [e.layer_type for e in history if e.in_cond_branch] == ["mean", "gt", "isnan", "any"]
+    starts = history.graph[Conditionals].starts
+    assert [op.function.name for op in history.graph.ops if starts[op.id]] == ["mean", "isnan"]
+
+
 def test_the_heuristic_for_backends_without_reads():
     graph = parse("""\
 graph {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import ClassVar
 
 from attrs import frozen
@@ -87,11 +87,11 @@ def _childless_booleans(graph: Graph) -> list[ValueId]:
     ]
 
 
-def _facet(graph: Graph, conditions: tuple[Condition, ...], values: Iterable[ValueId]) -> Conditionals:
-    to_output = graph[Ancestry].to_output
+def _facet(graph: Graph, conditions: tuple[Condition, ...], values: list[ValueId]) -> Conditionals:
+    goes_on = graph[Ancestry].to_output if graph.outputs.values else _leads_elsewhere(graph, values)
     producers = {op for v in values if (op := graph.values[v].producer) is not None}
     in_branch: set[OpId] = set()
-    stack = [op for op in producers if not to_output[op]]
+    stack = [op for op in producers if not goes_on[op]]
     while stack:
         op = stack.pop()
         if op in in_branch:
@@ -99,18 +99,28 @@ def _facet(graph: Graph, conditions: tuple[Condition, ...], values: Iterable[Val
         in_branch.add(op)
         for value in graph.ops[op].reads:
             producer = graph.values[value].producer
-            if producer is not None and not to_output[producer]:
+            if producer is not None and not goes_on[producer]:
                 stack.append(producer)
-    starts = {op for op in in_branch if _leaves_the_model(graph, op)}
+    starts = {op for op in in_branch if _leaves_the_model(graph, op, goes_on)}
     columns = ([op in found for op in range(len(graph.ops))] for found in (in_branch, starts, producers))
     return Conditionals(conditions, *map(tuple, columns))
 
 
-def _leaves_the_model(graph: Graph, op: OpId) -> bool:
+def _leads_elsewhere(graph: Graph, asked: list[ValueId]) -> list[bool]:
+    """For a run without outputs (it ended before, or gave no tensor): per op, whether something descends from it that
+    no op reads and no condition asked for."""
+    conditions = set(asked)
+    found = [False] * len(graph.ops)
+    for op in reversed(graph.ops):
+        users = [user for value in op.writes for user in graph.users(value)]
+        found[op.id] = any(found[user] for user in users) if users else conditions.isdisjoint(op.writes)
+    return found
+
+
+def _leaves_the_model(graph: Graph, op: OpId, goes_on: Sequence[bool]) -> bool:
     """Whether an op of a branch reads something of the model's own computation, or nothing at all."""
-    to_output = graph[Ancestry].to_output
     producers = [graph.values[v].producer for v in graph.ops[op].reads]
-    outside = any(producer is None or to_output[producer] for producer in producers)
+    outside = any(producer is None or goes_on[producer] for producer in producers)
     return outside or not producers
 
 
