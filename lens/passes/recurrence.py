@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from attrs import frozen
 
-from lens.ir.elements import Op, OpId
+from lens.ir.elements import Op, OpId, ValueId
 from lens.ir.facets import Facet, Recurrence
 from lens.ir.graph import Graph
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol
@@ -43,6 +43,10 @@ class RecurrencePass:
         folding.grow()
         folding.add_loops()
         return PassResult((folding.facet(),))
+
+
+#: Up to how many operands are searched through rather than numbered.
+_FEW = 8
 
 
 class OpKeys:
@@ -103,6 +107,7 @@ class _Folding:
         self.group: list[int | None] = [None] * len(graph.ops)
         self.members: list[list[OpId]] = []
         self.rules: list[str] = []
+        self._places: dict[OpId, dict[ValueId, int]] = {}
 
     def group_by_parameters(self) -> None:
         """Rule 1."""
@@ -170,10 +175,21 @@ class _Folding:
             for user in graph.users(value):
                 if keys.has_parameters[user]:
                     continue
-                place = graph.ops[user].reads.index(value)
+                place = self._place(user, value)
                 like = (result, place, keys.of[user])
                 seen[like] = nth = seen.get(like, 0) + 1
                 yield (result, place, nth), user
+
+    def _place(self, user: OpId, value: ValueId) -> int:
+        """The first place of a value among what an op reads. One that reads many is asked by each of their makers."""
+        op = self.graph.ops[user]
+        if len(op.operands) + len(op.effects) <= _FEW:
+            return op.reads.index(value)
+        places = self._places.get(user)
+        if places is None:
+            backwards = reversed([*enumerate(op.reads)])
+            places = self._places[user] = {read: place for place, read in backwards}
+        return places[value]
 
     def _producers(self, op: Op) -> Iterator[tuple[Hashable, OpId]]:
         for place, value in enumerate(op.reads):
