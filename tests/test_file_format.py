@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import Body, TwoBranches
 from strategies import graphs
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lens
 from benchmarks.resident import peak_memory
@@ -117,6 +119,28 @@ def test_dtypes_layouts_and_shared_memory_beside_the_file(tmp_path):
         one, other = inside.payloads.read(value), beside.payloads.read(value)
         assert one.dtype == other.dtype
         assert torch.equal(one.view(torch.uint8), other.view(torch.uint8)) if one.dim() else torch.equal(one, other)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_nested_tensors_of_every_kind_and_tensors_without_data(tmp_path, beside):
+    def forward(x):
+        jagged = torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged)
+        strided = torch.nested.nested_tensor([x[:, :2], x[:2]])
+        whole = torch.nested.nested_tensor([x.long(), x.long()[:2]], layout=torch.jagged)
+        return jagged.transpose(1, 2) * 1, strided.transpose(1, 2), whole, torch.empty(3, device="meta") + 1
+
+    x = torch.arange(1.0, 10.0).reshape(3, 3)
+    history = lens.trace(Body(forward), x)
+    loaded = lens.load(history.save(tmp_path / "net.lens", beside=beside))
+    filled = torch.nn.functional.pad(x[:2], (0, 0, 0, 1))
+    first, second, third, fourth = history.graph.outputs.values
+    assert torch.equal(loaded.payloads.read(first), torch.stack((x, filled)).transpose(1, 2))
+    assert torch.equal(loaded.payloads.read(second)[0], torch.nn.functional.pad(x[:, :2].T, (0, 0, 0, 1)))
+    assert torch.equal(loaded.payloads.read(third), torch.stack((x, filled)).long())
+    assert fourth not in loaded.payloads
+    with FakeTensorMode():
+        fake = lens.trace(nn.ReLU(), torch.ones(3))
+    assert not len(lens.load(fake.save(tmp_path / "fake.lens", beside=beside)).payloads)
 
 
 def test_the_file_beside_may_be_missing_damaged_or_another(tmp_path):

@@ -24,7 +24,7 @@ from lens.ir.elements import OpId, ValueId
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
-from lens.ir.payloads import Payload, PayloadStore, Stale
+from lens.ir.payloads import Payload, PayloadStore
 from lens.ir.verifier import verify
 from lens.render.files import path_of, write_whole, writing
 from lens.render.renderer import Renderer, Traced
@@ -36,6 +36,7 @@ from lens.render.values import (
     check_size,
     dtype_name,
     dump_tensor,
+    has_data,
     load_tensor,
     load_type,
     plain_tensor,
@@ -147,7 +148,7 @@ def _sealed(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _names(history: Recorded) -> dict[ValueId, str]:
-    """The values to write, with unique names: all that can be read but the model's parameters."""
+    """The values to write, with unique names: all that can be read but the model's parameters and what has no data."""
     graph, store = history.graph, history.payloads
     parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
     labels: dict[str, ValueId] = {}
@@ -155,7 +156,7 @@ def _names(history: Recorded) -> dict[ValueId, str]:
         for row in history.index.rows:
             labels.setdefault(row.name, row.value)
     names = {value: name for name, value in reversed(labels.items())}
-    kept = (v for v in store if v not in parameters and not isinstance(store.values[v], Stale))
+    kept = (v for v in store if v not in parameters and has_data(store.values[v]))
     return {v: names.get(v, f"%{v}") for v in kept}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from lens.errors import FileFormatError, PayloadError
+from lens.ir.payloads import Held, Payload, Stale
 from lens.ir.types import DTYPES, TensorType
 from lens.render.files import replacing
 
@@ -132,17 +133,35 @@ def write_beside(path: Path, tensors: Iterable[tuple[str, Any]], mark: str) -> N
         save_file(plain, temporary, {"lens": mark})
 
 
+def has_data(payload: Payload) -> bool:
+    """Whether a saved value has elements to store: not if it was lost, is on the meta device, or fake."""
+    if not isinstance(payload, Held):
+        return not isinstance(payload, Stale)
+    return not (payload.tensor.is_meta or hasattr(payload.tensor, "fake_mode"))
+
+
 def plain_tensor(tensor: Any) -> torch.Tensor:
     """A tensor on the CPU, contiguous; sparse, nested and quantized ones as what they are when made dense."""
     plain = tensor.detach()
     if plain.is_nested:
-        plain = plain.to_padded_tensor(0.0)
+        plain = _padded(plain.unbind())
     if plain.is_quantized:
         plain = plain.dequantize()
     if str(plain.layout) != "torch.strided":
         plain = plain.to_dense()
     made: torch.Tensor = plain.cpu().resolve_conj().resolve_neg().contiguous()
     return made
+
+
+def _padded(parts: Sequence[Any]) -> Any:
+    """The parts of a nested tensor with zeros up to the largest. ``to_padded_tensor`` cannot do it for all of them."""
+    if not parts:
+        return _torch(None).empty(0)
+    sizes = [max(extents) for extents in zip(*(part.shape for part in parts), strict=True)]
+    padded = parts[0].new_zeros((len(parts), *sizes))
+    for place, part in zip(padded, parts, strict=True):
+        place[tuple(map(slice, part.shape))] = part
+    return padded
 
 
 def dtype_name(tensor: Any) -> str:
