@@ -317,8 +317,10 @@ def test_what_is_missing_is_said(tmp_path):
     assert same(light.to_fx(model)(x), model(x))
     loaded = lens.load(light.save(tmp_path / "t.lens"))
     assert same(loaded.to_fx(model)(x), model(x))
-    with pytest.raises(RenderError, match="the model given does not have it"):
-        light.to_fx(nn.ReLU())
+    for history in (light, lens.trace(model, x)):
+        for other in (nn.ReLU(), nn.Sequential(model)):  # such as one that a wrapper holds
+            with pytest.raises(RenderError, match="the model given does not have the parameter weight"):
+                history.to_fx(other)
     with pytest.raises(RenderError, match="noise cannot be"):
         light.to_fx(model, noise="loud")
     with pytest.raises(RuntimeError) as failed:
@@ -400,6 +402,13 @@ def test_a_generator_that_is_an_argument_is_the_one_given(tmp_path):
         for seed in (1, 2):
             first, second = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
             assert torch.equal(program(x, generator=first), Drawing()(x, generator=second))
+
+
+def test_making_a_program_costs_the_same_per_operation():
+    models = {count: nn.Sequential(*(nn.Linear(2, 2) for _ in range(count))) for count in (64, 256)}
+    histories = [lens.trace(model, torch.ones(1, 2), passes="labels") for model in models.values()]
+    few, many = calls_per_op(lambda history: history.to_fx(models[len(history.graph.ops)]), *histories)
+    assert many < 1.3 * few
 
 
 def test_memory_of_the_run_is_no_constant():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from lens.programs.calls import add_call, parts, put_together, written_operands
 from lens.programs.fx_module import Program
 from lens.programs.gradients import detached_operands
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard, SharedGuard
-from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered
+from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered, tensors_by_address
 from lens.programs.node_meta import node_meta
 from lens.programs.noise import recorded_noise, with_noise
 from lens.programs.sizes import Form, Size
@@ -99,9 +100,15 @@ class Builder:
     written: dict[int, list[int]] = field(init=False, factory=dict)
     touched: set[ValueId] = field(init=False, factory=set)
     addresses: dict[str, str] = field(init=False, factory=dict)
+    #: The parameters and buffers of the model, by address.
+    own: dict[str, torch.Tensor] | None = field(init=False)
     #: Per opaque object that is an argument of the model, its placeholder.
     given: dict[int, fx.Node] = field(init=False, factory=dict)
     size_nodes: dict[Form | str, fx.Node] = field(init=False, factory=dict)
+
+    @own.default
+    def _own(self) -> dict[str, torch.Tensor] | None:
+        return tensors_by_address(self.model)
 
     def build(self) -> Program:
         """The program. Linear. Raises RenderError, ReplayError or StaleValueError."""
@@ -170,7 +177,7 @@ class Builder:
                 self.nodes[leaf.value] = self._add_leaf(leaf, leaf.value in self.touched)
 
     def _add_leaf(self, leaf: Leaf, written: bool) -> fx.Node:
-        tensor = leaf_tensor(leaf, self.payloads, self.model)
+        tensor = leaf_tensor(leaf, self.payloads, self.own)
         address = leaf.addresses[0] if leaf.addresses else free_name(self.root, leaf.kind)
         address = place(self.root, address, registered(leaf, tensor, written=written))
         if leaf.kind == "parameter":
@@ -232,11 +239,11 @@ class Builder:
             )
         labels = self.trace[Labels].results[op.id]
         name = self._name(labels[0] if labels else op.function.name)
-        before = len(self.graph.nodes)
+        before = next(iter(reversed(self.graph.nodes)), None)
         detached = detached_operands(self.trace, op, self.roots, self.written[op.id])
         self._connect(op, self._call(op, name, detached), detached)
         meta = node_meta(self.trace, op)
-        for node in list(self.graph.nodes)[before - len(self.graph.nodes) :]:
+        for node in takewhile(lambda node: node is not before, reversed(self.graph.nodes)):
             node.meta.update(meta)
 
     def _call(self, op: Op, name: str, detached: set[int]) -> fx.Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -16,28 +17,42 @@ from lens.ir.payloads import PayloadStore
 _TAKEN = frozenset(dir(torch.fx.GraphModule)) | {"graph", "code", "training", "meta", "lens"}
 
 
-def leaf_tensor(leaf: Leaf, payloads: PayloadStore, model: nn.Module | None) -> torch.Tensor:
+def tensors_by_address(model: nn.Module | None) -> dict[str, torch.Tensor] | None:
+    """The parameters and buffers of a model under all their addresses; None without a model."""
+    if model is None:
+        return None
+    named = (*model.named_buffers(remove_duplicate=False), *model.named_parameters(remove_duplicate=False))
+    return dict(named)
+
+
+def leaf_tensor(leaf: Leaf, payloads: PayloadStore, given: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
     """The tensor of a parameter, buffer, constant or external leaf.
 
     Registered ones are the model's own, as they are now, if a model is given; else what the trace has saved, which is
     what the run began with.
 
+    Args:
+        leaf: The leaf.
+        payloads: What the trace has saved.
+        given: The tensors of the model that was given, by address; None if none was.
+
     Raises:
         RenderError: it is not in the trace, and no model was given, or the one given does not have it.
         StaleValueError: it was saved by reference and changed since.
     """
-    if model is not None and leaf.kind in ("parameter", "buffer"):
+    if given is not None and leaf.kind in ("parameter", "buffer"):
         for address in leaf.addresses:
-            owner, _, name = address.rpartition(".")
-            module = dict(model.named_modules(remove_duplicate=False)).get(owner)
-            found: torch.Tensor | None = None if module is None else {**module._buffers, **module._parameters}.get(name)
-            if found is not None:
-                return found
+            if address in given:
+                return given[address]
+        raise RenderError(
+            f"the model given does not have the {leaf.kind} {_name(leaf)}, which the program needs",
+            where=str(leaf.location or _name(leaf)),
+            hint="give the model that was traced, or one like it, not what wraps it (torch.compile, DataParallel)",
+        )
     if leaf.value in payloads:
         return payloads.read(leaf.value, _name(leaf))  # type: ignore[no-any-return]
-    given = "the model given does not have it" if model is not None else "no model was given"
     raise RenderError(
-        f"a program needs the {leaf.kind} {_name(leaf)}, which this trace did not save, and {given}",
+        f"a program needs the {leaf.kind} {_name(leaf)}, which this trace did not save",
         where=str(leaf.location or _name(leaf)),
         hint="give the model: history.to_fx(model); or trace it in this process with save='all'",
     )
