@@ -275,6 +275,21 @@ def test_guards_compare_arguments_as_the_trace_holds_them(argument, others):
             program(x, other)
 
 
+def test_arguments_whose_names_the_code_uses():
+    class Named(nn.Module):
+        def forward(self, x, inf=0.0, device=None, **more):
+            return x + torch.full((2,), float("inf"), device=device) * inf
+
+    x = torch.ones(2)
+    program = lens.trace(Named(), (x, x, torch.device("cpu"))).to_fx()
+    assert torch.equal(program(x, x, torch.device("cpu")), torch.full((2,), float("inf")))
+    for name, value in {"inf": x, "device": torch.device("cpu"), "class": 1, "a b": 1}.items():
+        with pytest.raises(RenderError, match="cannot have an argument of the name"):
+            lens.trace(Named(), x, {"device": torch.device("cpu"), "inf": 0.0, name: value}).to_fx()
+    harmless = lens.trace(Named(), x, {"device": "cpu"}).to_fx()
+    assert harmless(x, device="cpu").isnan().all()
+
+
 def test_arguments_left_out_are_as_in_the_trace():
     class Shaped(nn.Module):
         def forward(self, x, shape, dtype):

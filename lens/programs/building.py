@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Mapping
 from itertools import takewhile
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ from lens.render.renderer import Traced
 from lens.replay.interpreter import why_not_run
 
 _NAME = re.compile(r"\W+")
+#: Names that the code of a ``GraphModule`` takes for something else.
+_GLOBALS = frozenset({"inf", "nan", "NoneType", "torch", "device", "fx_pytree", "pytree"})
 _FIRST_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -127,6 +130,10 @@ class Builder:
         self._add_output()
         self.graph.lint()
         program = Program(self.root, self.graph, self.trace.meta.model or "Program")
+        body = program.code.partition(":\n")[2]
+        for name in _GLOBALS.intersection(node.target for node in self.graph.nodes if node.op == "placeholder"):
+            if len(re.findall(rf"\b{name}\b(?! =)", body)) > 1:  # once the argument gets a name of its own
+                raise _unusable(name)
         for alias, address in self.addresses.items():
             place(program, alias, program.get_parameter(address))
         program.train(self.trace.meta.training)
@@ -199,8 +206,11 @@ class Builder:
         for number, arg in enumerate(positional.items):
             name = _argument_name(self.trace, arg)
             taken = {n for n, _ in given} | {str(n) for n, _ in named.items}
-            given.append((f"arg_{number}" if not name or name in taken else name, arg))
+            given.append((f"arg_{number}" if not name or name in taken | _GLOBALS else name, arg))
         given += [(str(name), arg) for name, arg in named.items]
+        for name, _ in given:
+            if not name.isidentifier() or iskeyword(name):
+                raise _unusable(name)
         optional = len(given)
         while optional and not _holds_slots(given[optional - 1][1]):
             optional -= 1
@@ -363,6 +373,14 @@ def _argument_name(trace: Graph, arg: Template) -> str:
         if word is not None and word[0] != "args":
             return word[0]
     return ""
+
+
+def _unusable(name: str) -> RenderError:
+    return RenderError(
+        f"a program cannot have an argument of the name {name!r}: its code has another use for the word",
+        where=f"{name}=",
+        hint="trace the model with this argument given by its position",
+    )
 
 
 def _holds_slots(template: Template) -> bool:
