@@ -491,6 +491,18 @@ def test_weights_of_large_onnx_models_stand_beside(tmp_path, monkeypatch):
     assert run_onnx(path, history) < 1e-4
 
 
+def test_names_in_onnx_are_told_apart(tmp_path):
+    class Named(nn.Module):
+        def forward(self, output_1):
+            y = output_1 * 2
+            return output_1, y, y
+
+    history = lens.trace(Named(), torch.ones(3))
+    path = history.to_onnx(tmp_path / "names.onnx")
+    assert run_onnx(path, history) == 0
+    assert [end.name for end in onnx.load(path).graph.input] == ["output_1_"]
+
+
 def test_onnx_of_batch_statistics(tmp_path):
     """torch's exporter writes the running statistics of a model in training mode."""
     history = lens.trace(nn.BatchNorm1d(3), torch.randn(8, 3) * 5 + 2)

@@ -170,7 +170,8 @@ class Builder:
         if self.flat:
             for leaf in self.trace.leaves:
                 if leaf.kind == "input":
-                    given = self.graph.placeholder(self._name(leaf.addresses[0]))
+                    name = self._name(leaf.addresses[0])
+                    given = self.graph.placeholder(f"{name}_" if name in self.trace[Labels].outputs else name)
                     written = leaf.value in self.touched  # exporters have no way to write to their inputs
                     self.nodes[leaf.value] = self.graph.call_method("clone", (given,)) if written else given
         else:
@@ -356,11 +357,19 @@ class Builder:
 
     def _add_output(self) -> None:
         nodes = [self.nodes[v] for v in self.trace.outputs.values]
+        if self.flat:
+            # Exporters have one name for what is an input and an output, or two outputs.
+            named = {node for node in self.graph.nodes if node.op == "placeholder"}
+            for place_, node in enumerate(nodes):
+                nodes[place_] = self.graph.call_method("clone", (node,)) if node in named else node
+                named.add(node)
+            self.graph.output(tuple(nodes))
+            return
 
         def make(cls: Any, *args: Any, **kwargs: Any) -> fx.Node:
             return self._call_module("lens_outputs", Held(cls), *args, **kwargs)
 
-        self.graph.output(tuple(nodes) if self.flat else put_together(self.trace.outputs.form, nodes, make))
+        self.graph.output(put_together(self.trace.outputs.form, nodes, make))
 
     def _name(self, text: str) -> str:
         return _NAME.sub("_", text).strip("_") or "value"
