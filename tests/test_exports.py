@@ -250,6 +250,16 @@ _EDGE = re.compile(r'\s*(\w+) (?:-->|==>|-\.->)(?:\|"[^"]*"\|)? (\w+)')
 _OTHER = re.compile(r'flowchart (BT|TB|LR|RL)|\s*subgraph \w+\["[^"]*"\]|\s*end|\s*(classDef|style) \w+ [\w#:,\- ]+')
 
 
+def test_json_has_no_numbers_that_json_has_not(tmp_path):
+    def refuse(name):
+        raise ValueError(name)
+
+    history = lens.trace(Body(lambda x: x.masked_fill(x > 0, float("-inf")) * float("nan")), torch.ones(2))
+    document = json.loads(open(history.export(tmp_path / "g.json", "json")).read(), parse_constant=refuse)
+    *_, fill, times = document["graph"]["ops"]
+    assert (fill["args"][2], times["args"][1]) == ({"float": "-inf"}, {"float": "nan"})
+
+
 def test_mermaid_has_the_nodes_and_edges_of_the_drawing(history):
     text, drawing = history.to_mermaid(max_nodes=None, limits=False), history.drawing(max_nodes=None)
     lines = text.splitlines()

@@ -101,6 +101,14 @@ def test_values_beside_the_file_are_read_one_by_one(tmp_path):
     assert torch.equal(names["relu_1_2:2"], history["relu_1:2"].tensor_contents)
 
 
+def test_values_beside_a_file_of_a_relative_path_are_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = lens.load(traced().save("t.lens", beside=True))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert loaded["relu_1:2"].tensor_contents is not None
+
+
 def test_dtypes_layouts_and_shared_memory_beside_the_file(tmp_path):
     def forward(x):
         wide = x.to(torch.complex128)

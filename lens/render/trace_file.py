@@ -6,6 +6,7 @@ It holds no code and no pickle, and opens without torch; only reading a saved va
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import zlib
 from collections.abc import Iterator
@@ -264,7 +265,7 @@ def _check(graph: Graph) -> None:
 
 def _store(document: dict[str, Any], graph: Graph, path: Path) -> PayloadStore:
     mark = document["beside"]
-    beside = Beside(str(beside_path(path)), mark) if isinstance(mark, str) and mark else None
+    beside = Beside(str(beside_path(path).absolute()), mark) if isinstance(mark, str) and mark else None
     values: dict[ValueId, Payload] = {}
     for value, dtype, shape, content in document["values"]:
         if beside is not None and isinstance(content, str):
@@ -300,4 +301,17 @@ class JsonRenderer(Renderer):
 
     def render(self, history: Traced) -> str:
         """The text."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **graph_document(history.graph)})
+        document = {"format": FORMAT, "version": VERSION, **graph_document(history.graph)}
+        try:
+            return json.dumps(document, allow_nan=False)
+        except ValueError:
+            return json.dumps(_for_json(document))
+
+
+def _for_json(part: Any) -> Any:
+    """The same with floats that JSON has not as maps: ``{"float": "nan"}``."""
+    if isinstance(part, float):
+        return part if math.isfinite(part) else {"float": str(part)}
+    if isinstance(part, dict):
+        return {key: _for_json(item) for key, item in part.items()}
+    return [_for_json(item) for item in part] if isinstance(part, (list, tuple)) else part
