@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import fields_dict, has
 
 from lens import registry
-from lens.errors import RenderError, nearest
+from lens.errors import PluginError, RenderError, nearest
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -37,9 +39,13 @@ class Exports:
 
     def with_facets(self: S, *kinds: type[Facet]) -> S:
         """This history with these facets; the passes that provide those it lacks are run. Raises PassError."""
-        missing = [kind for kind in kinds if self.graph.get(kind) is None]
-        if not missing:
-            return self
+        found = self
+        for _ in kinds:  # again for what a pass that restructures has dropped
+            missing = [kind for kind in kinds if found.graph.get(kind) is None]
+            found = found._with(missing) if missing else found
+        return found
+
+    def _with(self: S, missing: Sequence[type[Facet]]) -> S:
         providers = registry.providers()
         unknown = [kind.name for kind in missing if kind not in providers]
         if unknown:
@@ -169,7 +175,7 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
 def renderer_of(path: str | PathLike[str]) -> str:
     """The name of the renderer for a path, by its ending. Raises RenderError if none or several have that ending."""
     suffix = path_of(path).suffix
-    fitting = [name for name, cls in renderer_classes().items() if suffix and cls.suffix == suffix]
+    fitting = [name for name, cls in renderer_classes().items() if suffix and getattr(cls, "suffix", "") == suffix]
     if len(fitting) != 1:
         raise RenderError(
             f"the path does not tell the format: {' or '.join(fitting) if fitting else 'none'} has this ending",
@@ -180,8 +186,14 @@ def renderer_of(path: str | PathLike[str]) -> str:
 
 
 def renderer_classes() -> dict[str, type[Renderer]]:
-    """All registered renderers by name."""
-    return {name: registry.find("renderers", name) for name in sorted(registry.names("renderers"))}
+    """All registered renderers by name, as far as they can be loaded; of the others a warning."""
+    found = {}
+    for name in sorted(registry.names("renderers")):
+        try:
+            found[name] = registry.find("renderers", name)
+        except PluginError as error:
+            warnings.warn(f"lens goes without a renderer: {error}", stacklevel=3)
+    return found
 
 
 def render(history: Any, renderer: Renderer) -> Rendered:
@@ -194,6 +206,13 @@ def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
     """Write what a renderer made, each file whole or not at all, and give the path. Raises RenderError."""
     target = path_of(path)
     files: Mapping[str, str | bytes] = rendered if isinstance(rendered, Mapping) else {"": rendered}
+    for name, content in files.items():
+        if not isinstance(content, (str, bytes)) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RenderError(
+                f"the renderer gave a {type(content).__name__} for the file {name!r}",
+                where=str(target),
+                hint="a renderer gives text or bytes, for names of files in the folder",
+            )
     for name, content in files.items():
         write_out(target / name, content)
     return str(target)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from lens import registry
-from lens.capture.backend import CaptureBackend, find_backend
+from lens.capture.backend import CaptureBackend, check_available, find_backend
 from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.capture.quiet_gc import old_objects_set_aside
 from lens.capture.selection import Save, Transform
@@ -159,5 +159,7 @@ def _settings(
     if isinstance(chosen, type) or not isinstance(chosen, CaptureBackend):
         hint = 'give a name such as "decoration", or an instance; docs/writing-backends.md says what it needs'
         raise InputError(f"backend cannot be a {type(chosen).__name__}", where="backend=", hint=hint)
+    if chosen is backend:
+        check_available(chosen)
     pipeline = parse_pipeline(passes, registry.pass_classes()) if isinstance(passes, str) else _listed(passes)
     return Settings(chosen, pipeline, save, transform, detach, stop_at, seed, fast_paths)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from importlib.metadata import EntryPoint
 from typing import ClassVar
 
@@ -12,10 +13,13 @@ from torch import nn
 
 import lens
 from lens import registry
+from lens.capture.torch_function import TorchFunctionBackend
 from lens.cli import main
-from lens.errors import PluginError
-from lens.ir.facets import Facet, Labels, UnknownFacet
+from lens.errors import BackendError, PluginError, RenderError
+from lens.exports import write_rendered
+from lens.ir.facets import Facet, Labels, Orphans, UnknownFacet
 from lens.ir.graph import Graph
+from lens.ir.printer import print_graph
 from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.protocol import PassResult
@@ -159,3 +163,57 @@ def test_the_list_of_passes_shows_what_can_be_used_and_why_the_rest_cannot(monke
     listed = json.loads(capsys.readouterr().out)
     assert listed["mine"] == {"options": {}, "what": "", "requires": [], "provides": ["mine"], "preserves": []}
     assert "no_such_package" in listed["bad"]["unavailable"]
+
+
+@pytest.mark.parametrize("target", ["no_such_package:R", f"{HERE}:NoSuchRenderer", f"{HERE}:NoPass"])
+def test_a_renderer_that_cannot_be_used_breaks_no_export(target, tmp_path, monkeypatch, capsys):
+    install(monkeypatch, renderers={"bad": target})
+    history = lens.trace(nn.Softplus(), torch.ones(2))
+    with nullcontext() if "NoPass" in target else pytest.warns(UserWarning, match="renderer 'bad'"):
+        history.export(tmp_path / "layers.csv")
+    assert (tmp_path / "layers.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "what"), [({"../a": "text"}, r"for the file '\.\./a'"), ({"a": 3}, "gave a int"), (3, "gave a int")]
+)
+def test_a_renderer_gives_text_or_bytes_for_files_in_its_folder(files, what, tmp_path):
+    with pytest.raises(RenderError, match=what):
+        write_rendered(files, tmp_path / "folder")
+    assert not any(tmp_path.iterdir())
+
+
+@frozen
+class TensorFacet(Facet):
+    name: ClassVar[str] = "tensor"
+    value: object = None
+
+
+@pytest.mark.parametrize("value", [torch.ones(1), {1: 2}, [(1, {3})]])
+def test_a_facet_that_has_no_form_is_an_error_of_its_name(value, tmp_path):
+    history = lens.trace(nn.Softplus(), torch.ones(2))
+    history.graph = history.graph.with_facets(TensorFacet(value))
+    for write in (lambda: history.save(tmp_path / "t.lens"), lambda: print_graph(history.graph)):
+        with pytest.raises(RenderError, match="facet 'tensor' holds a"):
+            write()
+
+
+def test_facets_are_filled_in_again_where_one_pass_drops_what_another_gave():
+    class Net(nn.Module):
+        def forward(self, x):
+            torch.zeros(2) + 1  # an orphan
+            return x * 2
+
+    history = lens.trace(Net(), torch.ones(2), passes="granularity")
+    found = history.with_facets(Labels, Orphans)
+    assert found.graph.get(Labels) is not None
+    assert found.graph.get(Orphans) is not None
+
+
+def test_a_backend_that_says_it_is_unavailable_is_not_used():
+    class Missing(TorchFunctionBackend):
+        def unavailable(self):
+            return "the driver is missing"
+
+    with pytest.raises(BackendError, match="the driver is missing"):
+        lens.trace(nn.Softplus(), torch.ones(2), backend=Missing())

@@ -382,3 +382,21 @@ def test_what_a_tensor_moved_away_from_is_not_saved_as_it_is_now():
     history = lens.trace(forward, torch.ones(2), backend="torch_dispatch")
     with pytest.raises(StaleValueError):
         history["add_1"].tensor_contents  # noqa: B018
+
+
+def test_a_view_of_a_parameter_that_was_written_to():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(4, 4))
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.w.mul_(0.5)
+                self.w[0].add_(1)
+                self.w.view(-1).clamp_(-0.5, 0.75)
+            return x @ self.w
+
+    model = Model()
+    history = lens.trace(model, torch.ones(1, 4), backend="torch_dispatch")
+    assert torch.equal(history["output_1"].tensor_contents, torch.full((1, 4), 2.25))

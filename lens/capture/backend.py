@@ -97,11 +97,19 @@ def find_backend(name: str) -> CaptureBackend:
             where=f"backend={name!r}",
             hint=f"known backends: {', '.join(sorted(known))}",
         )
-    info = _info(name)
-    if info.reason is not None:
+    _check(name, _info(name).reason)
+    return registry.find("backends", name)()  # type: ignore[no-any-return]
+
+
+def check_available(backend: CaptureBackend) -> None:
+    """Raises BackendError if a backend says that it cannot be used here."""
+    _check(backend.name, backend.unavailable())
+
+
+def _check(name: str, reason: str | None) -> None:
+    if reason is not None:
         raise BackendError(
-            f"the backend {name!r} cannot be used here: {info.reason}",
+            f"the backend {name!r} cannot be used here: {reason}",
             where=f"torch {torch.__version__}",
             hint="choose another backend; `lens backends` lists them",
         )
-    return registry.find("backends", name)()  # type: ignore[no-any-return]

@@ -278,7 +278,10 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bumped = []
         for record in self.latest:
             tensor = record()
-            node = node_class(tensor, record.value) if tensor is not None and tensor.requires_grad else None
+            try:
+                node = node_class(tensor, record.value) if tensor is not None and tensor.requires_grad else None
+            except RuntimeError:  # a view that was written to under no_grad
+                node = None
             if node is not None:
                 *row, _ = values[record.value]
                 values[record.value] = (*row, node)  # type: ignore[assignment]

@@ -7,12 +7,12 @@ Reading checks types strictly, so that data from outside cannot smuggle in surpr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, get_args, get_origin
 
 import cattrs
 
-from lens.errors import FileFormatError
+from lens.errors import FileFormatError, RenderError
 from lens.ir.elements import LEAF_KINDS, LeafKind
 from lens.ir.facets import BUILT_IN, Facet, UnknownFacet
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template
@@ -150,10 +150,34 @@ CONVERTER = _make_converter()
 
 
 def dump_facet(facet: Facet) -> tuple[str, Any]:
-    """A facet as its name and plain data."""
+    """A facet as its name and plain data. Raises RenderError if it holds something that is none."""
     if isinstance(facet, UnknownFacet):
         return facet.original, json.loads(facet.fields)
-    return facet.name, CONVERTER.unstructure(facet)
+    data = CONVERTER.unstructure(facet)
+    strange = next(_strange(data), None)
+    if strange is not None:
+        raise RenderError(
+            f"facet {facet.name!r} holds a {strange.__name__}, for which files and text have no form",
+            where=f"facet {facet.name}",
+            hint="give its fields as numbers, text, lists and dicts with keys of text",
+        )
+    return facet.name, data
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
+
+def _strange(data: Any) -> Iterator[type]:
+    """The types in data that are not plain."""
+    if isinstance(data, dict):
+        yield from (type(key) for key in data if not isinstance(key, str))
+        yield from _strange([*data.values()])
+    elif isinstance(data, (list, tuple)):
+        if not _PLAIN.issuperset(map(type, data)):
+            for item in data:
+                yield from _strange(item)
+    elif not isinstance(data, tuple(_PLAIN)):
+        yield type(data)
 
 
 def load_facet(name: str, data: Any, kinds: Iterable[type[Facet]] = ()) -> Facet:

@@ -166,7 +166,7 @@ def _modules(history: ModelHistory, depth: int | None, limit: int | None) -> Tab
     def names_of(op: Op) -> list[str]:
         rows = history.index.by_op[op.id]
         inside = history.entry(rows[0].number)._scopes if rows else ()
-        return ["", *dict.fromkeys(scope.address for scope in inside)]
+        return list(dict.fromkeys(["", *(scope.address for scope in inside)]))  # the model may call itself
 
     totals = _totals(history, names_of)
     owned: Counter[str] = Counter()
