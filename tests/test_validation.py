@@ -485,6 +485,39 @@ def test_replay_runs_only_what_is_wanted():
     assert torch.equal(output, noise / history["buffer_1"].tensor_contents)
 
 
+SHOWS_ANEW = {
+    "as_strided": lambda x: (x * 1).as_strided((2, 2), (1, 4), 1) + 1,
+    "resize_": lambda x: (x * 1).resize_(2, 2) + 1,
+    "of a complex part": lambda x: torch.complex(x, x).real.as_strided((2, 2), (2, 8)) + 1,
+}
+
+
+@pytest.mark.parametrize("name", SHOWS_ANEW)
+def test_replay_shows_memory_anew_in_the_dtype_of_what_lies_there(name):
+    function, x, other = SHOWS_ANEW[name], torch.randn(3, 4), torch.randn(3, 4).double()
+    history = lens.trace(Body(function), x)
+    (source,), outputs = history.graph.inputs.values, history.graph.outputs.values
+    (made,) = Interpreter(history.graph, history.payloads).run({source: other}, want=outputs).values()
+    assert made.dtype == torch.float64
+    assert torch.equal(made, function(other))
+
+
+def test_replay_does_not_cut_memory_off_that_is_shown_in_another_size():
+    history = lens.trace(Body(lambda x: torch.empty(0).set_(x * 3) + 1), torch.randn(3, 4))
+    interpreter = Interpreter(history.graph, history.payloads)
+    (source,), outputs = history.graph.inputs.values, history.graph.outputs.values
+    assert interpreter.run(interpreter.sources(), want=outputs)
+    with pytest.raises(ReplayError, match="shows memory where"):
+        interpreter.run({**interpreter.sources(), source: torch.randn(6, 4)}, want=outputs)
+
+
+def test_replay_gives_values_in_the_order_asked_for():
+    history = lens.trace(Body(lambda x: [x * i for i in range(40)][::-1]), torch.ones(2))
+    interpreter = Interpreter(history.graph, history.payloads)
+    made = interpreter.run(interpreter.sources(), want=history.graph.outputs.values)
+    assert tuple(made) == history.graph.outputs.values
+
+
 def test_replay_frees_after_the_last_use():
     history = lens.trace(Body(lambda x: ((x + 1) * 2 - 3).relu()), torch.randn(64, 64))
     interpreter = Interpreter(history.graph, history.payloads)

@@ -78,13 +78,14 @@ class Interpreter:
             want: The values to give; others are dropped after their last use. By default all that the range makes.
 
         Returns:
-            The wanted values. They may share memory with each other and with what was given: copy before you write.
+            The wanted values, in the order asked for. They may share memory with each other and with what was given:
+            copy before you write.
 
         Raises:
             ReplayError: a value is missing, or an op cannot be run here; it names the op and its line.
         """
         stretch = self.graph.ops[start:stop]
-        wanted = {v for op in stretch for v in op.writes} if want is None else set(want)
+        wanted = dict.fromkeys((v for op in stretch for v in op.writes) if want is None else want)
         ops = _needed(stretch, values, wanted)
         last = {v: op.id for op in ops for v in _sources_of(op) if v not in wanted}
         made: dict[ValueId, torch.Tensor] = {}
@@ -165,7 +166,7 @@ def _sources_of(op: Op) -> tuple[ValueId, ...]:
     return tuple(dict.fromkeys(op.reads))
 
 
-def _needed(ops: Sequence[Op], given: Tensors, wanted: set[ValueId]) -> list[Op]:
+def _needed(ops: Sequence[Op], given: Tensors, wanted: Iterable[ValueId]) -> list[Op]:
     """The ops that make a wanted value, or what one of these reads."""
     missing = {v for v in wanted if v not in given}
     needed = []

@@ -22,6 +22,7 @@ from lens.ir.elements import Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Seq, Slot, Template
+from lens.ir.types import TensorType
 from lens.replay.arena import Arena
 from lens.replay.arguments import build
 
@@ -34,6 +35,8 @@ _DEFAULTS = {
     "complex64": torch.float32,
     "complex128": torch.float64,
 }
+#: Show memory anew in the size of a tensor that they are given.
+_SIZED_BY_A_TENSOR = frozenset({"set_", "resize_as_", "__deepcopy__"})
 Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
 
 
@@ -143,9 +146,24 @@ class _Runner:
 
     def _shown(self, op: Op, arena: Arena) -> dict[ValueId, torch.Tensor]:
         value = op.results[0]
-        kind = self.graph.values[value].type
-        result = arena.show(self.payloads.layouts[value], getattr(torch, kind.dtype), kind.shape)
+        layout, kind = self.payloads.layouts[value], self.graph.values[value].type
+        dtype = getattr(torch, kind.dtype)
+        for there, tensor in arena.placed.items():
+            if there in self.payloads.layouts and self.payloads.layouts[there].memory == layout.memory:
+                dtype = self._dtype_shown(op, dtype, self.graph.values[there].type, tensor)
+        result = arena.show(layout, dtype, kind.shape)
         return {value: result, **{new: arena.placed[old] for old, new in op.effects}}
+
+    def _dtype_shown(self, op: Op, dtype: torch.dtype, recorded: TensorType, given: torch.Tensor) -> torch.dtype:
+        """The dtype in which memory is shown anew, where a tensor of perhaps another type than in the run lies."""
+        was = getattr(torch, recorded.dtype)
+        grows = op.function.name.partition(".")[0] in _SIZED_BY_A_TENSOR and recorded.shape != tuple(given.shape)
+        if grows or (given.dtype is not was and dtype not in (was, given.dtype)):
+            raise ReplayError(
+                f"it shows memory where a {recorded} lay in the run, and now lies a {given.dtype}{list(given.shape)}",
+                hint="give it a tensor of the recorded type",
+            )
+        return given.dtype if dtype is was else dtype
 
     @contextmanager
     def _default_dtype(self, op: Op, operands: list[torch.Tensor]) -> Iterator[None]:
