@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from lens.capture.tensor_table import storage_of, version_of
+from lens.foreign import Raised, attempt
 from lens.reachable import is_array, is_generator, is_numpy_generator, slots_of
 from lens.validate.comparing import same, without_data
 
@@ -52,7 +53,8 @@ class TensorMemento:
         #: Shows the same memory for good, wherever the tensor goes.
         self.shown = tensor.detach()
         copied = copied and not without_data(tensor)
-        self.contents = _without_repeats(self.shown).clone() if copied else None
+        copy = attempt(_without_repeats(self.shown).clone) if copied else None
+        self.contents = None if isinstance(copy, Raised) else copy
         self._version = version_of(tensor)
         self._is_leaf = tensor.is_leaf
         self._asks_for_grad = tensor.requires_grad
@@ -69,7 +71,7 @@ class TensorMemento:
                 self.tensor.data = self.shown
             if self.contents is not None:
                 place = _without_repeats(self.shown)
-                if not same(place, self.contents):
+                if not _is_same(place, self.contents):
                     place.copy_(self.contents)
             if self._is_leaf:
                 self._put_back_grad()
@@ -85,7 +87,7 @@ class TensorMemento:
 
     def again(self) -> TensorMemento:
         """What the tensor is now; the copy of before is used again if it is what is there."""
-        unchanged = self.contents is not None and same(_without_repeats(self.tensor.detach()), self.contents)
+        unchanged = self.contents is not None and _is_same(_without_repeats(self.tensor.detach()), self.contents)
         found = TensorMemento(self.tensor, copied=self.contents is not None and not unchanged)
         if unchanged:
             found.contents = self.contents
@@ -197,6 +199,11 @@ def _access(one: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:
     if is_numpy_generator(one):
         return partial(getattr, one, "state"), partial(setattr, one, "state")
     return one.get_state, one.set_state
+
+
+def _is_same(tensor: torch.Tensor, contents: torch.Tensor) -> bool:
+    """False also of tensors whose class cannot compare them."""
+    return attempt(partial(same, tensor, contents)) is True
 
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from attrs import define, evolve, field, frozen
 from torch import nn
 
 from lens.errors import LensError, PayloadError, ReplayError, StaleValueError
+from lens.foreign import Raised, attempt
 from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
@@ -85,15 +87,17 @@ def compared(outputs: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> 
         return Verdict(
             "plain run", "failed", f"it returns {len(plain)} tensors, the traced one {len(outputs)}", "plain"
         )
-    empty = []
+    unknown = []
     for place, (output, expected) in enumerate(zip(outputs, plain, strict=True)):
-        differs = _how_differs(output.detach(), expected.detach())
-        if differs:
+        differs = attempt(partial(_how_differs, output.detach(), expected.detach()))
+        if isinstance(differs, Raised):
+            unknown.append(f"output {place} cannot be compared: {differs}")
+        elif differs:
             return Verdict("plain run", "failed", f"output {place}: {differs}", "plain")
-        if without_data(output):
-            empty.append(str(place))
-    if empty:
-        return Verdict("plain run", "exempt", f"no data to compare in output {', '.join(empty)}")
+        elif without_data(output):
+            unknown.append(f"output {place} has no data")
+    if unknown:
+        return Verdict("plain run", "exempt", "; ".join(unknown[:_SHOWN]))
     return Verdict("plain run", "proved")
 
 
@@ -162,8 +166,7 @@ class _Check:
             names = labels.results[op.id] if labels is not None else ()
             verdict = Verdict(names[0] if names else f"op {op.id}", "proved", "", "", op.id, op.location)
             try:
-                operands, saved = self._replayed(op)
-                depends, notes = self._perturbed(op, operands, saved)
+                depends, notes = self._proved(op)
             except _StopError as stop:
                 found.append(_Found(evolve(verdict, status=stop.status, detail=stop.detail, cause=stop.cause)))
             else:
@@ -172,6 +175,19 @@ class _Check:
             for value in op.reads:
                 if last.get(value) == op.id:
                     self.unsaved.pop(value, None)
+
+    def _proved(self, op: Op) -> tuple[tuple[ValueId, ...], dict[str, str]]:
+        """What ``_perturbed`` finds of an op that gives its results again."""
+        operands, saved = self._replayed(op)
+        plain = torch.Tensor, nn.Parameter
+        if all(type(tensor) in plain for tensor in (*operands.values(), *saved.values())):
+            return self._perturbed(op, operands, saved)
+        found = attempt(partial(self._perturbed, op, operands, saved))  # classes of tensors may refuse any function
+        if isinstance(found, Raised) and isinstance(found.error, _StopError):
+            raise found.error
+        if isinstance(found, Raised):
+            raise _StopError("exempt", f"a tensor of another class than torch's cannot be compared: {found}")
+        return found
 
     def _replayed(self, op: Op) -> tuple[dict[ValueId, torch.Tensor], dict[ValueId, torch.Tensor]]:
         """Operands and saved results of an op that gives them again."""
@@ -197,7 +213,9 @@ class _Check:
                 raise _StopError("failed", "run again it does not return all of its results", "raises")
             saved = {v: t for v, t in saved.items() if v in replayed}
         for value, expected in saved.items():
-            differs = difference(replayed[value], expected)
+            differs = attempt(partial(difference, replayed[value], expected))
+            if isinstance(differs, Raised):
+                raise _StopError("exempt", f"a {type(expected).__name__} that cannot be compared: {differs}")
             if differs:
                 self._judge(op, operands, replayed, value, differs)
         return operands, saved
