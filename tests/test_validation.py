@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import timeit
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +23,7 @@ from lens.ir.facets import Conditionals
 from lens.ir.templates import Slot
 from lens.model_specs import import_torchvision
 from lens.replay import Interpreter
-from lens.validate.invariants import violations
+from lens.validate.invariants import _labels, violations
 from lens.validate.report import ADVICE
 
 #: What is run in a process of its own imports the benchmarks.
@@ -586,6 +587,22 @@ def test_time_in_relation_to_the_plain_forward():
             assert lens.validate_saved_activations(model, x)
             whole.append(time.perf_counter() - begin)
     assert min(whole) <= 15 * median(plain) + 0.3, (plain, whole)
+
+
+def test_labels_are_checked_in_time_in_proportion_to_them():
+    def steps(count):
+        def forward(x):
+            for step in range(count):
+                x = x + (step + 0.5)  # other numbers, so no loop
+            return x
+
+        return forward
+
+    def least_time(count):
+        history = lens.trace(Body(steps(count)), torch.ones(1))
+        return min(timeit.repeat(lambda: list(_labels(history)), number=1, repeat=3))
+
+    assert least_time(8000) < 20 * least_time(1000)
 
 
 MEMORY = """

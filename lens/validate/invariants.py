@@ -67,8 +67,7 @@ _LABEL = re.compile(r"(?P<type>[^_]\w*?)_(?P<kind>\d+)_(?P<total>\d+)")
 def _labels(history: ModelHistory) -> Iterator[str]:
     """Labels say their type, count it, and count all layers; passes are counted in order of execution."""
     labels = history.graph[Labels]
-    per_type: dict[str, dict[str, None]] = defaultdict(dict)
-    layers: dict[str, None] = {}
+    per_type: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     totals = Counter(name for names in labels.results for name in names[:1])
     for op, names in zip(history.graph.ops, labels.results, strict=True):
@@ -77,11 +76,11 @@ def _labels(history: ModelHistory) -> Iterator[str]:
             if match is None or match["type"] != layer_type(op.function):
                 yield f"op {op.id}, a {op.function}, is called {name}"
                 continue
-            layers.setdefault(name)
-            per_type[match["type"]].setdefault(name)
-            place = list(per_type[match["type"]]).index(name) + 1 if name not in seen else int(match["kind"])
-            if name not in seen and (int(match["kind"]), int(match["total"])) != (place, len(layers)):
-                yield f"{name} is layer {place} of its type and {len(layers)} of all"
+            if name not in seen:
+                per_type[match["type"]] += 1
+                right = per_type[match["type"]], len(seen) + 1
+                if (int(match["kind"]), int(match["total"])) != right:
+                    yield f"{name} is layer {right[0]} of its type and {right[1]} of all"
             seen[name] += 1
         told = labels.pass_num[op.id], labels.pass_total[op.id]
         if names and told != (seen[names[0]], totals[names[0]]):
