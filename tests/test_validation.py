@@ -194,6 +194,21 @@ def test_no_false_alarm_on_the_conformance_models():
         assert found.ok is not bool(case.errors), f"{case.name}\n{found}"
 
 
+def test_a_tensor_that_comes_to_ask_for_gradients_in_the_run():
+    """Torch runs an LSTM on another kernel then, which sums in another order."""
+
+    class Saliency(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(600, 8).requires_grad_(False)
+
+        def forward(self, x):
+            return self.lstm(x.detach().requires_grad_())[0]
+
+    found = report(Saliency(), torch.randn(20, 2, 600))
+    assert found.ok, str(found)
+
+
 @pytest.mark.parametrize("way", [lambda w: w[16:32], lambda w: w.detach()[16:32], lambda w: w.data.chunk(3)[1]])
 def test_views_of_parameters_without_gradients(way):
     """They require a gradient all the same, if they are not detached, and torch multiplies in another order then."""

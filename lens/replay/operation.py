@@ -56,22 +56,35 @@ class _Runner:
     payloads: PayloadStore
 
     def run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
-        if not self._asks_for_grad(op):
+        asking = self._asking_for_grad(op)
+        if not asking:
             with torch.no_grad():
                 return self._run(op, values)
         alike = {v: values[v].detach() for v in op.reads}
-        for value, tensor in alike.items():
-            if self._required_grad(value) and tensor.is_floating_point() and not tensor.is_inference():
+        for value in asking:
+            tensor = alike[value]
+            if tensor.is_floating_point() and not tensor.is_inference():
                 tensor.requires_grad_()
         with torch.set_grad_enabled(any(self._had_grad(v) for v in op.results)):
             return {v: tensor.detach() for v, tensor in self._run(op, alike).items()}
 
-    def _asks_for_grad(self, op: Op) -> bool:
-        """Whether torch could pick another kernel, with other last bits, because a derivative could be asked for."""
+    def _asking_for_grad(self, op: Op) -> list[ValueId]:
+        """The operands that asked for a gradient: torch could pick another kernel for them, with other last bits.
+
+        Where none is known and a result has a history, ``requires_grad_`` was called in the run: of whom, nobody
+        noted, but no parameter.
+        """
         function = op.function
         if function.mutates or function.view or function.opaque or op.effects:
-            return False
-        return any(self._required_grad(v) for v in op.reads)
+            return []
+        known = [v for v in op.reads if self._required_grad(v)]
+        if known or not any(self.graph.values[v].grad_fn is not None for v in op.results):
+            return known
+        return [v for v in op.reads if not self._is_parameter(v)]
+
+    def _is_parameter(self, value: ValueId) -> bool:
+        leaf = self.graph.values[value].leaf
+        return leaf is not None and self.graph.leaves[leaf].kind == "parameter"
 
     def written(self, op: Op, values: Tensors) -> set[ValueId]:
         function = describe(resolve(op.function))
