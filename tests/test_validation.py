@@ -579,6 +579,28 @@ def test_a_loaded_trace_is_checked_with_the_model(tmp_path):
     assert [verdict.layer for verdict in found.failed] == ["linear_1_1"]
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x + torch.randn(4, generator=torch.Generator().manual_seed(3)),
+        lambda x: torch.sparse.mm(x.to_sparse(), x.mT),
+        lambda x: torch.nested.nested_tensor([x[:1], x]).to_padded_tensor(0.0) + 1,
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8).dequantize() + 1,
+    ],
+    ids=["generator", "sparse", "nested", "quantized"],
+)
+def test_what_a_saved_trace_does_not_hold_is_exempt(function, tmp_path):
+    history = lens.trace(Body(function), torch.randn(3, 4))
+    loaded = lens.load(history.save(tmp_path / "t.lens"))
+    found = lens.validate.check(loaded)
+    assert found.ok, str(found)
+    assert all("which a saved trace" in verdict.detail for verdict in found.exempt)
+    assert found.exempt
+    if len(loaded.graph.ops) == 2:
+        interpreter = Interpreter(loaded.graph, loaded.payloads)
+        assert interpreter.run(interpreter.sources(), want=loaded.graph.outputs.values)
+
+
 def test_a_variant_of_an_operation_runs():
     history = lens.trace(Body(lambda x: x - 2), torch.ones(2))
     (op,) = history.graph.ops
@@ -617,7 +639,7 @@ def test_labels_are_checked_in_time_in_proportion_to_them():
         history = lens.trace(Body(steps(count)), torch.ones(1))
         return min(timeit.repeat(lambda: list(_labels(history)), number=1, repeat=3))
 
-    assert least_time(8000) < 20 * least_time(1000)
+    assert least_time(10_000) < 100 * least_time(500)  # quadratic, 400 times
 
 
 MEMORY = """

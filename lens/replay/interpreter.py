@@ -7,7 +7,7 @@ they view, a range may start anywhere, and a value may be replaced by another: w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -19,7 +19,7 @@ from lens.foreign import Raised, attempt
 from lens.ir.elements import Leaf, Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.templates import Opaque
+from lens.ir.templates import Opaque, children
 from lens.replay.operation import run_operation, written_operands
 
 _FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
@@ -185,16 +185,25 @@ def why_not_run(op: Op, payloads: PayloadStore | None = None) -> str:
         return "a gradient stands beside its tensor; it is not computed from it"
     if op.function.name in _FORWARD_MODE:
         return "belongs to a level of forward-mode differentiation that is gone"
-    if not op.function.opaque:
-        return ""
-    called = op.args[0]
-    if not isinstance(called, Opaque):
+    if op.function.opaque and not isinstance(op.args[0], Opaque):
         return "says where a tensor came from; nothing was called"
-    if payloads is not None and called.index not in payloads.objects:
-        return f"calls a {called.type}, which a saved trace does not hold"
-    if op.function.mutates:
+    if payloads is not None:
+        for lacking in _objects(op):
+            if lacking.index not in payloads.objects:
+                return f"is given a {lacking.type}, which a saved trace does not hold"
+    if op.function.opaque and op.function.mutates:
         return "opaque, and would write to the model again"
     return ""
+
+
+def _objects(op: Op) -> Iterator[Opaque]:
+    """The opaque objects among the arguments of an operation."""
+    stack = [*op.args, *(arg for _, arg in op.kwargs)]
+    while stack:
+        template = stack.pop()
+        if isinstance(template, Opaque):
+            yield template
+        stack.extend(children(template))
 
 
 def makes_garbage(op: Op) -> bool:

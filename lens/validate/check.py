@@ -196,12 +196,7 @@ class _Check:
             raise _StopError("exempt", reason)
         if any(map(self._is_unshaped, op.operands)):
             raise _StopError("exempt", "reads a parameter that a lazy module had yet to shape")
-        try:
-            operands, saved = {v: self._read(v) for v in op.reads}, self._saved(op)
-        except StaleValueError as error:
-            raise _StopError("exempt", error.what) from error
-        except PayloadError as error:
-            raise _StopError("failed", error.what, "unsaved") from error
+        operands, saved = self._values_of(op)
         replayed = self._run(op, operands)
         self.unsaved.update({v: t for v, t in replayed.items() if v not in self.payloads})
         if any(without_data(t) for t in (*operands.values(), *saved.values())):
@@ -218,6 +213,18 @@ class _Check:
                 raise _StopError("exempt", f"a {type(expected).__name__} that cannot be compared: {differs}")
             if differs:
                 self._judge(op, operands, replayed, value, differs)
+        return operands, saved
+
+    def _values_of(self, op: Op) -> tuple[dict[ValueId, torch.Tensor], dict[ValueId, torch.Tensor]]:
+        """Operands and saved results of an op."""
+        try:
+            operands, saved = {v: self._read(v) for v in op.reads}, self._saved(op)
+        except StaleValueError as error:
+            raise _StopError("exempt", error.what) from error
+        except PayloadError as error:
+            raise _StopError("failed", error.what, "unsaved") from error
+        if any(self._is_made_plain(value, tensor) for value, tensor in (*operands.items(), *saved.items())):
+            raise _StopError("exempt", "a sparse, nested or quantized tensor, which a saved trace holds as a plain one")
         return operands, saved
 
     def _run(self, op: Op, operands: dict[ValueId, torch.Tensor]) -> dict[ValueId, torch.Tensor]:
@@ -253,6 +260,13 @@ class _Check:
         scratch = {v for i, v in enumerate(op.results) if i in _SCRATCH.get(op.function.name, ())}
         kept = [v for v in op.writes if v not in scratch and (v in self.payloads or v in op.results)]
         return {v: self.payloads.read(v).detach() for v in kept}
+
+    def _is_made_plain(self, value: ValueId, tensor: torch.Tensor) -> bool:
+        """Whether a plain tensor stands for what was none in the run: the file format has no others."""
+        if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided:
+            return False
+        kind = self.graph.values[value].type
+        return kind.layout != "strided" or kind.dtype.startswith(("qint", "quint"))
 
     def _is_unshaped(self, value: ValueId) -> bool:
         leaf = self.graph.values[value].leaf
