@@ -77,6 +77,21 @@ def test_flops_of_models_are_those_of_torch(name):
             assert (by_module[own] or 0) == sum(kinds.values()), address
 
 
+def test_a_model_that_calls_itself_counts_its_operations_once():
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x, deeper=True):
+            return self(self.fc(x), False) if deeper else self.fc(x)
+
+    history = lens.trace(Again(), torch.ones(2, 4))
+    rows = {row["module"].strip(): row for row in history.summary("module")}
+    assert rows["(model)"]["flops"] == rows["fc"]["flops"] == history.total_flops
+    assert rows["(model)"]["ops"] == 2
+
+
 def test_a_formula_of_the_users_counts():
     library = torch.library.Library("lens_profile_test", "DEF")
     library.define("twice(Tensor x) -> Tensor")
