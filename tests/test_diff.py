@@ -101,6 +101,19 @@ def test_nan_equals_nan_and_other_kinds_of_tensors():
     }
 
 
+def test_what_has_no_elements_and_what_torch_cannot_compare():
+    with torch.device("meta"):
+        history = lens.trace(nn.Linear(4, 4), torch.randn(3, 4))
+    assert history.diff(history).same
+    assert history.diff(history).compared == 0
+
+    def halves(factor):
+        return lens.trace(lambda x: (x * factor).to(torch.complex32), torch.ones(3))
+
+    assert halves(1).diff(halves(1)).compared == 4
+    assert ("to_1_2", "values") in kinds(halves(1).diff(halves(2)))
+
+
 def test_wiring():
     def run(forward):
         model = nn.Module()

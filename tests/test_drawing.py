@@ -15,6 +15,7 @@ from models import Conditional, TwoBranches
 from torch import nn
 
 import lens
+from lens.errors import RenderError
 from lens.render import drafting
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing, Edge, Node, pass_ranges
@@ -364,3 +365,17 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for name in sys.argv[1:] or DRAWN:
         (GOLDEN / f"{name}.txt").write_text(text_of(name), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "options", [{"style": 5}, {"style": lambda node: 5}, {"collapse": 5}, {"collapse": [0]}, {"collapse": None}]
+)
+def test_options_of_the_wrong_type_are_named(options):
+    (name,) = options
+    with pytest.raises(RenderError, match=name):
+        lens.trace(nn.ReLU(), torch.ones(2)).drawing(**options)
+
+
+def test_a_style_may_give_numbers():
+    (node, *_) = lens.trace(nn.ReLU(), torch.ones(2)).drawing(style=lambda node: {"penwidth": 3}).nodes
+    assert dict(node.style) == {"penwidth": "3"}

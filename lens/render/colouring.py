@@ -63,6 +63,20 @@ def legend_of_roles(drawing: Drawing, theme: Theme) -> Drawing:
 
 
 def restyle(drawing: Drawing, style: StyleFunction) -> Drawing:
-    """Give every node the attributes that a function of the user chooses for it."""
-    styled = ((node, style(node)) for node in drawing.nodes)
-    return evolve(drawing, nodes=tuple(evolve(n, style=tuple(s.items())) if s else n for n, s in styled))
+    """Give every node the attributes that a function of the user chooses for it, numbers as text.
+
+    Raises:
+        RenderError: if it gives something else than a mapping.
+    """
+    nodes = []
+    for node in drawing.nodes:
+        chosen = style(node)
+        if chosen and not isinstance(chosen, Mapping):
+            raise RenderError(
+                f"style gave a {type(chosen).__name__} for {node.label}",
+                where="style=",
+                hint='give a dict of attributes of DOT, such as {"fillcolor": "gold"}, or None',
+            )
+        attributes = tuple((str(name), str(value)) for name, value in chosen.items()) if chosen else ()
+        nodes.append(evolve(node, style=attributes) if attributes else node)
+    return evolve(drawing, nodes=tuple(nodes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -99,6 +99,14 @@ class Options:
             number = getattr(self, name)
             if number is not None and not (type(number) is int and number >= least):
                 raise RenderError(f"{name} cannot be {number!r}", where=f"{name}=", hint=f"give {least}, more, or None")
+        style: object = self.style
+        if style is not None and not callable(style):
+            hint = "give a function of a node that gives a dict of attributes of DOT, or None"
+            raise RenderError(f"style cannot be {style!r:.80}", where="style=", hint=hint)
+        named: object = (self.collapse,) if isinstance(self.collapse, str) else self.collapse
+        if not isinstance(named, Collection) or not all(isinstance(address, str) for address in named):
+            hint = 'give the address of a module, such as "layer1.0" or "blocks.*", or a list of them'
+            raise RenderError(f"collapse cannot be {self.collapse!r:.80}", where="collapse=", hint=hint)
 
 
 def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] | None = None) -> Drawing:

@@ -135,9 +135,12 @@ def write_beside(path: Path, tensors: Iterable[tuple[str, Any]], mark: str) -> N
 
 def has_data(payload: Payload) -> bool:
     """Whether a saved value has elements to store: not if it was lost, is on the meta device, or fake."""
-    if not isinstance(payload, Held):
-        return not isinstance(payload, Stale)
-    return not (payload.tensor.is_meta or hasattr(payload.tensor, "fake_mode"))
+    return has_elements(payload.tensor) if isinstance(payload, Held) else not isinstance(payload, Stale)
+
+
+def has_elements(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has elements: not if it is on the meta device, or fake."""
+    return not (tensor.is_meta or hasattr(tensor, "fake_mode"))
 
 
 def plain_tensor(tensor: Any) -> torch.Tensor:
