@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import is_
 from typing import Any, Protocol
@@ -29,15 +29,85 @@ class Memento(Protocol):
         ...
 
 
-def memento_of(one: Any) -> Memento:
-    """What an object, as ``reachable`` finds them, is now."""
-    if isinstance(one, torch.Tensor):
-        return TensorMemento(one)
-    if isinstance(one, dict):
-        return _OfDict(one)
-    if isinstance(one, (list, set, deque)):
-        return _OfList(one) if isinstance(one, list) else _OfSet(one) if isinstance(one, set) else _Contents(one)
-    return _OfState(one) if is_array(one) or is_generator(one) else _OfSlots(one)
+def mementos_of(objects: Sequence[Any]) -> tuple[list[Memento], list[str]]:
+    """What objects, as ``reachable`` finds them, are now, and which of them, in words, could not be looked at.
+
+    Memory that several of them show is copied once, if that is less than to copy what each shows. Linear.
+    """
+    shared, apart = _shared_memory(objects)
+    found: list[Memento] = []
+    unknown = []
+    for one, copied in (*((one, id(one) not in apart) for one in objects), *((whole, True) for whole in shared)):
+        memento = attempt(partial(_memento_of, one, copied))
+        if isinstance(memento, Raised):
+            unknown.append(f"a {type(one).__name__}, which could not be looked at ({memento})")
+        elif memento is not None:
+            found.append(memento)
+    return found, unknown
+
+
+def _memento_of(one: Any, copied: bool) -> Memento | None:
+    """What an object is now; without its contents if these are not to be copied."""
+    kind = type(one)  # a proxy says that it is of the class of what it stands for
+    if issubclass(kind, torch.Tensor):
+        return TensorMemento(one, copied)
+    for parent, memento in ((dict, _OfDict), (list, _OfList), (set, _OfSet), (deque, _Contents)):
+        if issubclass(kind, parent):
+            return memento(one)
+    if is_array(one) or is_generator(one):
+        return _OfState(one) if copied else None
+    return _OfSlots(one)
+
+
+def _shared_memory(objects: Sequence[Any]) -> tuple[list[Any], set[int]]:
+    """Memory that several tensors or arrays show, as one flat tensor or array, and the ids of what shows it."""
+    groups: dict[tuple[str, int], list[tuple[Any, Any, int]]] = defaultdict(list)
+    for one in objects:
+        found = attempt(partial(_memory_of, one))
+        if found is not None and not isinstance(found, Raised):
+            key, whole, size = found
+            groups[key].append((one, whole, size))
+    shared, apart = [], set()
+    for members in groups.values():
+        whole = members[0][1]
+        if sum(size for _, _, size in members) > whole.nbytes:  # one tensor, too, may show an element many times
+            shared.append(whole)
+            apart |= {id(one) for one, _, _ in members}
+    return shared, apart
+
+
+def _memory_of(one: Any) -> tuple[tuple[str, int], Any, int] | None:
+    """The memory of a tensor or array: a name of it, all of it, and how many bytes the object shows."""
+    if issubclass(type(one), torch.Tensor):
+        if not has_memory(one):
+            return None
+        storage = one.untyped_storage()
+        flat = torch.empty(0, dtype=torch.uint8, device=one.device)
+        with torch.no_grad():
+            flat.set_(storage, 0, (storage.nbytes(),), (1,))
+        return ("torch", storage.data_ptr()), flat, _without_repeats(one.detach()).numel() * one.element_size()
+    if not is_array(one):
+        return None
+    whole = one
+    while is_array(whole.base):
+        whole = whole.base
+    return ("numpy", id(whole)), whole, one.nbytes
+
+
+def _is_there(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has elements that can be read: dense ones may have given their memory back, as FSDP does."""
+    if without_data(tensor):
+        return False
+    dense = not tensor.is_nested and tensor.layout is torch.strided
+    return not dense or not tensor.numel() or has_memory(tensor)
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether what a tensor shows is there: it is dense, of plain memory, and this was not given back."""
+    if tensor.is_nested or tensor.layout is not torch.strided or without_data(tensor) or not tensor.numel():
+        return False
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return bool((tensor.storage_offset() + last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes())
 
 
 class TensorMemento:
@@ -52,9 +122,9 @@ class TensorMemento:
         self.tensor = tensor
         #: Shows the same memory for good, wherever the tensor goes.
         self.shown = tensor.detach()
-        copied = copied and not without_data(tensor)
-        copy = attempt(_without_repeats(self.shown).clone) if copied else None
+        copy = attempt(_without_repeats(self.shown).clone) if copied and _is_there(tensor) else None
         self.contents = None if isinstance(copy, Raised) else copy
+        self._nbytes = self.shown.untyped_storage().nbytes() if has_memory(tensor) else None
         self._version = version_of(tensor)
         self._is_leaf = tensor.is_leaf
         self._asks_for_grad = tensor.requires_grad
@@ -69,6 +139,8 @@ class TensorMemento:
         with torch.inference_mode(self.tensor.is_inference()), torch.no_grad():
             if _place(self.tensor) != _place(self.shown):
                 self.tensor.data = self.shown
+            if self._nbytes is not None and not has_memory(self.shown):  # it was given back, and is taken again
+                self.shown.untyped_storage().resize_(self._nbytes)
             if self.contents is not None:
                 place = _without_repeats(self.shown)
                 if not _is_same(place, self.contents):
@@ -87,7 +159,8 @@ class TensorMemento:
 
     def again(self) -> TensorMemento:
         """What the tensor is now; the copy of before is used again if it is what is there."""
-        unchanged = self.contents is not None and _is_same(_without_repeats(self.tensor.detach()), self.contents)
+        now = self.tensor.detach()
+        unchanged = self.contents is not None and _is_there(now) and _is_same(_without_repeats(now), self.contents)
         found = TensorMemento(self.tensor, copied=self.contents is not None and not unchanged)
         if unchanged:
             found.contents = self.contents

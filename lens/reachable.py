@@ -7,12 +7,14 @@ import sys
 from argparse import Namespace
 from collections import UserDict, UserList, deque
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
+
+from lens.foreign import Raised, attempt
 
 #: So many objects are looked at, the nearest ones.
 MOST = 1_000_000
@@ -23,7 +25,8 @@ _OPEN_PACKAGES = ("torch.nn.", "torch.optim.")
 _CLOSED = frozenset({*sys.stdlib_module_names, "torch", "numpy", "lens"})
 #: An object that holds one of theirs is shared with other threads: it is not the model's alone.
 _OF_THREADS = frozenset({"_thread", "threading", "_queue", "queue", "concurrent", "multiprocessing", "asyncio"})
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+#: By id, for a class need not have a hash.
+_ATOMS = frozenset(map(id, (type(None), bool, int, float, complex, str, bytes)))
 
 
 def reachable(roots: Iterable[Any]) -> tuple[list[Any], bool]:
@@ -43,10 +46,18 @@ def reachable(roots: Iterable[Any]) -> tuple[list[Any], bool]:
         if len(met) == MOST:
             return found, False
         met[id(one)] = one
-        if _can_change(one):
-            found.append(one)
-        queue.extend(part for part in _parts(one) if type(part) not in _ATOMS)
+        looked_at = attempt(partial(_look_at, one))
+        if not isinstance(looked_at, Raised):  # classes of the user's may refuse; then what is in it is closed
+            can_change, parts = looked_at
+            if can_change:
+                found.append(one)
+            queue.extend(part for part in parts if id(type(part)) not in _ATOMS)
     return found, True
+
+
+def _look_at(one: Any) -> tuple[bool, list[Any]]:
+    """Whether an object can be changed in place, and what it holds."""
+    return _can_change(one), list(_parts(one))
 
 
 def slots_of(one: Any) -> tuple[MemberDescriptorType, ...]:
@@ -68,28 +79,29 @@ def is_array(one: Any) -> bool:
 
 def is_generator(one: Any) -> bool:
     """Whether it draws random numbers from a state of its own."""
-    return isinstance(one, (torch.Generator, random.Random)) or is_numpy_generator(one)
+    return issubclass(type(one), (torch.Generator, random.Random)) or is_numpy_generator(one)
 
 
 def is_numpy_generator(one: Any) -> bool:
     """Whether it is NumPy's source of random bits, which its generators share."""
     numpy = sys.modules.get("numpy.random")
-    return numpy is not None and isinstance(one, numpy.BitGenerator)
+    return numpy is not None and issubclass(type(one), numpy.BitGenerator)
 
 
 def _can_change(one: Any) -> bool:
-    if isinstance(one, (dict, list, set, deque, torch.Tensor)) or is_array(one) or is_generator(one):
+    if issubclass(type(one), (dict, list, set, deque, torch.Tensor)) or is_array(one) or is_generator(one):
         return True
     return _is_open(one) and bool(slots_of(one))
 
 
 def _parts(one: Any) -> Iterator[Any]:
     """What an object holds."""
-    if isinstance(one, dict):
+    kind = type(one)  # a proxy says that it is of the class of what it stands for
+    if issubclass(kind, dict):
         yield from (*dict.keys(one), *dict.values(one))
-    elif isinstance(one, (list, set, deque, tuple, frozenset)):
+    elif issubclass(kind, (list, set, deque, tuple, frozenset)):
         yield from tuple(one)
-    elif isinstance(one, torch.Tensor):
+    elif issubclass(kind, torch.Tensor):
         yield one.grad if one.is_leaf else None
     elif type(one).__module__ == "numpy.random._generator":
         yield getattr(one, "bit_generator", None)
@@ -107,8 +119,8 @@ def _attributes(one: Any) -> dict[str, Any] | None:
         return None
     if type(own) is not dict:
         return None
-    packages = (type(part).__module__.partition(".")[0] for part in own.values())
-    return own if isinstance(one, _OPEN) or _OF_THREADS.isdisjoint(packages) else None
+    packages = (str(type(part).__module__).partition(".")[0] for part in own.values())
+    return own if issubclass(type(one), _OPEN) or _OF_THREADS.isdisjoint(packages) else None
 
 
 def _content(one: Any, slot: MemberDescriptorType) -> Iterator[Any]:

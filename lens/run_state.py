@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,8 @@ from lens.errors import PayloadError
 from lens.foreign import Raised, attempt
 from lens.history import ModelHistory
 from lens.ir.templates import Opaque
-from lens.mementos import Memento, TensorMemento, memento_of
+from lens.mementos import Memento, TensorMemento, has_memory, mementos_of
 from lens.reachable import reachable
-from lens.validate.comparing import without_data
 
 
 @define
@@ -33,6 +33,7 @@ class RunState:
         lazy: Whether a lazy module is still to be shaped.
         is_whole: Whether all that is reached was looked at.
         lost: What has changed and cannot be put back, in words.
+        unknown: What could not be looked at, in words.
     """
 
     lazy: bool
@@ -42,6 +43,7 @@ class RunState:
     _generators: list[tuple[Callable[[Any], object], Any]]
     _sums: dict[str, int | None] = field(factory=dict)
     lost: list[str] = field(factory=list)
+    unknown: list[str] = field(factory=list)
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Any) -> RunState:
@@ -56,12 +58,14 @@ class RunState:
         modules = list(model.modules())
         objects, is_whole = reachable([*modules, *model.buffers(), *named.values(), inputs])
         own = set(map(id, named.values()))
+        others, unknown = mementos_of([one for one in objects if id(one) not in own and not _is_unshaped(one)])
         state = cls(
             len(shaped) < len(named),
             is_whole,
             {name: TensorMemento(parameter, copied=False) for name, parameter in shaped.items()},
-            [memento_of(one) for one in objects if id(one) not in own and not is_lazy(one)],
+            others,
             list(_generators()),
+            unknown=unknown,
         )
         state._sums = {name: _sum_of_bits(memento.shown) for name, memento in state._parameters.items()}
         return state
@@ -77,9 +81,16 @@ class RunState:
             self.lazy,
             self.is_whole,
             {n: TensorMemento(m.tensor, copied=n in written) for n, m in self._parameters.items()},
-            [memento.again() for memento in self._others],
+            [],
             list(_generators()),
+            unknown=self.unknown,
         )
+        for memento in self._others:
+            now = attempt(memento.again)
+            if isinstance(now, Raised):
+                end.lost.append(f"an object ({now})")
+            else:
+                end._others.append(now)
         for name in sorted(written):
             self._recover(name, history)
         if history is not None:
@@ -132,8 +143,16 @@ def _saved_parameter(history: ModelHistory, name: str) -> torch.Tensor | None:
 
 
 def _sum_of_bits(tensor: torch.Tensor) -> int | None:
-    """The sum of the bits in the order of memory, eight bytes at a time; None of tensors without plain memory."""
-    if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized or without_data(tensor):
+    """The sum of the bits in the order of memory, eight bytes at a time; None of tensors without plain memory.
+
+    Wrapper subclasses have none, and refuse what they do not need.
+    """
+    total = attempt(partial(_sum_of_plain_bits, tensor))
+    return None if isinstance(total, Raised) else total
+
+
+def _sum_of_plain_bits(tensor: torch.Tensor) -> int | None:
+    if tensor.is_quantized or not has_memory(tensor):
         return None
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     plain = tensor.detach().resolve_conj().resolve_neg()
@@ -142,6 +161,10 @@ def _sum_of_bits(tensor: torch.Tensor) -> int | None:
         flat = flat.clone()
     whole = flat.numel() // 8 * 8
     return int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum())
+
+
+def _is_unshaped(one: Any) -> bool:
+    return issubclass(type(one), torch.Tensor) and is_lazy(one)
 
 
 def _generator_index(history: ModelHistory, op: Any) -> int:

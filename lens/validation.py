@@ -16,8 +16,9 @@ from lens.reachable import MOST
 from lens.run_state import RunState, tensors_of
 from lens.session import trace
 from lens.stages import stage
-from lens.validate.check import check, compared
+from lens.validate.check import check, compared, metadata_verdict
 from lens.validate.completeness import audit
+from lens.validate.invariants import addresses_of, misnamed
 from lens.validate.report import Report, Verdict
 
 #: Of what cannot be put back a report names so many.
@@ -67,6 +68,7 @@ class _Trial:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str) -> None:
         self.model, self.args, self.kwargs, self.backend = model, args, kwargs, backend
         self.start = RunState.of(model, (args, kwargs))
+        self.names = addresses_of(model)
         found = attempt(lambda: trace(model, args, kwargs, backend=backend))
         self.raised = found if isinstance(found, Raised) else None
         self.history: ModelHistory | None = None if isinstance(found, Raised) else found
@@ -81,11 +83,12 @@ class _Trial:
         if self.history is None:
             return Report((), (self._plain(None),))
         report = check(self.history, model=self.model)  # first: what is held by reference does not survive another run
+        names = metadata_verdict("addresses", list(misnamed(self.history, self.names)))
         outputs = None
         if self.raised is None:
             outputs = [self.history.payloads.read(v).detach().clone() for v in self.history.graph.outputs.values]
         self.history = None  # its memory is needed for the other runs
-        checks = [self._plain(outputs), *report.checks]
+        checks = [self._plain(outputs), *report.checks, names]
         if completeness and self.raised is None and not self._why_not_again():
             checks.append(self._audited())
         verdicts = report.verdicts
@@ -121,7 +124,7 @@ class _Trial:
 
     def not_put_back(self) -> list[Verdict]:
         """What is known not to be as after one forward pass."""
-        lost = list(dict.fromkeys(self.end.lost))
+        lost = list(dict.fromkeys([*self.end.lost, *self.end.unknown]))
         if not self.start.is_whole:
             lost.append(f"what lies beyond the {MOST:,} objects nearest to the model and the inputs, if it changed")
         return [Verdict("state", "exempt", f"not put back: {_shortly(lost)}")] if lost else []

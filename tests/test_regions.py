@@ -18,6 +18,7 @@ import weakref
 import pytest
 import region_models
 import torch
+import torch.nn.functional as F
 from region_models import MODELS, Model, X, block, linear, weight
 from torch import nn
 from torch._higher_order_ops.associative_scan import associative_scan
@@ -321,6 +322,49 @@ def test_what_is_saved_is_copied_before_a_transform_writes_to_it(forward, backen
     if forward is not statistics_of_an_ensemble:
         assert torch.equal(history["mul_1"].tensor_contents, X)
     assert lens.validate_saved_activations(model, X, backend=backend)
+
+
+class OwnDropout(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.dropout:
+            return torch.zeros(4)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_what_a_subclass_makes_of_a_composite_in_a_transform_is_left_to_it(backend):
+    held = torch.ones(4).as_subclass(OwnDropout)
+    model = Model(lambda s, x: grad(lambda row: (F.dropout(held, 0.0) * row).sum())(x))
+    assert torch.equal(lens.trace(model, (X[0],), backend=backend)["output_1"].tensor_contents, torch.zeros(4))
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+@pytest.mark.parametrize("scripted", [False, True])
+def test_only_what_batch_norm_writes_to_is_written(scripted, backend):
+    def forward(s, x):
+        def norm(rows, mean, var, target):
+            return F.batch_norm(rows, mean, var, training=True) - torch.nan_to_num(target)
+
+        if scripted:
+            return s.script(x, s.mean, s.var, s.target) + s.target
+        return grad(lambda *args: norm(*args).sum())(x, s.mean, s.var, s.target) + s.target
+
+    model = Model(forward, script=scripted_norm)
+    for name, buffer in (
+        ("mean", torch.zeros(4)),
+        ("var", torch.ones(4)),
+        ("target", torch.tensor([1, torch.nan, 2, 3])),
+    ):
+        model.register_buffer(name, buffer)
+    graph = lens.trace(model, (X,), backend=backend).graph
+    written = {graph.leaves[graph.values[old].leaf].addresses for op in graph.ops for old, _ in op.effects}
+    assert written == {("mean",), ("var",)}
+
+
+@torch.jit.script
+def scripted_norm(rows, mean, var, target):
+    return F.batch_norm(rows, mean, var, training=True) - torch.nan_to_num(target)
 
 
 @pytest.mark.parametrize("backend", ["torch_function", "decoration"])

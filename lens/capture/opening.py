@@ -26,6 +26,9 @@ _GUARDS = {
     for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 }
 
+#: Tensor types whose functions nobody but a mode overrides.
+PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+
 
 def _no(*_: Any) -> bool:
     return False

@@ -21,10 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.keeping import UNSEEN, has_drawn
 from lens.capture.leaves import TENSOR_TYPES
-from lens.capture.opening import Opener, TraceMode
+from lens.capture.opening import PLAIN_TYPES, Opener, TraceMode
 from lens.capture.patches import Entries, Patch, Wrap, hidden, patch
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
+from lens.capture.unseen import same_bits
 from lens.functions import Function, Kind, call_opaque, describe, unpatched
 from lens.ir.elements import FnRef
 from lens.ir.templates import Slot
@@ -124,7 +125,7 @@ class Observer(TraceMode):
         self.values: dict[int, int] = {}
         #: The tensors from outside, and how often they had been written to when they were noted.
         self.versions: list[tuple[torch.Tensor, int | None]] = []
-        self._protected = 0
+        self._protected = self._copied = 0
         #: What was copied because batch norm does not count up the version of its statistics.
         self.copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         #: Composites whose opened copy is running.
@@ -136,12 +137,14 @@ class Observer(TraceMode):
         kwargs = kwargs or {}
         self.note((*args, *kwargs.values()))
         function = describe(unpatched(func))
-        if function.composite and isinstance(function.callable, FunctionType) and function not in self._opened:
+        plain = not types or PLAIN_TYPES.issuperset(types)  # no subclass's __torch_function__ is passed by
+        is_python = function.composite and isinstance(function.callable, FunctionType)
+        if plain and is_python and function not in self._opened:
             return self._run_opened(function, args, kwargs)
         if function.written(args, kwargs):
             self.protect()
             if function.statistics is not None:
-                self.copy([tensor for tensor, _ in self.versions])
+                self.copy_uncopied()
         return func(*args, **kwargs)
 
     def _run_opened(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -172,20 +175,21 @@ class Observer(TraceMode):
             with UNSEEN(), _WRAPPERS_OFF():
                 self.recorder.protect(unprotected)
 
-    def copy(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Copy those of some tensors that may be statistics."""
-        copied = {id(tensor) for tensor, _ in self.copies}
+    def copy_uncopied(self) -> None:
+        """Copy those of the tensors from outside that may be statistics, each once."""
+        uncopied = [tensor for tensor, _ in self.versions[self._copied :]]
+        self._copied = len(self.versions)
         with UNSEEN(), _WRAPPERS_OFF():
-            for tensor in tensors:
+            for tensor in uncopied:
                 may_be = type(tensor) in TENSOR_TYPES and not (tensor.requires_grad or tensor.is_meta)
-                if may_be and tensor.layout is torch.strided and id(tensor) not in copied:
+                if may_be and tensor.layout is torch.strided:
                     self.copies.append((tensor, tensor.detach().clone()))
 
     def written(self) -> list[torch.Tensor]:
         """The tensors from outside that have been written to since they were noted, or copied."""
         written = [tensor for tensor, version in self.versions if version_of(tensor) != version]
         counted = set(map(id, written))
-        return written + [t for t, copy in self.copies if id(t) not in counted and not torch.equal(t, copy)]
+        return written + [t for t, copy in self.copies if id(t) not in counted and not same_bits(t, copy)]
 
 
 def knows(recorder: Recorder, tensor: torch.Tensor) -> bool:
@@ -289,7 +293,7 @@ class _Region:
         self.observer.note(self.closed_over)
         if self.may_write:
             self.observer.protect()
-            self.observer.copy(self.closed_over)
+            self.observer.copy_uncopied()
         return call
 
     def finish(self, call: Call, result: Any, duration: float, state: torch.Tensor) -> None:

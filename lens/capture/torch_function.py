@@ -20,7 +20,7 @@ from torch import nn, overrides
 
 from lens.capture.fast_lane import fast_lane
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener, TraceMode, pushed, wrap_guard
+from lens.capture.opening import PLAIN_TYPES, Opener, TraceMode, pushed, wrap_guard
 from lens.capture.patches import Entries, Property, patched
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
@@ -58,10 +58,6 @@ class TorchFunctionBackend:
                 stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, mode))
             stack.enter_context(pushed(mode))
             yield
-
-
-#: Tensor types whose functions nobody but a mode overrides.
-_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class _Described(dict[Callable[..., Any], Function]):
@@ -103,7 +99,7 @@ class _RecordingMode(TraceMode):
             if function.kind is Kind.METADATA:
                 return func(*args, **kwargs) if kwargs else func(*args)
             return self.read(function, args, kwargs or {}, sys._getframe(2))
-        plain = not types or _PLAIN_TYPES.issuperset(types)
+        plain = not types or PLAIN_TYPES.issuperset(types)
         opened = plain and function.composite and function not in self.opened
         call = recorder.start(function, args, kwargs, sys._getframe(2), opened)
         if opened:
@@ -195,7 +191,7 @@ def _wrap_opening_variadic(original: Callable[..., bool], modes: Entries) -> Cal
 
 
 #: What a composite asks about without being overridden by it.
-_PLAIN_ARGUMENTS = _PLAIN_TYPES | {type(None), bool, int, float, str}
+_PLAIN_ARGUMENTS = PLAIN_TYPES | {type(None), bool, int, float, str}
 _GUARDS = (
     ("has_torch_function", _wrap_opening),
     ("has_torch_function_unary", _wrap_opening_unary),

@@ -123,7 +123,7 @@ class UnseenWrites:
     def has_changed(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
         """Whether there is something else in exposed memory than there was."""
         with self.keeper.unseen():
-            return not _same_bits(tensor, self._snapshots[id(record)])
+            return not same_bits(tensor, self._snapshots[id(record)])
 
     def look(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Give a tensor that was written to out of sight a new value, whose origin is unknown.
@@ -199,7 +199,8 @@ class UnseenWrites:
         return value
 
 
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two dense tensors hold the same, NaN compared with NaN too."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     flat = (t.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for t in (a, b))

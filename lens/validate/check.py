@@ -21,7 +21,7 @@ from lens.replay.interpreter import Interpreter, makes_garbage, why_not_run
 from lens.stages import stage
 from lens.validate.comparing import difference, kind_of, same, without_data
 from lens.validate.group_testing import are_deaf, reacting
-from lens.validate.invariants import misnamed, violations
+from lens.validate.invariants import violations
 from lens.validate.nonsense import Nonsense, with_others
 from lens.validate.report import Report, Status, Verdict
 from lens.validate.special_cases import Deaf, explain
@@ -49,8 +49,7 @@ def check(
         history: One that saved everything, before its tensors are changed. Large tensors in memory of torch's own
             are changed for the time of an operation, and put back: nothing else should use the model meanwhile.
         plain: What the model returned in a plain run, the tensors in order: to be compared with the outputs.
-        model: Where to find, by address, the parameters that the history lacks: those of one that was loaded. Addresses
-            of the others are held against it.
+        model: Where to find, by address, the parameters that the history lacks: those of one that was loaded.
 
     Raises:
         PayloadError: an output is to be compared and was not saved, or the values were changed before they were saved.
@@ -70,15 +69,16 @@ def check(
     checks = []
     if plain is not None:
         checks.append(compared([history.payloads.read(v) for v in history.graph.outputs.values], plain))
-    found_wrong = violations(history)
-    if model is not None:
-        found_wrong["addresses"] = list(misnamed(history, model))
-    for name, problems in found_wrong.items():
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        status: Status = "failed" if problems else "proved"
-        checks.append(Verdict(name, status, "; ".join(problems[:_SHOWN]) + more, "metadata" if problems else ""))
+    checks += [metadata_verdict(name, problems) for name, problems in violations(history).items()]
     is_plain = plain is None or checks[0].status != "failed"
     return Report(_anchored(history.graph, found, is_plain), tuple(checks))
+
+
+def metadata_verdict(name: str, problems: Sequence[str]) -> Verdict:
+    """What was found of a group of metadata: its problems, if there are any."""
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    status: Status = "failed" if problems else "proved"
+    return Verdict(name, status, "; ".join(problems[:_SHOWN]) + more, "metadata" if problems else "")
 
 
 def compared(outputs: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> Verdict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -256,11 +256,8 @@ def _conditionals(history: ModelHistory) -> Iterator[str]:
                 yield f"op {op.id} is said {what} a condition: {is_said}; it does: {is_so}"
 
 
-def misnamed(history: ModelHistory, model: nn.Module) -> Iterator[str]:
-    """Leaves whose saved tensor is another parameter or buffer of the model than those that they are called.
-
-    A copy, and what the model has put elsewhere since, says nothing.
-    """
+def addresses_of(model: nn.Module) -> dict[tuple[object, ...], set[str]]:
+    """Where the parameters and buffers of a model lie, and what lies there is called."""
     tensors = {
         **dict(model.named_buffers(remove_duplicate=False)),
         **dict(model.named_parameters(remove_duplicate=False)),
@@ -268,6 +265,18 @@ def misnamed(history: ModelHistory, model: nn.Module) -> Iterator[str]:
     names: dict[tuple[object, ...], set[str]] = defaultdict(set)
     for name, tensor in tensors.items():
         names[_memory(tensor)].add(name)
+    return names
+
+
+def misnamed(history: ModelHistory, names: Mapping[tuple[object, ...], set[str]]) -> Iterator[str]:
+    """Leaves whose saved tensor was another parameter or buffer of the model than those that they are called.
+
+    Copies say nothing.
+
+    Args:
+        history: The history.
+        names: What lay where when the run began (``addresses_of``); all of it is still there.
+    """
     for leaf in history.graph.leaves:
         saved = _saved(history, leaf.value)
         found = set() if saved is None or leaf.kind not in ("parameter", "buffer") else names.get(_memory(saved), set())
