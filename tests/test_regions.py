@@ -362,6 +362,16 @@ def test_only_what_batch_norm_writes_to_is_written(scripted, backend):
     assert written == {("mean",), ("var",)}
 
 
+def test_a_tensor_that_a_region_is_given_twice_is_written_once():
+    def forward(s, x):
+        y = x * 1
+        vmap(lambda row, same: row.mul_(2))(y, y)
+        return y + 1
+
+    (vmapped,) = [op for op in lens.trace(Model(forward), (X,)).graph.ops if op.function.name == "vmap"]
+    assert (len(vmapped.operands), len(vmapped.results), vmapped.effects) == (2, 1, ())
+
+
 @torch.jit.script
 def scripted_norm(rows, mean, var, target):
     return F.batch_norm(rows, mean, var, training=True) - torch.nan_to_num(target)

@@ -164,7 +164,8 @@ class Observer(TraceMode):
 
     def add(self, tensor: torch.Tensor, value: int) -> None:
         """Note a tensor from outside, once."""
-        if self.values.setdefault(id(tensor), value) == value:
+        if id(tensor) not in self.values:
+            self.values[id(tensor)] = value
             self.versions.append((tensor, version_of(tensor)))
 
     def protect(self) -> None:
