@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import fields_dict, has
 
 from lens import registry
-from lens.errors import PluginError, RenderError, nearest
+from lens.errors import RenderError, nearest
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -175,25 +174,20 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
 def renderer_of(path: str | PathLike[str]) -> str:
     """The name of the renderer for a path, by its ending. Raises RenderError if none or several have that ending."""
     suffix = path_of(path).suffix
-    fitting = [name for name, cls in renderer_classes().items() if suffix and getattr(cls, "suffix", "") == suffix]
+    known = renderer_classes()
+    fitting = [name for name, cls in known.items() if suffix and getattr(cls, "suffix", "") == suffix]
     if len(fitting) != 1:
         raise RenderError(
             f"the path does not tell the format: {' or '.join(fitting) if fitting else 'none'} has this ending",
             where=str(path),
-            hint=f"name the renderer: {', '.join(fitting or renderer_classes())}",
+            hint=f"name the renderer: {', '.join(fitting or known)}",
         )
     return fitting[0]
 
 
 def renderer_classes() -> dict[str, type[Renderer]]:
     """All registered renderers by name, as far as they can be loaded; of the others a warning."""
-    found = {}
-    for name in sorted(registry.names("renderers")):
-        try:
-            found[name] = registry.find("renderers", name)
-        except PluginError as error:
-            warnings.warn(f"lens goes without a renderer: {error}", stacklevel=3)
-    return found
+    return dict(sorted(registry.usable("renderers").items()))
 
 
 def render(history: Any, renderer: Renderer) -> Rendered:

@@ -15,11 +15,11 @@ from lens.errors import InputError, PayloadError
 from lens.foreign import Raised, attempt
 from lens.history_facts import HistoryFacts
 from lens.ir.elements import Op
-from lens.ir.payloads import Held
+from lens.ir.payloads import Held, has_elements
 from lens.ir.printer import print_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 from lens.render.sizes import human_seconds, human_shape
-from lens.render.values import has_elements, plain_tensor
+from lens.render.values import plain_tensor
 
 if TYPE_CHECKING:
     import torch

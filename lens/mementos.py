@@ -13,8 +13,9 @@ import torch
 
 from lens.capture.tensor_table import storage_of, version_of
 from lens.foreign import Raised, attempt
+from lens.ir.payloads import has_elements
 from lens.reachable import is_array, is_generator, is_numpy_generator, slots_of
-from lens.validate.comparing import same, without_data
+from lens.validate.comparing import same
 
 
 class Memento(Protocol):
@@ -96,7 +97,7 @@ def _memory_of(one: Any) -> tuple[tuple[str, int], Any, int] | None:
 
 def _is_there(tensor: torch.Tensor) -> bool:
     """Whether a tensor has elements that can be read: dense ones may have given their memory back, as FSDP does."""
-    if without_data(tensor):
+    if not has_elements(tensor):
         return False
     dense = not tensor.is_nested and tensor.layout is torch.strided
     return not dense or not tensor.numel() or has_memory(tensor)
@@ -104,7 +105,7 @@ def _is_there(tensor: torch.Tensor) -> bool:
 
 def has_memory(tensor: torch.Tensor) -> bool:
     """Whether what a tensor shows is there: it is dense, of plain memory, and this was not given back."""
-    if tensor.is_nested or tensor.layout is not torch.strided or without_data(tensor) or not tensor.numel():
+    if tensor.is_nested or tensor.layout is not torch.strided or not has_elements(tensor) or not tensor.numel():
         return False
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return bool((tensor.storage_offset() + last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes())

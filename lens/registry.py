@@ -17,6 +17,7 @@ from attrs import field, frozen
 from attrs.validators import deep_mapping, instance_of
 
 from lens.errors import PluginError
+from lens.foreign import Raised, attempt
 from lens.ir.facets import Facet
 from lens.passes.protocol import Pass
 
@@ -118,6 +119,17 @@ def find(section: str, name: str) -> Any:
     return _load(known[name], f"{_ONE[section]} {name!r}")
 
 
+def usable(section: str) -> dict[str, Any]:
+    """Everything registered in a section that can be loaded, by name; of the rest a warning."""
+    found = {}
+    for name in names(section):
+        try:
+            found[name] = find(section, name)
+        except PluginError as error:
+            warnings.warn(f"lens goes without a {_ONE[section]}: {error}", stacklevel=3)
+    return found
+
+
 def names(section: str) -> dict[str, str]:
     """Everything registered in a section: name -> ``"module:attribute"``; earlier plugins win, and stand first."""
     merged: dict[str, str] = {}
@@ -134,13 +146,7 @@ def pass_classes() -> Mapping[str, type[Pass]]:
 
 def facet_classes() -> tuple[type[Facet], ...]:
     """All facet types that plugins add to the built-in ones; of those that cannot be loaded a warning."""
-    found = []
-    for name in names("facets"):
-        try:
-            found.append(find("facets", name))
-        except PluginError as error:
-            warnings.warn(f"lens goes without a facet: {error}", stacklevel=2)
-    return tuple(found)
+    return tuple(usable("facets").values())
 
 
 def providers() -> Mapping[type[Facet], Pass]:
@@ -194,14 +200,14 @@ class _Providers(Mapping["type[Facet]", Pass]):
 
     def _with_defaults(self, name: str) -> Pass:
         if name not in self._made:
-            try:
-                self._made[name] = self._classes[name]()
-            except Exception as error:
+            made = attempt(self._classes[name])
+            if isinstance(made, Raised):
                 raise PluginError(
-                    f"pass {name!r} cannot be run for the facet that it provides: {error}",
+                    f"pass {name!r} cannot be run for the facet that it provides: {made.error}",
                     where=names("passes")[name],
                     hint="put it into the pipeline with its options, before what requires the facet",
-                ) from error
+                ) from made.error
+            self._made[name] = made
         return self._made[name]
 
     def __iter__(self) -> Iterator[type[Facet]]:
@@ -213,11 +219,11 @@ class _Providers(Mapping["type[Facet]", Pass]):
 
 def _load(target: str, what: str) -> Any:
     module_name, _, attribute = target.partition(":")
-    try:
-        return getattr(import_module(module_name), attribute)
-    except Exception as error:  # whatever the code of the package raises
+    found = attempt(lambda: getattr(import_module(module_name), attribute))
+    if isinstance(found, Raised):
         raise PluginError(
-            f"{what} cannot be loaded: {error}",
+            f"{what} cannot be loaded: {found.error}",
             where=target,
             hint="mend the manifest, or uninstall the package",
-        ) from error
+        ) from found.error
+    return found

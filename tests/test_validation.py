@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import Body, TwoBranches
+from region_models import Boxed
 from torch import nn, relu
 
 import lens
@@ -698,15 +699,8 @@ class Refusing(torch.Tensor):
         raise TypeError("no")
 
 
-class Weights(torch.Tensor):
+class Weights(Boxed):
     """As quantized weights are: it knows what a linear layer needs of it."""
-
-    @staticmethod
-    def __new__(cls, inner):
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-
-    def __init__(self, inner):
-        self.inner = inner
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):

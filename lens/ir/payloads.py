@@ -150,3 +150,8 @@ class PayloadStore:
                 states.setdefault(target, state)
         layouts = {value_map[v]: layout for v, layout in self.layouts.items() if v in value_map}
         return PayloadStore(values, states, self.objects, layouts)
+
+
+def has_elements(tensor: Any) -> bool:
+    """Whether a tensor has elements to read: not if it is on the meta device, or fake."""
+    return not (tensor.is_meta or hasattr(tensor, "fake_mode"))

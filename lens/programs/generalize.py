@@ -154,19 +154,22 @@ def generalize(history_a: Traced, history_b: Traced) -> Generalized:
             hint="trace with the same inputs except for the sizes, at sizes of which none is a multiple of another",
         )
     reads = _common_reads(first, second)
-    if _returned(first) != _returned(second):
+    _compare_returned(first, second)
+    trace = evolve(first, ops=tuple(ops), reads=reads)
+    return Generalized(sizes, integers, trace, second, history_a)
+
+
+def _compare_returned(first: Graph, second: Graph) -> None:
+    def returned(graph: Graph) -> tuple[Any, ...]:
+        # opaque objects as their types
+        return graph.outputs.values, map_nodes(graph.outputs.form, lambda n: n.type if isinstance(n, Opaque) else None)
+
+    if returned(first) != returned(second):
         raise InputError(
             "the traces differ in what they return: another tensor, or a number that depends on the sizes",
             where=f"{first.meta.model} and {second.meta.model}",
             hint="return tensors, whose sizes tell the rest; or trace at sizes at which the model takes the same way",
         )
-    trace = evolve(first, ops=tuple(ops), reads=reads)
-    return Generalized(sizes, integers, trace, second, history_a)
-
-
-def _returned(graph: Graph) -> tuple[Any, ...]:
-    """What a run returned, with opaque objects as their types."""
-    return graph.outputs.values, map_nodes(graph.outputs.form, lambda n: n.type if isinstance(n, Opaque) else None)
 
 
 def _compare_leaves(first: Graph, second: Graph) -> None:

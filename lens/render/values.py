@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from lens.errors import FileFormatError, PayloadError
-from lens.ir.payloads import Held, Payload, Stale
+from lens.ir.payloads import Held, Payload, Stale, has_elements
 from lens.ir.types import DTYPES, TensorType
 from lens.render.files import replacing
 
@@ -136,11 +136,6 @@ def write_beside(path: Path, tensors: Iterable[tuple[str, Any]], mark: str) -> N
 def has_data(payload: Payload) -> bool:
     """Whether a saved value has elements to store: not if it was lost, is on the meta device, or fake."""
     return has_elements(payload.tensor) if isinstance(payload, Held) else not isinstance(payload, Stale)
-
-
-def has_elements(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has elements: not if it is on the meta device, or fake."""
-    return not (tensor.is_meta or hasattr(tensor, "fake_mode"))
 
 
 def plain_tensor(tensor: Any) -> torch.Tensor:

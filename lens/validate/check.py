@@ -16,10 +16,10 @@ from lens.foreign import Raised, attempt
 from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
-from lens.ir.payloads import PayloadStore
+from lens.ir.payloads import PayloadStore, has_elements
 from lens.replay.interpreter import Interpreter, makes_garbage, why_not_run
 from lens.stages import stage
-from lens.validate.comparing import difference, kind_of, same, without_data
+from lens.validate.comparing import difference, kind_of, same
 from lens.validate.group_testing import are_deaf, reacting
 from lens.validate.invariants import violations
 from lens.validate.nonsense import Nonsense, with_others
@@ -94,7 +94,7 @@ def compared(outputs: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> 
             unknown.append(f"output {place} cannot be compared: {differs}")
         elif differs:
             return Verdict("plain run", "failed", f"output {place}: {differs}", "plain")
-        elif without_data(output):
+        elif not has_elements(output):
             unknown.append(f"output {place} has no data")
     if unknown:
         return Verdict("plain run", "exempt", "; ".join(unknown[:_SHOWN]))
@@ -102,7 +102,7 @@ def compared(outputs: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> 
 
 
 def _how_differs(output: torch.Tensor, expected: torch.Tensor) -> str:
-    if not (without_data(output) or without_data(expected)):
+    if has_elements(output) and has_elements(expected):
         return difference(output, expected)
     found, wanted = (f"{kind_of(t)} on {t.device}" for t in (output, expected))
     return "" if found == wanted else f"{found} instead of {wanted}"
@@ -199,7 +199,7 @@ class _Check:
         operands, saved = self._values_of(op)
         replayed = self._run(op, operands)
         self.unsaved.update({v: t for v, t in replayed.items() if v not in self.payloads})
-        if any(without_data(t) for t in (*operands.values(), *saved.values())):
+        if not all(has_elements(t) for t in (*operands.values(), *saved.values())):
             raise _StopError("exempt", "a tensor without data")
         if makes_garbage(op):
             raise _StopError("exempt", "makes uninitialised memory")

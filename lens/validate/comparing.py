@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lens.ir.payloads import has_elements
+
 #: An integer of as many bytes, to look at the bits of a floating point number.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _COMPRESSED_BY_ROW = (torch.sparse_csr, torch.sparse_bsr)
@@ -19,7 +21,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
         return a.size(0) == b.size(0) and all(map(same, a.unbind(), b.unbind()))
     if a.is_nested or b.is_nested or (a.shape, a.dtype, a.layout) != (b.shape, b.dtype, b.layout):
         return False
-    if without_data(a) or without_data(b):
+    if not (has_elements(a) and has_elements(b)):
         return False
     if a.layout is not torch.strided:
         return all(map(same, _stored(a), _stored(b)))
@@ -72,11 +74,6 @@ def comparable(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(torch.complex64)
     few_bits = tensor.dtype.is_floating_point and tensor.element_size() == 1
     return tensor.float() if few_bits else tensor
-
-
-def without_data(tensor: torch.Tensor) -> bool:
-    """Whether it is a meta tensor or a fake one."""
-    return tensor.is_meta or hasattr(tensor, "fake_mode")
 
 
 def kind_of(tensor: torch.Tensor) -> str:
