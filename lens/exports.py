@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,13 +38,9 @@ class Exports:
 
     def with_facets(self: S, *kinds: type[Facet]) -> S:
         """This history with these facets; the passes that provide those it lacks are run. Raises PassError."""
-        found = self
-        for _ in kinds:  # again for what a pass that restructures has dropped
-            missing = [kind for kind in kinds if found.graph.get(kind) is None]
-            found = found._with(missing) if missing else found
-        return found
-
-    def _with(self: S, missing: Sequence[type[Facet]]) -> S:
+        missing = [kind for kind in kinds if self.graph.get(kind) is None]
+        if not missing:
+            return self
         providers = registry.providers()
         unknown = [kind.name for kind in missing if kind not in providers]
         if unknown:
@@ -53,8 +49,7 @@ class Exports:
                 where=f"graph of {self.graph.meta.model}",
                 hint="install the package that provides it; `lens passes` lists what each pass provides",
             )
-        passes = dict.fromkeys(providers[kind] for kind in missing)
-        result = PassManager(tuple(passes), providers).run(self.graph, self.payloads)
+        result = PassManager((), providers).provide(self.graph, kinds, self.payloads)
         make: Any = type(self)
         made: S = make(result.graph, result.payloads, result.records, self.logging_seconds)
         return made

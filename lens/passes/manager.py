@@ -75,6 +75,18 @@ class PassManager:
             self._run_with_requirements(one, state, ())
         return PipelineResult(state.graph, state.payloads, tuple(state.records))
 
+    def provide(
+        self, graph: Graph, kinds: Sequence[type[Facet]], payloads: PayloadStore | None = None
+    ) -> PipelineResult:
+        """Run the passes that provide these facets, as far as they are missing; the graph given is untouched.
+
+        Raises:
+            PassError: no known pass provides one, or a pass breaks its contract.
+        """
+        state = _State(graph, payloads or PayloadStore())
+        self._fill_in(kinds, "the caller", state, ())
+        return PipelineResult(state.graph, state.payloads, tuple(state.records))
+
     def _run_with_requirements(self, one: Pass, state: _State, waiting: tuple[str, ...]) -> None:
         if one.name in waiting:
             chain = " -> ".join((*waiting, one.name))
@@ -83,29 +95,29 @@ class PassManager:
                 where=chain,
                 hint="remove one of these requirements",
             )
-        self._fill_in(one, state, (*waiting, one.name))
+        self._fill_in(one.requires, f"pass {one.name!r}", state, (*waiting, one.name))
         self._run_one(one, state)
 
-    def _fill_in(self, one: Pass, state: _State, waiting: tuple[str, ...]) -> None:
+    def _fill_in(self, kinds: Sequence[type[Facet]], who: str, state: _State, waiting: tuple[str, ...]) -> None:
         """Run the providers of what is missing; again of what a provider that restructures has dropped."""
-        for _ in one.requires:
-            for kind in one.requires:
+        for _ in kinds:
+            for kind in kinds:
                 if state.graph.get(kind) is None:
-                    self._run_with_requirements(self._provider(kind, one), state, waiting)
-        missing = [kind for kind in one.requires if state.graph.get(kind) is None]
+                    self._run_with_requirements(self._provider(kind, who), state, waiting)
+        missing = [kind for kind in kinds if state.graph.get(kind) is None]
         if missing:
             raise PassError(
-                f"pass {one.name!r} requires the facet {missing[0].name!r}, which is not there after its provider",
+                f"{who} requires the facet {missing[0].name!r}, which is not there after its provider",
                 where=" -> ".join(waiting),
                 hint="let the passes that restructure preserve what the others provide",
             )
 
-    def _provider(self, kind: type[Facet], for_pass: Pass) -> Pass:
+    def _provider(self, kind: type[Facet], who: str) -> Pass:
         if kind not in self.providers:
             name = getattr(kind, "name", kind)
             raise PassError(
-                f"pass {for_pass.name!r} requires the facet {name!r}, which no known pass provides",
-                where=f"pass {for_pass.name}",
+                f"{who} requires the facet {name!r}, which no known pass provides",
+                where=who,
                 hint="put a pass that provides it before this one, or register one",
             )
         return self.providers[kind]
