@@ -42,7 +42,7 @@ def _run_eagerly(sight: Sight) -> None:
     # Costs up to 0.8 ms, because Python then renews the call slot of every module class; so only where it is of use.
     # Functions that the compiler is to pass over, of which torch makes some at import, have None for a backend.
     used = any(backend is not None for backend in getattr(eval_frame, _USED, {0: True}).values())
-    if used or any(module._compiled_call_impl is not None for module in sight.recorder.addresses.modules()):
+    if used or sight.recorder.addresses.has_compiled:
         sight.patch(nn.Module, "__call__", _wrap_module_call)
 
 
