@@ -290,6 +290,25 @@ def test_arguments_whose_names_the_code_uses():
     assert harmless(x, device="cpu").isnan().all()
 
 
+class Side(Enum):
+    LEFT = 1
+    RIGHT = 2
+
+
+def test_keys_of_dicts_may_be_what_source_code_has_no_word_for():
+    class Keyed(nn.Module):
+        def forward(self, given):
+            left = given[0, "x"] * given[Side.LEFT] + given[Side.RIGHT, torch.float32]
+            return {(1, "y"): left, Side.LEFT: left + 1, torch.float64: {"plain": left - 1}}
+
+    given = {(0, "x"): torch.ones(2), Side.LEFT: torch.ones(2) * 3, (Side.RIGHT, torch.float32): torch.ones(2) * 5}
+    program = pickle.loads(pickle.dumps(lens.trace(Keyed(), (given,)).to_fx()))
+    given[Side.LEFT] = torch.zeros(2)
+    found, expected = program(given), Keyed()(given)
+    assert list(found) == [(1, "y"), Side.LEFT, torch.float64]
+    assert all(torch.equal(a, b) for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True))
+
+
 def test_arguments_left_out_are_as_in_the_trace():
     class Shaped(nn.Module):
         def forward(self, x, shape, dtype):

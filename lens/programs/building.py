@@ -25,7 +25,7 @@ from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Opaque, Seq, Slot, Template, children, map_nodes, slots
 from lens.programs.autocast import switch_autocast
-from lens.programs.calls import add_call, parts, put_together, written_operands
+from lens.programs.calls import add_call, parts, plain_sizes, put_together, written_operands
 from lens.programs.fx_module import Program
 from lens.programs.gradients import detached_operands
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard, SharedGuard
@@ -34,6 +34,7 @@ from lens.programs.node_meta import node_meta
 from lens.programs.noise import recorded_noise, with_noise
 from lens.programs.sizes import Form, Size
 from lens.render.renderer import Traced
+from lens.replay.arguments import build
 from lens.replay.interpreter import why_not_run
 
 _NAME = re.compile(r"\W+")
@@ -217,7 +218,7 @@ class Builder:
             optional -= 1
         holders = []
         for place_, (name, arg) in enumerate(given):
-            default: Any = (put_together(arg, [], self.graph.call_function) if _is_constant(arg) else None,)
+            default: Any = (put_together(arg, [], self.graph.call_function, self._key) if _is_constant(arg) else None,)
             args = default if place_ >= optional else ()
             holders.append((name, arg, self.graph.create_node("placeholder", self._name(name), args)))
         for name, arg, holder in holders:
@@ -228,7 +229,7 @@ class Builder:
             self.given.setdefault(arg.index, holder)
         elif self.guards and not isinstance(arg, Slot):
             self._guard(ArgumentGuard(name, arg), holder)
-        for index, node in parts(self.graph, arg, holder):
+        for index, node in parts(self.graph, arg, holder, self._key):
             value = self.trace.inputs.values[index]
             if value not in self.nodes:
                 self.nodes[value] = node
@@ -267,7 +268,7 @@ class Builder:
         if describe(resolve(op.function)).copies and self.trace.values[op.results[0]].alias_of is not None:
             return self._copied_before(op, name)
         operands += [self._size(form) for form in self.integers.get(op.id, ())]
-        return add_call(self.graph, op, operands, self._objects(op), name)
+        return add_call(self.graph, op, operands, self._op_objects(op), name)
 
     def _copied_before(self, op: Op, name: str) -> fx.Node:
         """The node of a deep copy of a tensor whose memory the copy of another has: a view of that copy."""
@@ -299,7 +300,7 @@ class Builder:
 
     def _connect(self, op: Op, call: fx.Node, detached: set[int]) -> None:
         # A write to a detached tensor gives that one; what comes after reads the tensor itself.
-        made = {} if detached.intersection(self.written[op.id]) else dict(parts(self.graph, op.form, call))
+        made = {} if detached.intersection(self.written[op.id]) else dict(parts(self.graph, op.form, call, self._key))
         missing = [i for i in range(len(op.results)) if i not in made]
         targets = list(dict.fromkeys(self.nodes[op.operands[i]] for i in self.written[op.id]))
         made.update(zip(missing, targets, strict=False))
@@ -309,31 +310,50 @@ class Builder:
         for old, new in op.effects:
             self.nodes[new] = self.nodes[old]
 
-    def _objects(self, op: Op) -> dict[int, Any]:
-        """The opaque objects of an op: arguments of the model as they are given, others each in an attribute of the
-        program; what the op calls as a module. Raises RenderError for memory of the run."""
+    def _key(self, key: Template) -> Any:
+        """A key of a mapping as an argument of a node."""
+        found: dict[int, Any] = {}
+
+        def note(node: Any) -> None:
+            if isinstance(node, Opaque):
+                found.update(self._object(node))
+
+        map_nodes(key, note)
+        return build(plain_sizes(key), [], found)
+
+    def _op_objects(self, op: Op) -> dict[int, Any]:
+        """The nodes of the opaque objects of an op; what it calls is a module.
+
+        Raises RenderError for memory of the run.
+        """
         found: dict[int, Any] = {}
 
         def note(node: Any) -> None:
             if not isinstance(node, Opaque):
                 return
-            calls = op.function.opaque and op.args[0] is node
-            if node.index in self.given and not calls:
-                found[node.index] = self.given[node.index]
-            elif node.index in self.payloads.objects:
-                name, obj = f"lens_opaque_{node.index}", self.payloads.objects[node.index]
-                if isinstance(obj, (torch.UntypedStorage, torch.TypedStorage)):
-                    raise RenderError(
-                        f"{op.function} cannot be part of a program: it takes memory of the run, not a tensor",
-                        where=str(op.location or f"op {op.id}"),
-                        hint="give it a tensor: x.view_as(x) or x.detach() shares memory with x, as copy.copy(x) does",
-                    )
-                setattr(self.root, name, Held(obj) if calls and not isinstance(obj, nn.Module) else obj)
-                found[node.index] = self.graph.get_attr(name)
+            if isinstance(self.payloads.objects.get(node.index), (torch.UntypedStorage, torch.TypedStorage)):
+                raise RenderError(
+                    f"{op.function} cannot be part of a program: it takes memory of the run, not a tensor",
+                    where=str(op.location or f"op {op.id}"),
+                    hint="give it a tensor: x.view_as(x) or x.detach() shares memory with x, as copy.copy(x) does",
+                )
+            found.update(self._object(node, called=op.function.opaque and op.args[0] is node))
 
         for template in (*op.args, *(arg for _, arg in op.kwargs)):
             map_nodes(template, note)
         return found
+
+    def _object(self, opaque: Opaque, *, called: bool = False) -> dict[int, fx.Node]:
+        """The node of an opaque object by its index: an argument of the model as it is given, any other, and what is
+        ``called``, in an attribute of the program. None if the trace does not have it."""
+        index = opaque.index
+        if index in self.given and not called:
+            return {index: self.given[index]}
+        if index not in self.payloads.objects:
+            return {}
+        name, obj = f"lens_opaque_{index}", self.payloads.objects[index]
+        setattr(self.root, name, Held(obj) if called and not isinstance(obj, nn.Module) else obj)
+        return {index: self.graph.get_attr(name)}
 
     # Guards and outputs
 
@@ -369,7 +389,7 @@ class Builder:
         def make(cls: Any, *args: Any, **kwargs: Any) -> fx.Node:
             return self._call_module("lens_outputs", Held(cls), *args, **kwargs)
 
-        self.graph.output(put_together(self.trace.outputs.form, nodes, make))
+        self.graph.output(put_together(self.trace.outputs.form, nodes, make, self._key))
 
     def _name(self, text: str) -> str:
         return _NAME.sub("_", text).strip("_") or "value"

@@ -42,8 +42,8 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         RenderError: what an opaque operation calls is not there.
         ReplayError: its function or an argument is not there.
     """
-    args = [build(_plain(arg), operands, objects) for arg in op.args]
-    kwargs = {key: build(_plain(arg), operands, objects) for key, arg in op.kwargs if key != AUTOCAST}
+    args = [build(plain_sizes(arg), operands, objects) for arg in op.args]
+    kwargs = {key: build(plain_sizes(arg), operands, objects) for key, arg in op.kwargs if key != AUTOCAST}
     function = op.function
     if function.opaque:
         if not isinstance(args[0], fx.Node):
@@ -87,7 +87,7 @@ def _target(ref: FnRef) -> Callable[..., Any]:
     return getattr(torch.ops.aten, ref.name, found) if shadowed else found
 
 
-def _plain(template: Template) -> Template:
+def plain_sizes(template: Template) -> Template:
     """A template whose ``torch.Size`` is a tuple: nodes have no constants of that class."""
 
     def plain(node: Node) -> Template | None:
@@ -96,8 +96,13 @@ def _plain(template: Template) -> Template:
     return map_nodes(template, plain)
 
 
-def parts(graph: fx.Graph, form: Template, whole: fx.Node) -> Iterator[tuple[int, fx.Node]]:
-    """Per slot of a form, its number and a node that takes it out of the container that a node made."""
+def parts(
+    graph: fx.Graph, form: Template, whole: fx.Node, key_of: Callable[[Template], Any]
+) -> Iterator[tuple[int, fx.Node]]:
+    """Per slot of a form, its number and a node that takes it out of the container that a node made.
+
+    ``key_of`` gives a key of a mapping as an argument of a node.
+    """
     entries: Any
     take: Callable[..., Any] = operator.getitem
     if isinstance(form, Slot):
@@ -113,32 +118,36 @@ def parts(graph: fx.Graph, form: Template, whole: fx.Node) -> Iterator[tuple[int
         return
     for key, item in entries:
         if isinstance(item, (Slot, Seq, Map)):
-            yield from parts(graph, item, graph.call_function(take, (whole, key)))
+            yield from parts(graph, item, graph.call_function(take, (whole, key_of(key))), key_of)
 
 
-def put_together(form: Template, nodes: list[fx.Node], make: Callable[..., fx.Node]) -> Any:
+def put_together(
+    form: Template, nodes: list[fx.Node], make: Callable[..., fx.Node], key_of: Callable[[Template], Any]
+) -> Any:
     """What a template describes, as an argument of a node. Opaque objects are None.
 
     Args:
         form: The template.
         nodes: What stands in its slots.
         make: Gives the node that calls a class with these arguments.
+        key_of: Gives a key of a mapping as an argument of a node.
     """
     match form:
         case Slot(index):
             return nodes[index]
         case Seq(kind, items):
-            inner = [put_together(item, nodes, make) for item in items]
+            inner = [put_together(item, nodes, make, key_of) for item in items]
             if kind in ("tuple", "list", "size"):
                 return inner if kind == "list" else tuple(inner)
             cls = find_class(kind)
             return make(cls, *inner) if hasattr(cls, "_make") else make(cls, inner)
         case Map(kind, pairs):
-            entries = {build(k, [], {}): put_together(v, nodes, make) for k, v in pairs}
-            if kind == "dict":
-                return entries
-            named = all(isinstance(key, str) for key in entries)
-            return make(find_class(kind), **entries) if named else make(find_class(kind), entries)
+            entries: Any = {key_of(k): put_together(v, nodes, make, key_of) for k, v in pairs}
+            if any(isinstance(key, Node) for key, _ in pairs):  # source code has no word for such keys
+                entries = make(dict, list(entries.items()))
+            elif kind != "dict" and all(isinstance(key, str) for key in entries):
+                return make(find_class(kind), **entries)
+            return entries if kind == "dict" else make(find_class(kind), entries)
         case _:
             return build(form, [], _Nothing())
 
