@@ -52,6 +52,40 @@ def test_an_unknown_key_names_the_nearest(alexnet, key, nearest):
     assert key not in alexnet
 
 
+def test_a_name_of_the_model_that_is_no_layer_says_why():
+    class Position(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.ones(2))
+
+        def forward(self):
+            return self.table
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position, self.silent, self.unused = Position(), nn.Module(), nn.Linear(2, 2)
+            self.silent.forward = lambda x: None
+
+        def forward(self, x):
+            self.silent(x)
+            return x + self.position()
+
+    history = lens.trace(Odd(), torch.ones(2))
+    for key, reason in {
+        "position": "the module 'position' has returned @position.table, which is no layer",
+        "position:2": "of the module 'position' there are position:1",
+        "position.table": "is a parameter and no layer",
+        "silent": "has returned no tensor",
+        "unused": "was not called in this run",
+        "unused.weight": "is a parameter and no layer",
+    }.items():
+        with pytest.raises(UnknownKeyError, match=reason):
+            history[key]
+        with pytest.raises(UnknownKeyError, match=reason):
+            lens.trace(Odd(), torch.ones(2), save=[key])
+
+
 def test_a_key_of_another_type_is_refused(alexnet):
     with pytest.raises(UnknownKeyError, match="tuple"):
         alexnet[1, 2]

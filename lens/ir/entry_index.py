@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -239,6 +240,10 @@ class EntryIndex:
         return rows
 
     def _suggestion(self, key: str) -> str:
+        """What to do now that a key has led nowhere."""
+        reason = self._why_no_entry(key)
+        if reason:
+            return reason
         if key.removeprefix("-").isdigit():
             return f"for the layer at that position write history[{key}], without quotes"
         known = [k for k in (*self._labels, *self._addresses) if ":" not in k or ":" in key]
@@ -246,6 +251,28 @@ class EntryIndex:
         if not near and key:
             near = [k for k in known if k.startswith(key[:4])][:4]
         return f"{'nearest keys' if near else 'there are, among others'}: {', '.join(map(repr, near or known[:4]))}"
+
+    def _why_no_entry(self, key: str) -> str:
+        """Why something that the model has is no entry; empty if the model has nothing of that name. Linear."""
+        graph, (address, _, call) = self.graph, key.partition(":")
+        for kind, addresses in (*((leaf.kind, leaf.addresses) for leaf in graph.leaves), *_unused(graph)):
+            if key in addresses:
+                return f"{key!r} is a {kind} and no layer; the parameter_addresses of an entry tell what it uses"
+        if address not in {module.address for module in graph.meta.modules}:
+            return ""
+        calls = [scope for scope in graph.scopes if address in (scope.address, *scope.aliases)]
+        if not calls:
+            return f"the module {address!r} was not called in this run"
+        if call and call not in {str(scope.call) for scope in calls}:
+            return f"of the module {address!r} there are {', '.join(f'{address}:{scope.call}' for scope in calls[:4])}"
+        returned = [self.name_of(value) for scope in calls for value in scope.outputs[:1]]
+        what = f"{returned[0]}, which is no layer" if returned else "no tensor"
+        return f"the module {address!r} has returned {what}"
+
+
+def _unused(graph: Graph) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The parameters of the model that may be no leaves: kind and addresses."""
+    return (("parameter", (parameter.address,)) for parameter in graph.meta.parameters)
 
 
 def _make_rows(graph: Graph) -> list[EntryRow]:
