@@ -86,6 +86,17 @@ def test_a_name_of_the_model_that_is_no_layer_says_why():
             lens.trace(Odd(), torch.ones(2), save=[key])
 
 
+@torch.library.custom_op("lens_tests::input", mutates_args=())
+def named_input(x: torch.Tensor) -> torch.Tensor:
+    return x * 3
+
+
+def test_an_operator_called_input_does_not_take_the_key_of_the_input():
+    history = lens.trace(lambda x: torch.ops.lens_tests.input(x) + 1, torch.ones(2))
+    assert history["input_1"].is_input_layer
+    assert torch.equal(history["input_1_1"].tensor_contents, torch.full((2,), 3.0))
+
+
 def test_a_key_of_another_type_is_refused(alexnet):
     with pytest.raises(UnknownKeyError, match="tuple"):
         alexnet[1, 2]

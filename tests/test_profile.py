@@ -221,6 +221,22 @@ def test_tables_print_with_rich(resnet):
     assert "┃" in captured.get()
 
 
+def test_names_are_shown_as_they_are_and_order_a_terminal_nothing():
+    rich = pytest.importorskip("rich.console", reason="rich is optional: it is only asked how it prints a table")
+    model = nn.Sequential()
+    for name in ("enc[bold]", "enc[/bold]", "a\nb", "\x1b[2J"):
+        model.add_module(name, nn.Linear(2, 2))
+    history = lens.trace(model, torch.ones(1, 2))
+    console = rich.Console(width=200)
+    with console.capture() as captured:
+        console.print(history.summary("module"))
+    for text in (captured.get(), str(history), history.summary()._repr_html_()):
+        assert "\x1b[2J" not in text
+        for name in ("enc[bold]", "enc[/bold]", "a\\nb", "\\x1b[2J"):
+            assert name in text
+    assert "\x1b" not in str(history["linear_4"])
+
+
 def test_an_entry_prints():
     history = lens.trace(Nested(), torch.randn(1, 2, 5, 5))
     text = str(history["b.act"])

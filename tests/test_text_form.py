@@ -92,6 +92,10 @@ def test_arguments_of_any_name_round_trip(name):
         ("graph {\n  leaf %0: f32[] = input\n  %1: f32[] = torch.relu(%0) ???\n}", "unexpected"),
         ("graph {\n  %1: f32[] = torch.rand()\n}", "without gaps"),
         ("graph {\n  meta {x\n}", "not JSON"),
+        ('graph {\n  leaf %0: f32[] = input "a\x01"\n}', "line 2"),
+        ("graph {\n  %0: f32[] = torch.rand(slice(0, 1))\n}", "line 2"),
+        ("graph {\n  %0: f32[] = torch.rand(complex((1.0, 2.0), 1))\n}", "line 2"),
+        (f"graph {{\n  %0: f32[{'2' * 5000}] = torch.rand()\n}}", "line 2"),
     ],
 )
 def test_bad_text_names_the_problem(text, message):

@@ -138,9 +138,10 @@ class EntryIndex:
     @cached_property
     def _labels(self) -> dict[str, list[EntryRow]]:
         keys: dict[str, list[EntryRow]] = defaultdict(list)
+        whole = {row.label for row in self.rows}
         for row in self.rows:
             stem, _, number = row.label.rpartition("_")
-            short = stem if row.op is not None and number.isdigit() else None
+            short = stem if row.op is not None and number.isdigit() and stem not in whole else None
             for label in filter(None, (row.label, short)):
                 keys[label].append(row)
                 keys[f"{label}:{row.pass_num}"].append(row)

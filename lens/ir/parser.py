@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from attrs import define, evolve, field
 
-from lens.errors import TextError
+from lens.errors import LensError, TextError
 from lens.ir.codec import load_facet, structure
 from lens.ir.elements import (
     LEAF_KINDS,
@@ -81,16 +81,6 @@ class _Parser:
     inside: bool = False
 
     def run(self, text: str) -> Graph:
-        statements: dict[str, Callable[[Line], None]] = {
-            "fn": self.fn,
-            "leaf": self.leaf,
-            "inputs": self.input_bundle,
-            "outputs": self.output_bundle,
-            "scope": self.scope,
-            "read": self.read,
-            "{": self.composite,
-            "}": self.close,
-        }
         lines = text.splitlines()
         for number, raw in enumerate(lines, 1):
             stripped = raw.strip()
@@ -98,18 +88,12 @@ class _Parser:
                 self.json_statement(stripped, number)
                 continue
             line = Line(raw, number)
-            word = line.peek().text
-            if line.peek().kind == "end":
-                continue
-            if word == "graph" and line.peek(1).text == "{":
-                self.inside = True
-                continue
-            if word in statements and line.peek().kind in ("name", "mark"):
-                line.take()
-                statements[word](line)
-            else:
-                self.op(line, interior=0)
-            line.end()
+            try:
+                self.statement(line)
+            except LensError:
+                raise
+            except (ValueError, TypeError, RecursionError) as error:  # of what a word stands for: too long, too deep
+                line.fail(f"this cannot be read: {error}")
         if self.open or self.inside:
             Line("", len(lines)).fail("a brace is not closed")
         return self.graph()
@@ -134,6 +118,20 @@ class _Parser:
         )
 
     # Statements
+
+    def statement(self, line: Line) -> None:
+        word = line.peek().text
+        if line.peek().kind == "end":
+            return
+        if word == "graph" and line.peek(1).text == "{":
+            self.inside = True
+            return
+        if word in _STATEMENTS and line.peek().kind in ("name", "mark"):
+            line.take()
+            _STATEMENTS[word](self, line)
+        else:
+            self.op(line, interior=0)
+        line.end()
 
     def json_statement(self, text: str, number: int) -> None:
         kind, _, rest = text.partition(" ")
@@ -428,6 +426,18 @@ class _Parser:
             pairs.append((key, self.template(line, values)))
             line.accept(",")
         return tuple(pairs)
+
+
+_STATEMENTS: dict[str, Callable[[_Parser, Line], None]] = {
+    "fn": _Parser.fn,
+    "leaf": _Parser.leaf,
+    "inputs": _Parser.input_bundle,
+    "outputs": _Parser.output_bundle,
+    "scope": _Parser.scope,
+    "read": _Parser.read,
+    "{": _Parser.composite,
+    "}": _Parser.close,
+}
 
 
 def _number(text: str) -> int | float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,15 @@ from attrs import frozen
 
 if TYPE_CHECKING:
     import rich.table
+
+
+#: What moves the cursor, ends the line, or begins an order to the terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def printable(text: str) -> str:
+    """Text on one line that gives a terminal no orders: names may hold anything, those of a trace file too."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @frozen
@@ -47,12 +57,17 @@ class Table:
         titles = [column.title for column in self.columns]
         return (dict(zip(titles, row, strict=True)) for row in self.rows)
 
+    def _above(self) -> list[str]:
+        return [printable(line) for line in self.head]
+
     def _shown(self) -> list[tuple[str, ...] | str]:
         """The rows as text; a string stands for rows left out."""
 
         def texts(rows: tuple[tuple[Any, ...], ...]) -> list[tuple[str, ...]]:
             cells = (zip(self.columns, row, strict=True) for row in rows)
-            return [tuple("" if value is None else column.show(value) for column, value in row) for row in cells]
+            return [
+                tuple("" if value is None else printable(column.show(value)) for column, value in row) for row in cells
+            ]
 
         if self.limit is None or len(self.rows) <= self.limit:
             return [*texts(self.rows)]
@@ -71,7 +86,7 @@ class Table:
             return "  ".join(c.rjust(w) if column.right else c.ljust(w) for c, w, column in sides).rstrip()
 
         text = [line_of(titles), *(f"  {line}" if isinstance(line, str) else line_of(line) for line in lines)]
-        return "\n".join([*self.head, "", *text] if self.head else text)
+        return "\n".join([*self._above(), "", *text] if self.head else text)
 
     def _repr_html_(self) -> str:
         """The table for notebooks."""
@@ -85,16 +100,18 @@ class Table:
             f'<tr><td colspan="{len(style)}">{line}</td>' if isinstance(line, str) else row_of(line, "td")
             for line in self._shown()
         ]
-        head = f"<pre>{escape(chr(10).join(self.head))}</pre>" if self.head else ""
+        head = f"<pre>{escape(chr(10).join(self._above()))}</pre>" if self.head else ""
         return f"{head}<table>{titles}{''.join(rows)}</table>"
 
     def __rich__(self) -> rich.table.Table:
         """The table as ``rich`` prints it."""
         from rich.table import Table as RichTable  # only rich calls this
+        from rich.text import Text  # plain text would be searched for markup
 
-        table = RichTable(title="\n".join(self.head) or None, title_justify="left", title_style="")
+        title = Text("\n".join(self._above())) if self.head else None
+        table = RichTable(title=title, title_justify="left", title_style="")
         for column in self.columns:
             table.add_column(column.title, justify="right" if column.right else "left")
         for line in self._shown():
-            table.add_row(*([line] if isinstance(line, str) else line))
+            table.add_row(*map(Text, [line] if isinstance(line, str) else line))
         return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from lens.render.columns import printable
 from lens.render.sizes import human_bytes, human_count, human_seconds, human_shape
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def describe(entry: OpEntry) -> str:
     numbered = f", layer {entry.layer_total_num}, operation {entry.operation_num}" if entry.operation_num else ""
     passes = f", pass {entry.pass_num} of {entry.layer_passes_total}" if entry.layer_passes_total > 1 else ""
     head = f"{entry.layer_label}: {entry.layer_type} number {entry.layer_type_num}{numbered}{passes}"
-    return "\n".join([head, *(f"  {name:11} {text}" for name, text in _facts(entry) if text)])
+    return "\n".join([printable(head), *(f"  {name:11} {printable(text)}" for name, text in _facts(entry) if text)])
 
 
 def _facts(entry: OpEntry) -> Iterator[tuple[str, str]]:
@@ -65,8 +66,8 @@ def _distances(entry: OpEntry) -> str:
 def describe_passes(layer: LayerEntry) -> str:
     """A layer of several passes: each in a line, and how to choose one."""
     rows = [
-        f"  {p.layer_label_w_pass}  {human_shape(p.tensor_shape)} {p.tensor_dtype}, {_seconds(p)}, "
-        f"from {_names(p.parent_layers) or 'nothing'}"
+        f"  {printable(p.layer_label_w_pass)}  {human_shape(p.tensor_shape)} {p.tensor_dtype}, {_seconds(p)}, "
+        f"from {printable(_names(p.parent_layers)) or 'nothing'}"
         for p in layer.passes[:_MOST_PASSES]
     ]
     if len(layer) > _MOST_PASSES:
