@@ -84,9 +84,7 @@ class _Trial:
             return Report((), (self._plain(None),))
         report = check(self.history, model=self.model)  # first: what is held by reference does not survive another run
         names = metadata_verdict("addresses", list(misnamed(self.history, self.names)))
-        outputs = None
-        if self.raised is None:
-            outputs = [self.history.payloads.read(v).detach().clone() for v in self.history.graph.outputs.values]
+        outputs = None if self.raised is not None else attempt(self._outputs)
         self.history = None  # its memory is needed for the other runs
         checks = [self._plain(outputs), *report.checks, names]
         if completeness and self.raised is None and not self._why_not_again():
@@ -96,8 +94,15 @@ class _Trial:
             verdicts = tuple(evolve(verdict, anchored=False) for verdict in verdicts)
         return Report(verdicts, tuple(checks))
 
-    def _plain(self, outputs: list[torch.Tensor] | None) -> Verdict:
+    def _outputs(self) -> list[torch.Tensor]:
+        """Copies of what the traced run returned."""
+        assert self.history is not None
+        return [self.history.payloads.read(v).detach().clone() for v in self.history.graph.outputs.values]
+
+    def _plain(self, outputs: list[torch.Tensor] | Raised | None) -> Verdict:
         """How the traced run compares with a plain one."""
+        if isinstance(outputs, Raised):
+            return Verdict("plain run", "exempt", f"what the traced run returned cannot be compared: {outputs}")
         why_not = self._why_not_again()
         if why_not:
             return Verdict("plain run", "exempt", why_not)

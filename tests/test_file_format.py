@@ -31,8 +31,10 @@ from lens.ir import elements
 from lens.ir.facets import BUILT_IN, Condition
 from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
+from lens.ir.parser import parse
 from lens.ir.payloads import PayloadStore
 from lens.ir.printer import print_graph
+from lens.render import values
 from lens.render.tables import TABLES
 from lens.render.trace_file import FORMAT, VERSION, read_trace
 from lens.replay.flops import _operator
@@ -149,6 +151,34 @@ def test_nested_tensors_of_every_kind_and_tensors_without_data(tmp_path, beside)
     with FakeTensorMode():
         fake = lens.trace(nn.ReLU(), torch.ones(3))
     assert not len(lens.load(fake.save(tmp_path / "fake.lens", beside=beside)).payloads)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+@pytest.mark.parametrize("beside", [False, True])
+def test_tensors_that_only_wrap_others_have_nothing_to_store(tmp_path, beside):
+    x = torch.arange(3.0)
+    history = lens.trace(Body(lambda x: torch.masked.masked_tensor(x, x > 0) + 1), x)
+    loaded = lens.load(history.save(tmp_path / "masked.lens", beside=beside))
+    assert torch.equal(loaded["input_1"].tensor_contents, x)
+    assert not loaded["add_1"].is_saved
+
+
+def test_a_value_that_is_too_large_for_the_file_may_stand_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(values, "_MOST_BYTES", 1000)  # in truth 4 GiB
+    history = lens.trace(Body(lambda x: x + 1), torch.ones(300))
+    with pytest.raises(FileFormatError, match=r"1,200 bytes(.|\n)*beside=True"):
+        history.save(tmp_path / "large.lens")
+    assert lens.load(history.save(tmp_path / "large.lens", beside=True))["add_1"].tensor_contents.sum() == 600
+
+
+def test_graphs_with_nan_among_the_arguments_come_back_equal(tmp_path):
+    nan, big = float("nan"), float("inf")
+    model = Body(lambda x: x.masked_fill(x > 0, nan).clamp(-big, big).nan_to_num(*[nan, big]) + x[0:1].mul(-nan))
+    graph = lens.trace(model, torch.ones(2)).graph
+    assert parse(print_graph(graph)) == graph
+    assert (
+        lens.load(lens.trace(model, torch.ones(2)).save(tmp_path / "nan.lens")).graph.ops[0].args == graph.ops[0].args
+    )
 
 
 def test_the_file_beside_may_be_missing_damaged_or_another(tmp_path):

@@ -542,6 +542,32 @@ def test_what_has_no_form_in_onnx_is_named_and_has_a_structure(tmp_path):
         noisy.to_onnx(tmp_path / "noise.onnx")
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantize")
+def test_sparse_and_quantized_tensors_have_no_form_in_onnx(tmp_path):
+    class Compressed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(2).to_sparse_csr())
+
+        def forward(self, x):
+            return self.weight @ x
+
+    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)
+    for model, x, why in (
+        (Compressed(), torch.ones(2, 2), r"matmul_1_1 .* reads a sparse_csr tensor"),
+        (Body(lambda q: q.dequantize() * 2), quantized, "an input is a quint8 tensor"),
+    ):
+        with pytest.raises(RenderError, match=why):
+            lens.trace(model, x).to_onnx(tmp_path / "model.onnx")
+
+
+def test_complex_numbers_that_are_not_finite_can_be_written_out():
+    x = torch.tensor([1 + 1j, 2])
+    model = Body(lambda x: x + complex(0, float("nan")) * 1 - complex(float("-inf"), 1))
+    program = pickle.loads(pickle.dumps(lens.trace(model, x).to_fx()))
+    assert torch.equal(torch.view_as_real(program(x)).isnan(), torch.view_as_real(model(x)).isnan())
+
+
 def operations(model):
     """All operations of a structure file, those of functions as often as they are called."""
     functions = {function.name: function for function in model.functions}

@@ -117,6 +117,34 @@ def test_any_nan_equals_any_nan():
     assert same(torch.tensor([complex(NAN, 1)]), torch.tensor([complex(-NAN, 1)]))
 
 
+def test_a_write_to_no_place_at_all_hides_what_is_written():
+    nowhere = torch.zeros(0, dtype=torch.long)
+
+    class Writing(torch.nn.Module):
+        def forward(self, x, v):
+            y = x.clone()
+            y[torch.nonzero(x > 9).flatten()] = v
+            return y.index_put((nowhere,), v).index_fill(0, nowhere, v)
+
+    report = lens.validation_report(Writing(), (torch.ones(3), torch.tensor(2.0)))
+    assert report.ok, str(report)
+
+
+def test_complex_numbers_among_the_arguments_may_hide_an_operand():
+    report = lens.validation_report(Body(lambda x: (x * 0j, x + complex(0, NAN))), torch.tensor([1 + 1j, 2]))
+    assert report.ok, str(report)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_an_output_that_cannot_be_copied_is_exempt():
+    def four_bits(x):
+        return torch.quantize_per_channel(x, torch.ones(2), torch.zeros(2), 0, torch.quint4x2)
+
+    report = lens.validation_report(Body(four_bits), torch.ones(2, 2))
+    assert report.ok, str(report)
+    assert (report.checks[0].layer, report.checks[0].status) == ("plain run", "exempt")
+
+
 @pytest.mark.parametrize("place", ["all", "output"])
 def test_tensors_without_data_are_exempt(place):
     if place == "all":

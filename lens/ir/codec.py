@@ -15,7 +15,7 @@ import cattrs
 from lens.errors import FileFormatError, RenderError
 from lens.ir.elements import LEAF_KINDS, LeafKind
 from lens.ir.facets import BUILT_IN, Facet, UnknownFacet
-from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template
+from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, one_nan
 
 _MAX_DEPTH = 200
 
@@ -62,7 +62,7 @@ def dump_template(template: Any) -> Any:
 def load_template(data: Any, depth: int = 0) -> Template:
     """The template that ``dump_template`` wrote. Raises TypeError or ValueError on anything else."""
     if data is None or isinstance(data, (bool, int, float, str)):
-        return data
+        return one_nan(data) if isinstance(data, float) else data
     if depth > _MAX_DEPTH or not isinstance(data, dict) or len(data) != 1:
         raise TypeError("not a template")
     ((kind, body),) = data.items()

@@ -30,7 +30,7 @@ from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.printer import FN_FLAGS, print_address
 from lens.ir.quick import quick
-from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, default_form, map_nodes
+from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, default_form, map_nodes, one_nan
 from lens.ir.tokens import Line
 from lens.ir.types import parse_type
 
@@ -441,7 +441,7 @@ _STATEMENTS: dict[str, Callable[[_Parser, Line], None]] = {
 
 
 def _number(text: str) -> int | float:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
+    return int(text) if text.lstrip("-").isdigit() else one_nan(float(text))
 
 
 def _renumber(form: Template, slots: dict[int, int]) -> Template:

@@ -33,7 +33,7 @@ from lens.ir.elements import (
 )
 from lens.ir.graph import Graph
 from lens.ir.quick import quick
-from lens.ir.templates import Map, Seq, Slice, Slot, Template
+from lens.ir.templates import Map, Seq, Slice, Slot, Template, one_nan
 from lens.ir.types import TensorType, shared_type
 
 #: A code object and the offset of the running instruction; None where no place is known.
@@ -232,7 +232,7 @@ class _Sealing:
         key = tuple(map(id, raw))  # the tape keeps them all alive
         found = self.met.get(key)
         if found is None:
-            found = tuple([item if type(item) in _FINISHED else seal_template(item) for item in raw])  # type: ignore[misc]
+            found = tuple([item if type(item) in _AS_THEY_ARE else seal_template(item) for item in raw])  # type: ignore[misc]
             if _FINISHED.issuperset(map(type, found)):  # others are made anew for every call
                 self.met[key] = found
         return found
@@ -304,10 +304,13 @@ class _Sealing:
 
 _op, _value, _scope, _leaf = quick(Op), quick(Value), quick(Scope), quick(Leaf)
 _FINISHED = frozenset({type(None), bool, int, float, complex, str, Slot})
+_AS_THEY_ARE = _FINISHED - {float}
 
 
 def seal_template(raw: RawTemplate) -> Template:
     """A raw template with its bare tuples turned into nodes. Linear in its size."""
+    if type(raw) is float:
+        return one_nan(raw)
     if type(raw) in _FINISHED:  # before the patterns, which are tried one after the other
         return raw  # type: ignore[return-value]
     match raw:

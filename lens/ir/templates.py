@@ -70,6 +70,13 @@ class Opaque:
 Atom: TypeAlias = None | bool | int | float | complex | str
 Node: TypeAlias = Slot | Seq | Map | Slice | Symbol | Opaque
 Template: TypeAlias = Atom | Node
+#: The one NaN in templates. Tuples take the same object for equal, and it is equal to nothing else.
+NAN = float("nan")
+
+
+def one_nan(number: float) -> float:
+    """The number; ``NAN`` for any NaN, so that templates that say the same are equal."""
+    return number if number == number else NAN
 
 
 def children(template: Template) -> Iterator[Template]:

@@ -5,6 +5,7 @@ Methods are nodes of methods and operators are those of Python, because that is 
 
 from __future__ import annotations
 
+import cmath
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -42,8 +43,10 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         RenderError: what an opaque operation calls is not there.
         ReplayError: its function or an argument is not there.
     """
-    args = [build(plain_sizes(arg), operands, objects) for arg in op.args]
-    kwargs = {key: build(plain_sizes(arg), operands, objects) for key, arg in op.kwargs if key != AUTOCAST}
+    args = [_written(graph, build(plain_sizes(arg), operands, objects)) for arg in op.args]
+    kwargs = {
+        key: _written(graph, build(plain_sizes(arg), operands, objects)) for key, arg in op.kwargs if key != AUTOCAST
+    }
     function = op.function
     if function.opaque:
         if not isinstance(args[0], fx.Node):
@@ -74,6 +77,17 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         return graph.create_node("call_method", function.name, tuple(args), kwargs, name)
     rest = dict(kwargs)
     return graph.create_node("call_method", function.name, (rest.pop(next(iter(kwargs))),), rest, name)
+
+
+def _written(graph: fx.Graph, arg: Any) -> Any:
+    """An argument as source code can say it, which has no word for a complex number with an infinite part."""
+
+    def written(item: Any) -> Any:
+        if isinstance(item, complex) and not cmath.isfinite(item):
+            return graph.call_function(complex, (item.real, item.imag))
+        return item
+
+    return fx.node.map_aggregate(arg, written)
 
 
 def _target(ref: FnRef) -> Callable[..., Any]:

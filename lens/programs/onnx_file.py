@@ -71,15 +71,18 @@ def save(converted: Any, path: str | PathLike[str]) -> str:
 
 def example(kind: TensorType) -> torch.Tensor:
     """A tensor of a type, for exporters that look at types alone. Raises RenderError if it has no such tensor."""
-    if kind.layout != "strided":
-        raise RenderError(
-            f"an input is a {kind.layout} tensor, which ONNX has not", where=str(kind), hint="give a dense tensor"
-        )
+    odd = kind.layout if kind.layout != "strided" else kind.dtype if kind.dtype.startswith("q") else ""
+    if odd:
+        raise RenderError(f"an input is a {odd} tensor, which ONNX has not", where=str(kind), hint="give a dense one")
     return torch.zeros(kind.shape, dtype=getattr(torch, kind.dtype), device=kind.device)
 
 
 def export_program(program: Program, inputs: tuple[torch.Tensor, ...], dynamic_shapes: Any = None) -> Any:
     """``torch.export`` of a program. Raises RenderError that names the operation that cannot be exported."""
+    for node in program.graph.nodes:
+        layout = getattr(_attribute(node, program), "layout", torch.strided)
+        if layout not in (torch.strided, torch.jagged):  # torch may end the process over those of compressed rows
+            raise _refusal(TypeError(f"it reads a {layout} tensor".replace("torch.", "")), next(iter(node.users), None))
     try:
         # exporters take attention apart: the layout of its result must be that of its parts
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
@@ -174,8 +177,13 @@ def _running_node(error: BaseException, program: Program) -> fx.Node | None:
     return next((nodes[name] for name in names if name in nodes), None) or next(odd, None)
 
 
+def _attribute(node: fx.Node, program: Program) -> Any:
+    """What a node takes out of the program; None if it takes nothing."""
+    return attrgetter(str(node.target))(program) if node.op == "get_attr" else None
+
+
 def _is_odd(node: fx.Node, program: Program) -> bool:
-    if node.op != "get_attr":
+    item = _attribute(node, program)
+    if item is None:
         return False
-    item = attrgetter(str(node.target))(program)
     return not isinstance(item, torch.Tensor) or item.layout != torch.strided or item.is_nested or item.is_quantized

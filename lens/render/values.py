@@ -25,6 +25,8 @@ _BESIDE_DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "bool"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
+#: What msgpack can say of the length of bytes.
+_MOST_BYTES = 2**32 - 1
 _INSTALL = "pip install 'lens-trace[export]'"
 
 
@@ -134,8 +136,20 @@ def write_beside(path: Path, tensors: Iterable[tuple[str, Any]], mark: str) -> N
 
 
 def has_data(payload: Payload) -> bool:
-    """Whether a saved value has elements to store: not if it was lost, is on the meta device, or fake."""
-    return has_elements(payload.tensor) if isinstance(payload, Held) else not isinstance(payload, Stale)
+    """Whether a saved value has elements to store: not if it was lost, is on the meta device or fake, or only wraps
+    other tensors."""
+    if isinstance(payload, Held):
+        return has_elements(payload.tensor) and not _is_hollow(payload.tensor)
+    return not isinstance(payload, Stale)
+
+
+def _is_hollow(tensor: Any) -> bool:
+    """Whether a tensor has no memory of its own, as a subclass that was made with ``_make_wrapper_subclass``."""
+    torch = _torch(None)
+    if type(tensor) is torch.Tensor or tensor.is_nested or tensor.layout is not torch.strided:
+        return False
+    with torch._C.DisableTorchFunctionSubclass():
+        return bool(tensor.numel()) and torch.Tensor.data_ptr(tensor) == 0
 
 
 def plain_tensor(tensor: Any) -> torch.Tensor:
@@ -168,12 +182,18 @@ def dtype_name(tensor: Any) -> str:
 
 
 def dump_tensor(tensor: Any) -> list[Any]:
-    """A tensor, or a ``StoredTensor``, as [dtype, shape, bytes]."""
+    """A tensor, or a ``StoredTensor``, as [dtype, shape, bytes]. Raises FileFormatError for one of 4 GiB or more."""
     if isinstance(tensor, StoredTensor):
         return [tensor.type.dtype, list(tensor.type.shape), tensor.data]
     plain = plain_tensor(tensor)
     size = plain.numel() * plain.element_size()
-    data = ctypes.string_at(plain.data_ptr(), size) if size else b""
+    if size > _MOST_BYTES:
+        raise FileFormatError(
+            f"a value of {size:,} bytes is too large to stand in a trace file",
+            where=f"{dtype_name(plain)} {tuple(plain.shape)}",
+            hint="save with beside=True, or trace with save= or transform= so that less is kept",
+        )
+    data = bytes((ctypes.c_char * size).from_address(plain.data_ptr())) if size else b""
     return [dtype_name(plain), list(plain.shape), data]
 
 

@@ -158,8 +158,10 @@ def _is_hidden(deaf: Deaf) -> bool:
                 for variant in _each_alone(deaf.op, value):  # as of `where` with one tensor for both branches
                     if deaf.differs(variant, {**deaf.operands, _APART: tensor}, deaf.value):
                         return True
-        # No index at all, where there is none that leaves anything out.
-        if other.dim() == 1 and deaf.differs(deaf.op, {**deaf.operands, value: other[:0]}, deaf.value):
+        # No index at all, where there is none that leaves anything out; one, where there is none.
+        shorter = [other[:0]] if other.dim() == 1 else []
+        longer = [other.new_zeros([max(n, 1) for n in other.shape])] if not other.numel() else []
+        if any(deaf.differs(deaf.op, {**deaf.operands, value: tensor}, deaf.value) for tensor in shorter + longer):
             return True
     return False
 
@@ -193,6 +195,9 @@ def _is_plain_in_its_dtype(deaf: Deaf) -> bool:
     return False
 
 
+_NUMBERS = (int, float, complex)
+
+
 def _with_numbers(op: Op, number: float) -> Op:
     """An op with this number in place of its own, and its flags turned over."""
     return evolve(
@@ -204,8 +209,8 @@ def _with_numbers(op: Op, number: float) -> Op:
 
 def _places(op: Op) -> Iterator[int | str]:
     """The arguments of an op that are numbers or flags: positions and names."""
-    yield from (place for place, arg in enumerate(op.args) if isinstance(arg, (int, float)))
-    yield from (name for name, arg in op.kwargs if isinstance(arg, (int, float)))
+    yield from (place for place, arg in enumerate(op.args) if isinstance(arg, _NUMBERS))
+    yield from (name for name, arg in op.kwargs if isinstance(arg, _NUMBERS))
 
 
 def _with_number_at(op: Op, place: int | str, number: float) -> Op:
@@ -219,7 +224,7 @@ def _with_number_at(op: Op, place: int | str, number: float) -> Op:
 def _changed(template: Template, number: float) -> Template:
     if isinstance(template, bool):
         return not template
-    return number if isinstance(template, (int, float)) else template
+    return number if isinstance(template, _NUMBERS) else template
 
 
 def _cannot_be_replaced(deaf: Deaf) -> bool:
