@@ -15,7 +15,7 @@ from lens import registry
 from lens.capture.addresses import AddressBook
 from lens.capture.inputs import named_tensors
 from lens.capture.module_calls import MODULE_CALL_FILE
-from lens.capture.quiet_gc import old_objects_set_aside
+from lens.capture.quiet_gc import collections_put_off
 from lens.capture.recorder import Recorder
 from lens.capture.selection import make_selection
 from lens.capture.sites import Locator
@@ -62,7 +62,7 @@ def record(case: Case, save: Any, use: Callable[[Recorder], Any] = Recorder.clos
     for name, tensor in named_tensors(case.model, case.args, {}):
         recorder.leaf(tensor, "input", (name,))
     recorder.prepare()
-    with old_objects_set_aside():
+    with collections_put_off():
         with registry.find("backends", "torch_function")().record(recorder):
             case.model(*case.args)
         return use(recorder)

@@ -11,7 +11,7 @@ from torch import nn
 from lens import registry
 from lens.capture.backend import CaptureBackend, check_available, find_backend
 from lens.capture.inputs import check_call, check_seed, named, positional
-from lens.capture.quiet_gc import old_objects_set_aside
+from lens.capture.quiet_gc import collections_put_off
 from lens.capture.selection import Save, Transform
 from lens.capture.stopping import StopAt
 from lens.capture.targets import gathered, root_of
@@ -73,7 +73,7 @@ def trace(
     check_call(model, positional_args, named_args, functions=True)
     settings = _settings(backend, passes, fast_paths, save, transform, detach, stop_at, seed)
     run = Run(root_of(model), settings)
-    with old_objects_set_aside(), run:
+    with collections_put_off(), run:
         run.call(model, positional_args, named_args)
     assert run.history is not None
     return run.history
@@ -109,7 +109,7 @@ def tracing(
     root = model if isinstance(model, nn.Module) else gathered("Block", {} if model is None else model)
     run = Run(root, _settings(backend, passes, fast_paths, save, transform, detach, None, seed))
     history = _Unfinished.__new__(_Unfinished)
-    with old_objects_set_aside(), run, run.block():
+    with collections_put_off(), run, run.block():
         yield history
     assert run.history is not None
     vars(history).update(vars(run.history))
