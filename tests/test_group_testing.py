@@ -53,7 +53,7 @@ def hiding(x):
             100,
         ),  # all matter everywhere
         (overwriting, torch.randn(MANY), 160),  # what was there before does not matter
-        (hiding, torch.arange(1, 41), 400),  # nor what is multiplied by zero
+        (hiding, torch.arange(1, 41), 420),  # nor what is multiplied by zero
     ],
     ids=["stack", "integers", "booleans", "block_diag", "foreach", "empty", "multi_dot", "overwritten", "hidden"],
 )

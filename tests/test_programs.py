@@ -26,6 +26,7 @@ from lens.cli import main
 from lens.errors import GuardError, InputError, LensError, RenderError, StaleValueError
 from lens.ir.facets import Labels
 from lens.programs import onnx_file
+from lens.programs.leaves import place
 from lens.programs.sizes import Size, find_form
 from lens.render import onnx_structure
 from lens.render.onnx_structure import OnnxStructureRenderer
@@ -146,6 +147,31 @@ def test_recorded_noise_is_that_of_the_run(name):
     program = dropout.to_fx(noise="recorded")
     assert torch.equal(program(torch.arange(20.0)), dropout["dropout_1"].tensor_contents)
     assert torch.equal(program(torch.ones(20)) > 0, program(torch.ones(20) * 2) > 0)
+
+
+def test_each_pass_of_a_random_layer_has_its_own_noise(tmp_path):
+    class Denoising(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = self.fc(x) + torch.randn_like(x)
+            return x
+
+    x = torch.ones(2, 3)
+    history = lens.trace(Denoising(), x)
+    assert torch.equal(history.to_fx(noise="recorded")(x), history["output_1"].tensor_contents)
+    assert run_onnx(history.to_onnx(tmp_path / "loop.onnx"), history) < 1e-5
+
+
+def test_tensors_of_one_address_are_kept_apart():
+    root, one, other = nn.Module(), torch.zeros(2), torch.ones(2)
+    names = [place(root, "table.at", tensor) for tensor in (one, other, one)]
+    assert [root.get_buffer(name) is tensor for name, tensor in zip(names, (one, other, one), strict=True)] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize("name", ["dynamic", "gpt2", "views"])
@@ -542,6 +568,12 @@ def test_what_has_no_form_in_onnx_is_named_and_has_a_structure(tmp_path):
         noisy.to_onnx(tmp_path / "noise.onnx")
 
 
+def test_what_depends_on_data_and_has_no_form_in_onnx_is_told_by_lens(tmp_path):
+    history = lens.trace(Body(lambda x: torch.cdist(x[x[:, 0] > 0], x)), torch.randn(5, 2).abs())
+    with pytest.raises(RenderError, match="cdist"):
+        history.to_onnx(tmp_path / "model.onnx")
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:.*quantize")
 def test_sparse_and_quantized_tensors_have_no_form_in_onnx(tmp_path):
     class Compressed(nn.Module):
@@ -749,6 +781,8 @@ def test_integers_of_unclear_origin():
     assert str(find_form(3, 5, sizes)) == "s1-2"  # not 2*s0-1
     assert find_form(6, 8, (sizes[0], Size("s1", 3, 4, ()))) is not None
     assert find_form(1, 8, sizes[1:]) is None
+    assert find_form(57, 83, (Size("s0", 11, 13, ()), Size("s1", 290, 420, ()))) is None  # not 13*s0-86
+    assert str(find_form(21, 25, (Size("s0", 11, 13, ()),))) == "2*s0-1"
     assert find_form(4, 6, sizes) is None  # 2*s0 or s1-1
     assert str(find_form(18, 26, (Size("s0", 11, 13, ()), Size("s1", 37, 53, ())))) == "s1//2"  # not 4*s0-26
 

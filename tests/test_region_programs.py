@@ -16,7 +16,7 @@ from lens.errors import RenderError
 #: Regions that are no program: what they need is of the run alone.
 REFUSED = {
     "subclass_that_wraps": "what it calls is not in the trace",
-    "backward_inside": "a gradient stands beside its tensor",
+    "backward_inside": "reads a gradient, which stands beside its tensor",
     "gradient_inside": "walks the autograd graph",
 }
 #: They call a lambda, or TorchScript.

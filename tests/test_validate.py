@@ -130,6 +130,16 @@ def test_a_write_to_no_place_at_all_hides_what_is_written():
     assert report.ok, str(report)
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool])
+def test_indices_into_what_is_the_same_everywhere_are_hidden(kind):
+    def gather(scores):
+        beams = torch.full((2, 6, 4), 1).to(kind)
+        return torch.take_along_dim(beams, scores.topk(3).indices[:, :, None], dim=1)
+
+    report = lens.validation_report(Body(gather), torch.randn(2, 6))
+    assert report.ok, str(report)
+
+
 def test_complex_numbers_among_the_arguments_may_hide_an_operand():
     report = lens.validation_report(Body(lambda x: (x * 0j, x + complex(0, NAN))), torch.tensor([1 + 1j, 2]))
     assert report.ok, str(report)

@@ -263,7 +263,7 @@ class Builder:
         for place_ in sorted(detached):
             operands[place_] = self.graph.call_method("detach", (operands[place_],))
         if op.id in self.noise:
-            address = place(self.root, f"lens_noise.{name}", self.noise[op.id])
+            address = place(self.root, f"lens_noise.{name}_{op.id}", self.noise[op.id])  # each pass has its own
             return with_noise(self.graph, op, operands, self.graph.get_attr(address), name)
         if describe(resolve(op.function)).copies and self.trace.values[op.results[0]].alias_of is not None:
             return self._copied_before(op, name)

@@ -65,8 +65,8 @@ def _name(leaf: Leaf) -> str:
 def place(root: nn.Module, address: str, tensor: torch.Tensor) -> str:
     """Register a tensor under an address, in modules made on the way, and give the address that it got.
 
-    It differs from the one asked for where a ``GraphModule`` has its own use for the first word, or where an address
-    is no name (``table['key']``).
+    It differs from the one asked for where a ``GraphModule`` has its own use for the first word, where an address
+    is no name (``table['key']``), and where another tensor has it.
     """
     words = [word.replace("'", "").replace('"', "") for word in address.split(".")]
     if words[0] in _TAKEN:
@@ -76,6 +76,10 @@ def place(root: nn.Module, address: str, tensor: torch.Tensor) -> str:
         if word not in owner._modules:
             owner.add_module(word, nn.Module())
         owner = owner.get_submodule(word)
+    taken = {**owner._parameters, **owner._buffers}
+    others = (f"{words[-1]}_{number}" for number in count(1))
+    while taken.get(words[-1], tensor) is not tensor:
+        words[-1] = next(others)
     if isinstance(tensor, nn.Parameter):
         owner.register_parameter(words[-1], tensor)
     else:

@@ -20,6 +20,7 @@ from torch._decomp import get_decompositions
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lens.errors import RenderError
+from lens.foreign import Raised, attempt
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.types import TensorType
@@ -159,7 +160,8 @@ def _untranslated_node(error: BaseException, exported: Any) -> fx.Node | None:
     if all(node.name != found for node in nodes):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            nodes += exported.run_decompositions().graph.nodes
+            decomposed = attempt(exported.run_decompositions)  # which fails where sizes depend on data
+        nodes += [] if isinstance(decomposed, Raised) else decomposed.graph.nodes
     exact = [node for node in nodes if node.name == found]
     alike = [node for node in nodes if found.strip("_0123456789") in node.name]
     return next(iter(exact + alike), None)

@@ -87,7 +87,8 @@ def find_form(first: int, second: int, sizes: Sequence[Size]) -> Form | None:
     """How an integer that is ``first`` in one trace and ``second`` in the other follows from sizes; None if unclear.
 
     A multiple of one size comes before one of two, then what is just beside a size, a fraction of one rounded down, a
-    sum of two or of a size and a constant. A multiple of one size that is also just beside another is unclear.
+    sum of two or of a size and a constant, or what is just beside a multiple. A multiple of one size that is also just
+    beside another is unclear.
     """
     beside = [form for form in _shifted(first, second, sizes) if form.factor == 1 and 0 < abs(form.offset) <= _NEAR]
     for candidates in (
@@ -129,8 +130,10 @@ def _rounded(first: int, second: int, sizes: Sequence[Size]) -> Iterator[Form]:
 def _shifted(first: int, second: int, sizes: Sequence[Size]) -> Iterator[Form]:
     for size in sizes:
         factor = Fraction(second - first, size.second - size.first)
-        if factor.denominator == 1:
-            yield Form(factor, (size.name,), first - int(factor) * size.first)
+        offset = first - factor * size.first
+        # Any number whose difference is a multiple of the size's is a multiple and a constant: only small ones count.
+        if factor.denominator == 1 and (abs(factor) == 1 or abs(offset) <= max(_NEAR, abs(int(factor)))):
+            yield Form(factor, (size.name,), int(offset))
     for one, other in combinations(sizes, 2):
         if first == one.first + other.first and second == one.second + other.second:
             yield Form(Fraction(1), (one.name,), plus=other.name)

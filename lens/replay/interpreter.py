@@ -182,7 +182,7 @@ def why_not_run(op: Op, payloads: PayloadStore | None = None) -> str:
     if op.function.namespace == "torch.autograd":
         return "walks the autograd graph of the run, which is gone"
     if op.function.name == "grad.__get__":
-        return "a gradient stands beside its tensor; it is not computed from it"
+        return "reads a gradient, which stands beside its tensor and is not computed from it"
     if op.function.name in _FORWARD_MODE:
         return "belongs to a level of forward-mode differentiation that is gone"
     if op.function.opaque and not isinstance(op.args[0], Opaque):

@@ -79,7 +79,7 @@ class Nonsense:
             return (lambda: tensor * -1.5,)
         constants = tuple(partial(torch.full_like, tensor, number) for number in _numbers(tensor))
         if tensor.dtype is torch.bool:
-            return tensor.logical_not, *constants
+            return tensor.logical_not, *constants, lambda: _scattered(tensor, 2)
         if tensor.is_floating_point() or tensor.is_complex():
             return lambda: self._noise(tensor), lambda: (-3 * _computable(tensor) - 1).to(tensor.dtype), *constants
         return (
@@ -87,6 +87,7 @@ class Nonsense:
             lambda: torch.where(tensor > 0, tensor - 1, tensor + 1),
             lambda: _counted(tensor),
             lambda: -3 * tensor - 1,
+            lambda: _scattered(tensor, max(1, min(int(tensor.max()), 1 << 62)) + 1),
         )
 
     def _noise(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -137,6 +138,12 @@ def _counted(tensor: torch.Tensor) -> torch.Tensor:
     """0, 1, 2, ... up to the largest element, over and over."""
     count = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
     return (count % (max(int(tensor.max()), 1) + 1)).to(tensor.dtype)
+
+
+def _scattered(tensor: torch.Tensor, end: int) -> torch.Tensor:
+    """Numbers from 0 to ``end - 1`` in no order, so that they differ along every dimension."""
+    generator = torch.Generator(tensor.device).manual_seed(tensor.numel())
+    return torch.randint(end, tensor.shape, generator=generator, device=tensor.device).to(tensor.dtype)
 
 
 def _own_memory(tensor: torch.Tensor) -> torch.Tensor | None:
