@@ -116,6 +116,32 @@ def composite(x):
     return x
 
 
+class Exp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_what_autograd_does_by_itself_is_no_hole(backend):
+    """A function's saved output is detached by autograd; a backward pass is disclosed."""
+
+    def step(x):
+        leaf = x.detach().requires_grad_()
+        Exp.apply(leaf).sum().backward()
+        return Exp.apply(x - leaf.grad)
+
+    result = found(step, torch.randn(3, requires_grad=True), backend=backend)
+    assert result.ok, str(result)
+    assert sum(count for reason, count in result.excused if "backward pass" in reason) > 1
+
+
 def test_a_hole_in_a_composite_that_is_dissolved():
     result = found(composite)
     assert names(result) == {"aten.relu.default": 1}

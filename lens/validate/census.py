@@ -20,6 +20,10 @@ from lens.functions import Function, describe
 from lens.ir.tape import Site
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+#: The function that runs a backward pass.
+BACKWARD = "torch.autograd.backward"
+#: The module whose code runs the model that is audited.
+_AUDIT = "lens.validate.completeness"
 
 
 @define(eq=False)
@@ -155,7 +159,10 @@ class CensusRecorder(Recorder):
         self.asked = []
 
     def _between(self, start: FrameType) -> tuple[frozenset[str], tuple[FrameType, ...]]:
-        """The functions from a frame outwards to the user's code, and the frames of the backend among them."""
+        """The functions from a frame outwards to the user's code, and the frames of the backend among them.
+
+        ``BACKWARD`` is among the functions wherever it is.
+        """
         functions: set[str] = set()
         askers: list[FrameType] = []
         frame: FrameType | None = start
@@ -164,12 +171,20 @@ class CensusRecorder(Recorder):
                 askers.append(frame)
             elif not frame.f_code.co_filename.startswith(_TORCH):
                 break
-            functions.add(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}")
+            functions.add(_name(frame))
+            frame = frame.f_back
+        while frame is not None and frame.f_globals.get("__name__") != _AUDIT:
+            if _name(frame) == BACKWARD:  # which may call functions of the user's
+                functions.add(BACKWARD)
             frame = frame.f_back
         return frozenset(functions), tuple(askers)
 
     def _is_backend(self, frame: FrameType) -> bool:
         return str(frame.f_globals.get("__name__")).startswith(self.package)
+
+
+def _name(frame: FrameType) -> str:
+    return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
 
 
 class CensusMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -22,13 +22,16 @@ from lens.capture.sites import Locator
 from lens.ir.elements import Location
 from lens.ir.tape import SiteTable
 from lens.stages import stage
-from lens.validate.census import CensusCall, CensusMode, CensusRecorder
+from lens.validate.census import BACKWARD, CensusCall, CensusMode, CensusRecorder
 
 #: Calls that are no part of the model's computation, by the Python functions that make them (beginnings of names).
 _BOOKKEEPING = {
     "lens.capture.recorder.": "the trace itself compares generator states and looks at nested tensors",
     "torch._tensor.__format__": "a tensor was put into text",
+    BACKWARD: "a backward pass, which is not recorded: history.gaps says so",
 }
+#: The Python function that calls an autograd function of the user's, whose saved outputs autograd detaches by itself.
+_APPLY = "torch.autograd.function.apply"
 #: Operators that tell how a tensor is made, and read no element of it.
 _FORM = (
     *("aten.is_coalesced", "aten.is_same_size", "aten.is_set_to", "aten.is_pinned", "aten.can_cast", "prim.layout"),
@@ -147,4 +150,6 @@ def _excuse(call: CensusCall) -> str | None:
     for beginning, reason in _BOOKKEEPING.items():
         if any(function.startswith(beginning) for function in call.functions):
             return reason
+    if call.name == "aten.detach.default" and _APPLY in call.functions:  # one that Python calls is seen
+        return "autograd keeps an output of a function without its history"
     return _IDLE.get(call.name) or (_SEEN_BELOW.get(call.name) if call.seen_below else None)
