@@ -36,10 +36,10 @@ class OpEntry(Names, TensorFacts, CallFacts, ParameterFacts, ModuleFacts):
         return describe(self)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, OpEntry) and other._history is self._history and other._row == self._row
+        return isinstance(other, OpEntry) and other._history is self._history and other._row.number == self._row.number
 
     def __hash__(self) -> int:
-        return hash(self._row)
+        return hash(self._row.number)
 
 
 class LayerEntry:

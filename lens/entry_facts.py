@@ -91,14 +91,14 @@ class Names(EntryView):
         """All keys that lead to this entry, alone or with other passes; the ordinal only if ordinals count it."""
         keys = self._history.index.keys_of(self._row)
         number = bisect_left(self._history.numbered, self._row.number, key=lambda row: row.number)
-        counted = number < len(self._history.numbered) and self._history.numbered[number] == self._row
+        counted = number < len(self._history.numbered) and self._history.numbered[number].number == self._row.number
         return [*keys, number] if counted else [*keys]
 
     @property
     def same_layer_operations(self) -> list[str]:
         """The other passes of its layer; empty if there are none."""
         rows = self._history.index.passes_of(self._row)
-        return [row.label_with_pass for row in rows if row != self._row]
+        return [row.label_with_pass for row in rows if row.number != self._row.number]
 
 
 class TensorFacts(EntryView):

@@ -8,6 +8,8 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from attrs import evolve
+
 from lens.entry import LayerEntry, OpEntry
 from lens.errors import AmbiguousKeyError, UnknownKeyError, unknown_attribute
 from lens.ir.elements import OpId, ScopeId, ValueId
@@ -70,7 +72,8 @@ class HistoryEntries:
         return len(self.index.rows)
 
     def __iter__(self) -> Iterator[OpEntry]:
-        return (OpEntry(self, row) for row in self.index.rows)
+        """All entries. One of which only another tensor was saved that its operation wrote to has that tensor."""
+        return (OpEntry(self, row) for row in self._as_saved)
 
     def entry(self, number: int) -> OpEntry:
         """The entry at a position among all entries, saved or not."""
@@ -140,9 +143,20 @@ class HistoryEntries:
     @cached_property
     def numbered(self) -> Sequence[EntryRow]:
         """The rows that ordinals count: the saved ones if only some are saved, else all."""
-        rows = self.index.rows
-        saved = [row for row in rows if row.value in self.payloads]
-        return saved or rows
+        saved = [row for row in self._as_saved if row.value in self.payloads]
+        return saved or self.index.rows
+
+    @cached_property
+    def _as_saved(self) -> tuple[EntryRow, ...]:
+        """The rows; where not its own tensor was saved, but another that its op wrote to, with that. Linear."""
+        saved = self.payloads
+        if not saved:
+            return self.index.rows
+        return tuple(row if row.value in saved else self._with_saved(row) for row in self.index.rows)
+
+    def _with_saved(self, row: EntryRow) -> EntryRow:
+        others = self.index.values_of.get(row.number, ())
+        return next((evolve(row, value=value) for value in others if value in self.payloads), row)
 
     def _reach(self, start: int, edges: Sequence[tuple[int, ...]]) -> list[int]:
         """Entries that can be reached over edges, in order of execution, the start left out. Linear."""

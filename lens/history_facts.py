@@ -99,7 +99,7 @@ class HistoryFacts(HistoryEntries):
 
     @property
     def _saved_values(self) -> set[ValueId]:
-        return {row.value for row in self.index.rows if row.value in self.payloads}
+        return {row.value for row in self._as_saved if row.value in self.payloads}
 
     def _fsize(self, value: ValueId) -> int:
         return self.graph.values[value].type.nbytes

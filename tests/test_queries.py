@@ -24,6 +24,7 @@ from lens.errors import (
     UnknownKeyError,
 )
 from lens.model_specs import import_torchvision
+from lens.validate.invariants import violations
 
 
 class Area(nn.Module):
@@ -209,6 +210,31 @@ def test_a_module_that_writes_through_a_view_has_returned_all_of_the_tensor(back
         assert entry.tensor_shape == (3, 4)
         assert torch.equal(history.module_outputs("0")[0].tensor_contents, expected)
     assert histories[0]["sigmoid_1"].tensor_shape == (3, 2)
+
+
+@pytest.mark.parametrize("last", [(), (nn.Linear(4, 2),)])
+def test_what_a_module_has_written_through_a_view_is_counted_numbered_and_compared(last):
+    model, x = nn.Sequential(Halves(), *last), torch.randn(3, 4)
+    history = lens.trace(model, x, save=["0"])
+    entry = history["0"]
+    assert (history.num_tensors_saved, history.tensor_fsize_saved) == (1, 48)
+    saved = {e.layer_label: e.tensor_contents for e in history if e.is_saved and not e.is_output_layer}
+    assert torch.equal(saved[entry.layer_label], entry.tensor_contents)
+    assert entry == history[0]
+    assert torch.equal(history[0].tensor_contents, entry.tensor_contents)
+    assert violations(history)["counts"] == []
+    full = lens.trace(model, x)
+    for entry in (history["0"], full["0"]):
+        own = entry._history["sigmoid_1"]
+        assert entry == own
+        assert hash(entry) == hash(own)
+        assert entry in list(entry._history)
+        assert entry.same_layer_operations == []
+        assert entry.lookup_keys == own.lookup_keys
+        assert isinstance(own.lookup_keys[-1], int)
+    assert not history["sigmoid_1"].is_saved
+    assert full["sigmoid_1"].tensor_shape == (3, 2)
+    assert not full.diff(history).changes
 
 
 def test_a_module_is_found_by_all_its_addresses():

@@ -104,7 +104,7 @@ def _counts(history: ModelHistory) -> Iterator[str]:
         "num_tensors_total": (history.num_tensors_total, len(tensors)),
         "num_tensors_saved": (
             history.num_tensors_saved,
-            len({v for v in (*tensors, *graph.outputs.values) if v in history.payloads}),
+            len({v for v in (*tensors, *graph.outputs.values) if v in history.payloads}) + _saved_elsewhere(history),
         ),
         "tensor_fsize_total": (history.tensor_fsize_total, sum(_nbytes(history, v) for v in tensors)),
         "layer_list": (len(history.layer_list), len({e.layer_label for e in history})),
@@ -116,6 +116,14 @@ def _counts(history: ModelHistory) -> Iterator[str]:
     for name, (told, expected) in sums.items():
         if told != expected:
             yield f"{name} is {told}, the parts make {expected}"
+
+
+def _saved_elsewhere(history: ModelHistory) -> int:
+    """The layers whose own tensor was not saved, but another that their operation wrote to."""
+    saved, labels = history.payloads, history.graph[Labels]
+    ops = [op for op in history.graph.ops if op.effects and labels.results[op.id] and op.results[0] not in saved]
+    found = (next((new for _, new in op.effects if new in saved), None) for op in ops)
+    return len({value for value in found if value is not None} - {*history.graph.outputs.values})
 
 
 def _nbytes(history: ModelHistory, value: ValueId) -> int:
