@@ -284,6 +284,17 @@ def test_the_summary_is_readable(alexnet):
     assert max(map(len, summary.splitlines())) < 100
 
 
+@pytest.mark.parametrize("save", ["all", "none", [2, 3, 4], ["0"]])
+def test_the_numbers_of_the_summary_are_ordinals(save):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Tanh()).eval()
+    history = lens.trace(model, torch.randn(3, 4), save=save)
+    numbered = {row["layer"]: row[""].strip("*") for row in history.summary()}
+    for layer, number in numbered.items():
+        entry = history[layer]
+        assert entry == history[int(number)] if number else isinstance(entry.lookup_keys[-1], str)
+    assert any(numbered.values())
+
+
 def test_the_table(alexnet):
     pytest.importorskip("pandas")
     table = alexnet.to_pandas()

@@ -75,18 +75,19 @@ def _structure(history: ModelHistory) -> str:
 
 
 def _layers(history: ModelHistory, limit: int | None) -> Table:
-    """Every entry but the running statistics of normalisation layers, in order of execution."""
+    """Every entry but the running statistics of normalisation layers, in order of execution, with its ordinal."""
     size, params = Column("size", human_bytes, right=True), Column("params", "{:,}".format, right=True)
     columns = Column("", right=True), Column("layer"), Column("shape"), size, params, Column("module")
+    ordinals = {row.number: place for place, row in enumerate(history.numbered)}
     rows = []
-    for number, entry in enumerate(history):
+    for entry in history:
         if history.index.is_statistic(entry._row):
             continue
         names = entry.modules_exited or [entry.containing_module_origin or ""]
         mark, kind = "*" if entry.is_saved else "", f"{human_shape(entry.tensor_shape)} {entry.tensor_dtype}"
         module = names[0] or entry.buffer_address or ""
         sizes = entry.tensor_fsize, entry.num_params_total or None
-        rows.append((f"{number}{mark}", entry._row.name, kind, *sizes, module))
+        rows.append((f"{ordinals.get(entry._row.number, '')}{mark}", entry._row.name, kind, *sizes, module))
     return Table(columns, tuple(rows), head_of(history), limit)
 
 
