@@ -4,8 +4,10 @@ import pytest
 from attrs import evolve, frozen
 
 from lens.errors import PassError
+from lens.history import ModelHistory
 from lens.ir.facets import Ancestry, Distances, Facet, Granularity, Labels, Orphans, Recurrence
 from lens.ir.parser import parse
+from lens.ir.payloads import PayloadStore
 from lens.ir.printer import print_graph
 from lens.ir.rewrite import keep_ops
 from lens.passes.distances import DistancesPass
@@ -16,6 +18,7 @@ from lens.passes.orphans import OrphansPass
 from lens.passes.pipeline import parse_pipeline, print_pipeline
 from lens.passes.protocol import PassResult
 from lens.registry import pass_classes, providers
+from lens.validate.invariants import violations
 
 COMPOSITES = """\
 graph {
@@ -121,6 +124,31 @@ graph {
     assert distances.min_to_output == (3, 3, 2, 2, 1, None)
     assert distances.max_to_output == (4, 3, 2, 2, 1, None)
     assert graph[Ancestry].from_input == (True, True, True, False, True, True)
+
+
+def test_distances_go_over_parents_and_over_memory_where_there_is_no_other_way():
+    graph = run(
+        """\
+graph {
+  fn torch.Tensor.mul_: mutates
+  leaf %0: f32[4] = input "x"
+  leaf %1: f32[4] = external
+  inputs @x
+  %2: f32[4] = torch.clone(@x)
+  %3: f32[2] ~%2 = torch.a(%2)
+  %4: f32[2] ~%3 = torch.Tensor.mul_(%3, 2) writes %2 => %5: f32[4] ~%2
+  %6: f32[4] ~%1 = torch.Tensor.mul_(%1, 2) writes %5 => %7: f32[4] ~%5
+  %8: f32[4] = torch.b(%7)
+  outputs %8
+}
+""",
+        DistancesPass(),
+    )
+    distances = graph[Distances]
+    assert distances.min_from_input == (1, 2, 3, 3, 4)
+    assert distances.max_from_input == (1, 2, 3, 4, 5)
+    assert distances.min_to_output == (4, 4, 3, 2, 1)
+    assert violations(ModelHistory(graph, PayloadStore()))["distances"] == []
 
 
 def test_labels_name_operators_by_their_operation():

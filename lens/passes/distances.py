@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import ClassVar, TypeAlias
 
 from attrs import frozen
 
-from lens.ir.elements import ValueId
+from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Ancestry, Distances, Facet
 from lens.ir.graph import Graph
 from lens.passes.protocol import PassContext, PassResult
@@ -19,7 +20,8 @@ Column: TypeAlias = "tuple[int | None, ...]"
 class DistancesPass:
     """Minimum and maximum number of ops from any input and to any output; who descends from whom. Linear.
 
-    An op counts itself: one that reads an input is at distance 1, and so is one whose result is an output.
+    An op counts itself: one that reads an input is at distance 1, and so is one whose result is an output. Ways go
+    from parent to child; over the memory that an op writes to only where there is no other way.
     """
 
     name: ClassVar[str] = "distances"
@@ -28,14 +30,29 @@ class DistancesPass:
     preserves: ClassVar[tuple[type[Facet], ...]] = ()
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        behind = _ranges(graph, graph.inputs.values, backwards=False)
-        ahead = _ranges(graph, graph.outputs.values, backwards=True)
+        behind = _over_parents(graph, graph.inputs.values, backwards=False)
+        ahead = _over_parents(graph, graph.outputs.values, backwards=True)
         reached = (tuple([low is not None for low in lows]) for lows, _ in (behind, ahead))
         return PassResult((Ancestry(*reached), Distances(*behind, *ahead)))
 
 
-def _ranges(graph: Graph, ends: Iterable[ValueId], *, backwards: bool) -> tuple[Column, Column]:
-    """Per op, the least and the greatest distance from these values.
+def _over_parents(graph: Graph, ends: Iterable[ValueId], *, backwards: bool) -> tuple[Column, Column]:
+    """Per op, the least and the greatest distance from these values by ways over parents, else by any."""
+    lows, highs = _ranges(graph, ends, attrgetter("reads"), backwards=backwards)
+    if not any(op.effects for op in graph.ops):
+        return lows, highs
+    near, far = _ranges(graph, ends, attrgetter("sources"), backwards=backwards)
+    return _first_known(near, lows), _first_known(far, highs)
+
+
+def _first_known(column: Column, other: Column) -> Column:
+    return tuple([b if a is None else a for a, b in zip(column, other, strict=True)])
+
+
+def _ranges(
+    graph: Graph, ends: Iterable[ValueId], read_by: Callable[[Op], tuple[ValueId, ...]], *, backwards: bool
+) -> tuple[Column, Column]:
+    """Per op, the least and the greatest distance from these values by ways over what ops read.
 
     Distances of values stand in lists, without a pair for each: 1.9 us per op instead of 4.6.
     """
@@ -46,7 +63,7 @@ def _ranges(graph: Graph, ends: Iterable[ValueId], *, backwards: bool) -> tuple[
     lows: list[int | None] = [None] * len(graph.ops)
     highs: list[int | None] = [None] * len(graph.ops)
     for op in reversed(graph.ops) if backwards else graph.ops:
-        sources, targets = (op.writes, op.reads) if backwards else (op.reads, op.writes)
+        sources, targets = (op.writes, read_by(op)) if backwards else (read_by(op), op.writes)
         low, high = None, 0
         for value in sources:
             least = near[value]

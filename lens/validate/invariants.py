@@ -137,21 +137,31 @@ def _nbytes(history: ModelHistory, value: ValueId) -> int:
 def _distances(history: ModelHistory) -> Iterator[str]:
     """Shortest ways breadth first, longest ways by pushing along every edge, from both ends."""
     graph, facet = history.graph, history.graph[Distances]
-    users = [[user for v in op.writes for user in graph.users(v)] for op in graph.ops]
-    makers = [[p for v in op.reads if (p := graph.values[v].producer) is not None] for op in graph.ops]
-    first = [op.id for op in graph.ops if not set(op.reads).isdisjoint(graph.inputs.values)]
+    ways = _ways(graph, [op.sources for op in graph.ops]), _ways(graph, [op.reads for op in graph.ops])
+    for name in ways[0]:
+        rows = zip(getattr(facet, name), ways[0][name], ways[1][name], strict=True)
+        for op, (told, over_parents, over_any) in enumerate(rows):
+            right = over_any if over_parents is None else over_parents
+            if told != right:
+                yield f"{name} of op {op} is {told}, it should be {right}"
+
+
+def _ways(graph: Graph, read: list[tuple[ValueId, ...]]) -> dict[str, list[int | None]]:
+    """Per column of the distances, the lengths of ways over these values that each op reads."""
+    makers = [[p for v in values if (p := graph.values[v].producer) is not None] for values in read]
+    users: list[list[OpId]] = [[] for _ in graph.ops]
+    for op, made_by in zip(graph.ops, makers, strict=True):
+        for maker in made_by:
+            users[maker].append(op.id)
+    first = [op.id for op in graph.ops if not set(read[op.id]).isdisjoint(graph.inputs.values)]
     last = [op.id for op in graph.ops if not set(op.writes).isdisjoint(graph.outputs.values)]
     count = len(graph.ops)
-    expected = {
+    return {
         "min_from_input": _shortest(first, users, count),
         "max_from_input": _longest(first, users, range(count)),
         "min_to_output": _shortest(last, makers, count),
         "max_to_output": _longest(last, makers, range(count - 1, -1, -1)),
     }
-    for name, row in expected.items():
-        for op, (told, right) in enumerate(zip(getattr(facet, name), row, strict=True)):
-            if told != right:
-                yield f"{name} of op {op} is {told}, it should be {right}"
 
 
 def _shortest(start: Iterable[OpId], edges: list[list[OpId]], count: int) -> list[int | None]:
