@@ -60,8 +60,8 @@ class LayerEntry:
             raise unknown_attribute(self, name)
         if name in _OF_ONE_PASS:
             raise self._differs(name)
-        first, *others = (getattr(entry, name) for entry in self.passes)
-        if any(other != first for other in others):
+        first = getattr(self.passes[0], name)
+        if any(getattr(entry, name) != first for entry in self.passes[1:]):
             raise self._differs(name)
         return first
 

@@ -37,14 +37,9 @@ class GraphFacts(EntryView):
         return self._names(sorted({*near} - {self._row.number}))
 
     @property
-    def _ancestors(self) -> list[int]:
-        return self._history._reach(self._row.number, self._history.index.parents)
-
-    @property
     def orig_ancestors(self) -> list[str]:
         """Its ancestors that have no parents themselves."""
-        parents = self._history.index.parents
-        return self._names([n for n in self._ancestors if not parents[n]])
+        return self._names(self._history._origins.of(self._row.number))
 
     @property
     def internally_initialized_parents(self) -> list[str]:
@@ -55,15 +50,12 @@ class GraphFacts(EntryView):
     @property
     def internally_initialized_ancestors(self) -> list[str]:
         """Ancestors that make a tensor from no tensor."""
-        entry = self._history.entry
-        return self._names([n for n in self._ancestors if entry(n).initialized_inside_model])
+        return self._names(self._history._initialized.of(self._row.number))
 
     @property
     def output_descendents(self) -> list[str]:
         """Outputs that descend from it."""
-        index = self._history.index
-        reached = self._history._reach(self._row.number, index.children)
-        return self._names([n for n in reached if index.rows[n].output is not None])
+        return self._names(self._history._endings.of(self._row.number))
 
     @property
     def is_input_layer(self) -> bool:

@@ -17,6 +17,7 @@ from lens.ir.entry_index import EntryIndex, EntryRow
 from lens.ir.facets import Distances
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
+from lens.ir.reach import MarkedReach
 from lens.passes.distances import DistancesPass
 from lens.passes.manager import PassManager, PassRecord
 
@@ -158,16 +159,23 @@ class HistoryEntries:
         others = self.index.values_of.get(row.number, ())
         return next((evolve(row, value=value) for value in others if value in self.payloads), row)
 
-    def _reach(self, start: int, edges: Sequence[tuple[int, ...]]) -> list[int]:
-        """Entries that can be reached over edges, in order of execution, the start left out. Linear."""
-        seen = {start}
-        stack = [start]
-        while stack:
-            for near in edges[stack.pop()]:
-                if near not in seen:
-                    seen.add(near)
-                    stack.append(near)
-        return sorted(seen - {start})
+    @cached_property
+    def _origins(self) -> MarkedReach:
+        """Which entries without parents an entry descends from."""
+        parents = self.index.parents
+        return MarkedReach(parents, [n for n, near in enumerate(parents) if not near], range(len(parents)))
+
+    @cached_property
+    def _initialized(self) -> MarkedReach:
+        """Which entries that make a tensor from no tensor an entry descends from."""
+        made = [entry._row.number for entry in self if entry.initialized_inside_model]
+        return MarkedReach(self.index.parents, made, range(len(self)))
+
+    @cached_property
+    def _endings(self) -> MarkedReach:
+        """Which outputs descend from an entry."""
+        outputs = [row.number for row in self.index.outputs]
+        return MarkedReach(self.index.children, outputs, range(len(self) - 1, -1, -1))
 
     @cached_property
     def _by_scope_end(self) -> dict[str, dict[ValueId, list[ScopeId]]]:

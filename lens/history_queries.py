@@ -11,6 +11,7 @@ from lens.errors import InputError
 from lens.history_entries import HistoryEntries
 from lens.ir.elements import Scope, ValueId
 from lens.ir.entry_index import EntryRow
+from lens.ir.reach import reached
 
 #: One pattern or several: ``"relu"``, ``"*pool2d"``, ``["conv2d", "linear"]``.
 Patterns: TypeAlias = str | Sequence[str]
@@ -67,8 +68,8 @@ class HistoryQueries(HistoryEntries):
             AmbiguousKeyError: if a key names several passes.
         """
         first, last = self.one(start)._row.number, self.one(end)._row.number
-        ahead = set(self._reach(first, self.index.children))
-        inside = [self.entry(n) for n in self._reach(last, self.index.parents) if n in ahead]
+        ahead = set(reached(first, self.index.children))
+        inside = [self.entry(n) for n in reached(last, self.index.parents) if n in ahead]
         return [entry for entry in inside if type is None or _has_type(entry, type)]
 
     def count_between(self, start: Key, end: Key, type: Patterns | None = None) -> int:  # noqa: A002
@@ -81,7 +82,7 @@ class HistoryQueries(HistoryEntries):
         There may be exponentially many: take what you need with ``itertools.islice``. Errors as in ``between``.
         """
         first, last = self.one(start)._row.number, self.one(end)._row.number
-        useful = {last, *self._reach(last, self.index.parents)}
+        useful = {last, *reached(last, self.index.parents)}
         path, branches = [first], [iter(self.index.children[first])]
         if first == last:
             yield [self.index.rows[first].name]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import suppress
 
 import networkx as nx
 import pytest
 import torch
+from counting import calls_per_op
 from models import Conditional, LSTMLoop, TwoBranches
 from table_cases import Branching, Nested, Recurrent
 from torch import nn
@@ -162,6 +164,57 @@ def test_between_and_paths_are_those_of_networkx(model):
             found = list(history.paths(first, last))
             wanted = [[history.entry(n)._row.name for n in p] for p in nx.all_simple_paths(graph, a, b)]
             assert sorted(found) == sorted(wanted if a != b else [[first._row.name]])
+
+
+class Drawing(nn.Module):
+    """A long loop with noise, of which each step is an output."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.fc, self.steps = nn.Linear(4, 4), steps
+
+    def forward(self, x):
+        x, states = x + torch.zeros(4), []
+        for step in range(self.steps):
+            x = self.fc(x) + torch.rand(4)
+            states.append(x.relu() if step % 2 else x)
+        return states
+
+
+@pytest.mark.parametrize("steps", [3, 70])
+def test_far_relatives_are_those_of_networkx(steps):
+    history = lens.trace(Drawing(steps), torch.randn(2, 4), save="none")
+    graph = graph_of(history)
+    for entry in (*list(history)[:9], *list(history)[-9:]):
+        ancestors = [history.entry(n) for n in sorted(nx.ancestors(graph, entry._row.number))]
+        origins = [e for e in ancestors if not e.parent_layers]
+        assert entry.orig_ancestors == [e._row.name for e in origins]
+        assert entry.internally_initialized_ancestors == [e._row.name for e in origins if e.layer_type != "input"]
+        below = [history.entry(n) for n in sorted(nx.descendants(graph, entry._row.number))]
+        assert entry.output_descendents == [e.layer_label for e in below if e.is_output_layer]
+
+
+@pytest.mark.parametrize(
+    "name", ["output_descendents", "orig_ancestors", "internally_initialized_ancestors", "same_layer_operations"]
+)
+def test_attributes_of_a_long_loop_take_linear_time(name):
+    def looped(steps):
+        def forward(x):
+            state = torch.zeros(4)
+            for _ in range(steps):
+                state = torch.tanh(model.fc(x + state))
+            return state
+
+        model = nn.Module()
+        model.fc, model.forward = nn.Linear(4, 4), forward
+        return lens.trace(model, torch.randn(2, 4), save="none")
+
+    def ask(history):
+        with suppress(AmbiguousKeyError):
+            getattr(lens.ModelHistory(history.graph, history.payloads)["linear_1"], name)
+
+    short, long = calls_per_op(ask, looped(50), looped(400))
+    assert long < 2 * short
 
 
 def test_counting_between(resnet, loop):
