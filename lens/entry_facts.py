@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from lens.ir.elements import Leaf, Location, Op, Value
+from lens.ir.elements import AUTOCAST, Leaf, Location, Op, Value
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
-from lens.ir.templates import Seq, Slot, Template, slots
+from lens.ir.templates import Node, Opaque, Seq, Slot, Template, map_nodes, slots
 from lens.ir.types import TensorType
 from lens.render.tables import parameters_of
 
@@ -164,14 +164,13 @@ class CallFacts(EntryView):
 
     @property
     def creation_args(self) -> tuple[Any, ...]:
-        """Its positional arguments, empty if it is no call; a tensor that was not saved is the label of its layer."""
+        """Its positional arguments, empty if it is no call; for what was not saved the label or ``@address``."""
         return tuple(self._argument(arg) for arg in self._op.args) if self._op is not None else ()
 
     @property
     def creation_kwargs(self) -> dict[str, Any]:
-        """Its keyword arguments, empty if it is no call; a tensor that was not saved is the label of its layer."""
-        kwargs = self._op.kwargs if self._op is not None else ()
-        return {name: self._argument(arg) for name, arg in kwargs}
+        """Its keyword arguments, empty if it is no call; for what was not saved the label or ``@address``."""
+        return {name: self._argument(arg) for name, arg in self._kwargs}
 
     @property
     def func_position_args_non_tensor(self) -> list[Any]:
@@ -182,18 +181,25 @@ class CallFacts(EntryView):
     @property
     def func_keyword_args_non_tensor(self) -> dict[str, Any]:
         """Its keyword arguments that are, and hold, no tensors."""
-        kwargs = self._op.kwargs if self._op is not None else ()
-        return {name: self._argument(arg) for name, arg in kwargs if not _holds_tensors(arg)}
+        return {name: self._argument(arg) for name, arg in self._kwargs if not _holds_tensors(arg)}
+
+    @property
+    def _kwargs(self) -> list[tuple[str, Template]]:
+        return [] if self._op is None else [(name, arg) for name, arg in self._op.kwargs if name != AUTOCAST]
 
     def _argument(self, template: Template) -> Any:
+        """An argument, with names of the tensors that were not saved and descriptions of objects that are not kept."""
         from lens.replay.arguments import build  # torch is optional for looking at a trace
 
+        def described(node: Node) -> Template | None:
+            if isinstance(node, Opaque) and node.index not in store.objects:
+                return f"<{f'{node.type} {node.text}'.strip()}>"
+            return None
+
         assert self._op is not None
-        store, names = self._history.payloads, self._history.index.by_value
-        tensors = [
-            store.read(v) if v in store else (names[v].name if v in names else f"%{v}") for v in self._op.operands
-        ]
-        return build(template, tensors, store.objects)
+        store, name_of = self._history.payloads, self._history.index.name_of
+        tensors = [store.read(v) if v in store else name_of(v) for v in self._op.operands]
+        return build(map_nodes(template, described), tensors, store.objects)
 
     @property
     def func_time_elapsed(self) -> float | None:

@@ -539,6 +539,31 @@ def test_a_part_saved_counts_as_saved():
     assert torch.equal(history["add_1"].creation_args[0], history["relu_1"].tensor_contents)
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_arguments_that_the_trace_does_not_keep_are_described(tmp_path, loaded):
+    def forward(x):
+        return model.fc(x) + torch.rand(4, generator=generator)
+
+    model, generator = nn.Module(), torch.Generator()
+    model.fc, model.forward = nn.Linear(4, 4), forward
+    history = lens.trace(model, torch.randn(3, 4), save="all" if loaded else "none")
+    if loaded:
+        history = lens.load(history.save(tmp_path / "t.lens"))
+    assert history["linear_1"].creation_args[1:] == ("@fc.weight", "@fc.bias")
+    rand = history["rand_1"]
+    assert rand.creation_kwargs == rand.func_keyword_args_non_tensor == {"generator": "<torch._C.Generator>"}
+    assert lens.trace(model, torch.randn(3, 4))["rand_1"].creation_kwargs["generator"] is generator
+
+
+def test_autocast_is_no_argument():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        history = lens.trace(nn.Sequential(nn.Linear(4, 4), nn.GELU()), torch.randn(3, 4))
+    entry = history["gelu_1"]
+    assert entry.creation_kwargs == entry.func_keyword_args_non_tensor == {"approximate": "none"}
+    again = entry.func_applied(*entry.creation_args, **entry.creation_kwargs)
+    assert torch.equal(again, entry.tensor_contents)
+
+
 def test_module_outputs_are_those_that_hooks_see():
     from lens.model_specs import import_torchvision
 

@@ -16,6 +16,7 @@ import torch
 from lens.capture.patches import Entries
 from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
+from lens.ir.elements import AUTOCAST
 
 _DEVICES = ("cpu", "cuda")
 
@@ -43,7 +44,7 @@ def _marked(recorder: Recorder) -> Iterator[list[tuple[int, str]]]:
 
 def _mark(row: tuple[Any, ...], state: str) -> tuple[Any, ...]:
     """The row with the keyword argument, if the operation has operands, which autocast may cast."""
-    return (*row[:4], {**(row[4] or {}), "autocast": state}, *row[5:]) if row[2] else row
+    return (*row[:4], {**(row[4] or {}), AUTOCAST: state}, *row[5:]) if row[2] else row
 
 
 def _state() -> str:

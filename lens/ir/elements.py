@@ -18,6 +18,8 @@ LeafId = NewType("LeafId", int)
 ScopeId = NewType("ScopeId", int)
 
 LeafKind = Literal["input", "parameter", "buffer", "constant", "external"]
+#: The keyword under which an op tells the autocast state of its call; no argument of its function.
+AUTOCAST = "autocast"
 LEAF_KINDS: tuple[LeafKind, ...] = ("input", "parameter", "buffer", "constant", "external")
 
 

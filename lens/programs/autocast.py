@@ -9,8 +9,7 @@ import torch
 from torch import fx
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
-from lens.ir.elements import Op
-from lens.replay.operation import AUTOCAST
+from lens.ir.elements import AUTOCAST, Op
 
 
 def switch_autocast(graph: fx.Graph, op: Op | None, current: tuple[str, list[fx.Node]]) -> tuple[str, list[fx.Node]]:

@@ -15,10 +15,9 @@ from torch import fx
 
 from lens.errors import RenderError
 from lens.functions import describe, resolve
-from lens.ir.elements import FnRef, Op
+from lens.ir.elements import AUTOCAST, FnRef, Op
 from lens.ir.templates import Map, Node, Seq, Slot, Template, map_nodes
 from lens.replay.arguments import build, find_class
-from lens.replay.operation import AUTOCAST
 
 #: Methods that are operators of Python; ``__radd__`` and its like are these with their arguments exchanged.
 _OPERATORS = frozenset(

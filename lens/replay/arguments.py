@@ -40,7 +40,7 @@ def build(template: Template, tensors: Sequence[Any], objects: Mapping[int, Any]
                 raise ReplayError(
                     f"an argument of type {kind} is not kept in this trace",
                     where=text,
-                    hint="trace the model in this process; saved traces do not hold such objects",
+                    hint='trace it in this process; neither saved traces nor those with save="none" hold such objects',
                 )
             return objects[index]
         case _:

@@ -190,7 +190,7 @@ def why_not_run(op: Op, payloads: PayloadStore | None = None) -> str:
     if payloads is not None:
         for lacking in _objects(op):
             if lacking.index not in payloads.objects:
-                return f"is given a {lacking.type}, which a saved trace does not hold"
+                return f"is given a {lacking.type}, which this trace does not hold"
     if op.function.opaque and op.function.mutates:
         return "opaque, and would write to the model again"
     return ""

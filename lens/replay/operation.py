@@ -18,7 +18,7 @@ from attrs import frozen
 
 from lens.errors import ReplayError
 from lens.functions import Function, describe, resolve
-from lens.ir.elements import Op, ValueId
+from lens.ir.elements import AUTOCAST, Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Seq, Slot, Template
@@ -26,8 +26,6 @@ from lens.ir.types import TensorType
 from lens.replay.arena import Arena
 from lens.replay.arguments import build
 
-#: The keyword under which the recorder notes the autocast state of a call; no argument of the function.
-AUTOCAST = "autocast"
 #: By the dtype of a result to which no operand gave it: torch's default dtype.
 _DEFAULTS = {
     **{name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")},
