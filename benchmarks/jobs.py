@@ -59,8 +59,8 @@ def record(case: Case, save: Any, use: Callable[[Recorder], Any] = Recorder.clos
     recorder = Recorder(
         AddressBook(case.model), make_selection(save, ()), Locator((MODULE_CALL_FILE,)), composites=False
     )
-    for name, tensor in named_tensors(case.model, case.args, {}):
-        recorder.leaf(tensor, "input", (name,))
+    for names, tensor in named_tensors(case.model, case.args, {}):
+        recorder.leaf(tensor, "input", names)
     recorder.prepare()
     with collections_put_off():
         with registry.find("backends", "torch_function")().record(recorder):

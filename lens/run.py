@@ -102,9 +102,8 @@ class Run(AbstractContextManager["Run"]):
         if self.settings.seed is not None:
             torch.manual_seed(self.settings.seed)
         recorder = self.recorder
-        for name, tensor in named_tensors(target, args, kwargs):
-            if not recorder.tensors.is_met(tensor):
-                recorder.leaf(tensor, "input", (name,))
+        for names, tensor in named_tensors(target, args, kwargs):
+            recorder.leaf(tensor, "input", names)
         recorder.tape.inputs = recorder.bundle((args, kwargs))
         recorder.prepare()
         try:

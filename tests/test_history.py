@@ -6,7 +6,7 @@ from models import LSTMLoop, TwoBranches
 from torch import nn
 
 import lens
-from lens.errors import AbsentValueError, AmbiguousKeyError, StaleValueError, UnknownKeyError
+from lens.errors import AbsentValueError, AmbiguousKeyError, GuardError, StaleValueError, UnknownKeyError
 from lens.model_specs import import_torchvision
 
 
@@ -106,6 +106,23 @@ def test_every_lookup_key_leads_back(alexnet):
     for entry in alexnet:
         for key in entry.lookup_keys:
             assert alexnet[key] == entry
+
+
+def test_a_tensor_that_is_given_twice_is_found_by_both_names():
+    class Attention(nn.Module):
+        def forward(self, query, key, more):
+            return query @ key.T + more["bias"]
+
+    x, bias = torch.randn(4, 4), torch.randn(4)
+    history = lens.trace(Attention(), (x, x, {"bias": bias, "last": [x]}), save=["key"])
+    assert history["query"] == history["key"] == history["more['last'][0]"] == history["input_1"]
+    assert history["input_1"].is_saved
+    assert history["more['bias']"] == history["input_2"]
+    assert history.input_layers == ["input_1", "input_2"]
+    program = history.to_fx()
+    assert torch.equal(program(x, x, {"bias": bias, "last": [x]}), Attention()(x, x, {"bias": bias}))
+    with pytest.raises(GuardError, match="one tensor"):
+        program(x, x + 1, {"bias": bias, "last": [x]})
 
 
 def test_a_label_that_is_also_an_address_is_ambiguous():

@@ -73,10 +73,13 @@ def _signature(model: Callable[..., Any]) -> inspect.Signature | None:
 
 def named_tensors(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a call with their names, such as ``x``, ``batch['image']``, ``states[0]``."""
-    for name, argument in _argument_names(model, args, kwargs):
-        yield from _within(name, argument)
+) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """The tensors of a call, each once, with all their names, such as ``x``, ``batch['image']``, ``states[0]``."""
+    found: dict[int, tuple[list[str], torch.Tensor]] = {}
+    for argument_name, argument in _argument_names(model, args, kwargs):
+        for name, tensor in _within(argument_name, argument):
+            found.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return ((tuple(names), tensor) for names, tensor in found.values())
 
 
 def _argument_names(

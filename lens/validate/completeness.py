@@ -119,9 +119,8 @@ def audit(
     locator = Locator((MODULE_CALL_FILE, __file__))
     recorder = CensusRecorder(AddressBook(model), make_selection("none", {}), locator)
     recorder.begin_census(type(watched).__module__.rpartition(".")[0])
-    for name, tensor in named_tensors(model, positional_args, named_args):
-        if not recorder.tensors.is_met(tensor):
-            recorder.leaf(tensor, "input", (name,))
+    for names, tensor in named_tensors(model, positional_args, named_args):
+        recorder.leaf(tensor, "input", names)
     with stage("looking for what is missing"), CensusMode(recorder), watched.record(recorder):
         model(*positional_args, **named_args)
     recorder.end_census()
