@@ -79,6 +79,12 @@ class LayerEntry:
     def __iter__(self) -> Iterator[OpEntry]:
         return iter(self.passes)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerEntry) and other.passes == self.passes
+
+    def __hash__(self) -> int:
+        return hash(self.passes)
+
     def __dir__(self) -> list[str]:
         return sorted({"passes", *(name for name in dir(OpEntry) if not name.startswith("_"))})
 

@@ -13,7 +13,7 @@ from attrs import evolve
 from lens.entry import LayerEntry, OpEntry
 from lens.errors import AmbiguousKeyError, UnknownKeyError, unknown_attribute
 from lens.ir.elements import OpId, ScopeId, ValueId
-from lens.ir.entry_index import EntryIndex, EntryRow
+from lens.ir.entry_index import NOTHING, EntryIndex, EntryRow, ordinals
 from lens.ir.facets import Distances
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -81,10 +81,11 @@ class HistoryEntries:
         try:
             return OpEntry(self, self.index.rows[number])
         except (IndexError, TypeError) as error:
+            places = f"positions go from 0 to {len(self) - 1}; history[key] takes labels and addresses"
             raise UnknownKeyError(
                 f"there is no entry at {number!r:.40}",
                 where=f"{len(self)} entries",
-                hint=f"positions go from 0 to {len(self) - 1}; history[key] takes labels and addresses",
+                hint=places if len(self) else NOTHING,
             ) from error
 
     def __getitem__(self, key: str | SupportsIndex) -> OpEntry | LayerEntry:
@@ -113,7 +114,7 @@ class HistoryEntries:
             raise UnknownKeyError(
                 f"there is no layer number {number}",
                 where=f"{count} entries",
-                hint=f"ordinals go from {-count} to {count - 1}",
+                hint=ordinals(count),
             )
         return OpEntry(self, self.numbered[number])
 

@@ -29,7 +29,7 @@ from lens.capture.user_functions import place_of
 from lens.errors import InputError, LensError, UnknownKeyError
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
-from lens.ir.entry_index import EntryRow
+from lens.ir.entry_index import EntryRow, ordinals
 from lens.ir.facets import Labels
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.tape import SiteTable, number_values, seal
@@ -259,7 +259,7 @@ def _named(key: str | int, history: ModelHistory) -> Sequence[EntryRow]:
             raise InputError(
                 f"there is no layer number {key}",
                 where="lens.trace(save=...)",
-                hint=f"ordinals go from {-count} to {count - 1}",
+                hint=ordinals(count),
             )
         return (index.rows[key],)
     if is_pattern(key) and key not in index:

@@ -313,6 +313,8 @@ def test_an_entry_of_several_passes(loop):
     assert list(layer) == list(layer.passes) == list(layer.passes[0].passes)
     assert (layer.layer_label, layer.tensor_shape, layer.num_params_total) == ("linear_1_1", (2, 4), 20)
     assert {"tensor_contents", "passes", "flops"} <= set(dir(layer))
+    assert layer == loop["linear_1"] == loop["fc"] != loop["relu_1"]
+    assert hash(layer) == hash(loop["fc"])
     for name in ("tensor_contents", "creation_args", "parent_layers", "func_time_elapsed", "pass_num"):
         with pytest.raises(AmbiguousKeyError) as caught:
             getattr(layer, name)
@@ -367,6 +369,17 @@ def test_errors_say_what_to_type_instead(loop, number):
         question(loop)
     assert isinstance(caught.value, LensError)
     assert caught.value.hint
+
+
+def test_where_there_is_nothing_nothing_is_proposed():
+    history = lens.trace(nn.Identity(), 3)
+    for ask in (lambda: history[0], lambda: history.entry(0), lambda: history["x"]):
+        with pytest.raises(UnknownKeyError, match="nothing was recorded"):
+            ask()
+    with pytest.raises(InputError, match="nothing was recorded"):
+        lens.trace(nn.Identity(), 3, save=[0])
+    with pytest.raises(UnknownKeyError, match="no submodules"):
+        lens.trace(nn.ReLU(), torch.ones(2)).module_outputs("zz")
 
 
 def test_absent_and_stale_values_say_what_to_do():

@@ -18,6 +18,8 @@ from lens.ir.naming import layer_type
 
 #: In the types of layers whose buffers are running statistics, ``nativebatchnorm`` of aten among them.
 _NORMALISATION = ("batchnorm", "instancenorm")
+#: What to say where a history has no entries.
+NOTHING = "nothing was recorded; give the model a tensor"
 
 
 @frozen
@@ -190,11 +192,13 @@ class EntryIndex:
         for scope in self.graph.scopes:
             known.update(a for name in (scope.address, *scope.aliases) for a in (name, f"{name}:{scope.call}"))
         if address not in known:
-            near = get_close_matches(address, known, n=4, cutoff=0.5) or sorted(known - {""})[:4]
+            named = sorted(name for name in known if name.partition(":")[0])  # the model itself has no name
+            near = get_close_matches(address, named, n=4, cutoff=0.5) or named[:4]
+            nearest = f"nearest addresses: {', '.join(map(repr, near))}; patterns such as 'layer1.*' work too"
             raise UnknownKeyError(
                 f"there is no module {address!r}",
                 where=f"{self.graph.meta.model}, {len(self.graph.meta.modules)} modules",
-                hint=f"nearest addresses: {', '.join(map(repr, near))}; patterns such as 'layer1.*' work too",
+                hint=nearest if near else "the model has no submodules",
             )
 
     def of_type(self, kind: str) -> list[EntryRow]:
@@ -247,6 +251,8 @@ class EntryIndex:
             return reason
         if key.removeprefix("-").isdigit():
             return f"for the layer at that position write history[{key}], without quotes"
+        if not self.rows:
+            return NOTHING
         known = [k for k in (*self._labels, *self._addresses) if ":" not in k or ":" in key]
         near = get_close_matches(key, known, n=4, cutoff=0.5)
         if not near and key:
@@ -269,6 +275,11 @@ class EntryIndex:
         returned = [self.name_of(value) for scope in calls for value in scope.outputs[:1]]
         what = f"{returned[0]}, which is no layer" if returned else "no tensor"
         return f"the module {address!r} has returned {what}"
+
+
+def ordinals(count: int) -> str:
+    """Which ordinals so many entries have, for those who gave another."""
+    return f"ordinals go from {-count} to {count - 1}" if count else NOTHING
 
 
 def _unused(graph: Graph) -> Iterator[tuple[str, tuple[str, ...]]]:
