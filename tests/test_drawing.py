@@ -20,7 +20,7 @@ from lens.render import drafting
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing, Edge, Node, pass_ranges
 from lens.render.drawing_text import print_drawing
-from lens.render.graphviz_text import Lowering, html, quoted, to_dot
+from lens.render.graphviz_text import Lowering, html, quoted, to_dot, tooltip
 from lens.render.images import lay_out
 from lens.render.rolling import roll
 from lens.render.themes import DARK, LIGHT, PRINT, THEMES
@@ -351,6 +351,8 @@ def test_text_of_labels_is_escaped():
     assert html('a<b>&"c"\nd') == "a&lt;b&gt;&amp;&quot;c&quot;<br/>d"
     assert html("") == html("  ") == "&#160;"
     assert html("\x00") == "\ufffd"
+    assert html("a\\Nb") == "a\\\\Nb"
+    assert tooltip("a\\&lt;") == '"a\\\\\\\\&amp;lt;"'
     assert quoted('a"b\\l\n') == '"a\\"b\\\\l\\n"'
     assert "n [" in to_dot(Drawing(nodes=(Node("n", ""),), edges=(Edge("n", "n"),)))
 

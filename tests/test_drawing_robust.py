@@ -52,6 +52,19 @@ def test_strange_names_of_outputs_draw(name, tmp_path):
     assert len(history.drawing().nodes) == 4
 
 
+def test_graphviz_finds_no_escapes_in_names_and_tooltips(tmp_path):
+    blocks = nn.ModuleDict({name: nn.Sequential(nn.ReLU(), nn.Tanh()) for name in ("\\G", "a&lt;b")})
+    code = compile(r"def forward(x): return {r'p\Nq': x.sin()}", r"C:\Nets\Graph.py", "exec")
+    exec(code, space := {})
+    model = Body(lambda x: space["forward"](blocks["a&lt;b"](blocks["\\G"](x))))
+    model.blocks = blocks
+    svg = svg_of(lens.trace(model, torch.ones(2)), tmp_path)
+    assert {r"p\Nq", r"@blocks.\G", "@blocks.a&lt;b"} <= set(texts(svg))
+    tips = "\n".join(value for part in svg.iter() for name, value in part.attrib.items() if name.endswith("}title"))
+    for tip in (r"C:\Nets\Graph.py:1", r"@blocks.\G (Sequential)", "@blocks.a&lt;b (Sequential)"):
+        assert tip in tips
+
+
 def test_drawings_that_arrows_crowd_are_collapsed(tmp_path):
     def forward(x):
         with_all = [x]

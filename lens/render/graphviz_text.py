@@ -103,7 +103,7 @@ class Lowering:
             "bgcolor": quoted(theme.background),
             "nodesep": "0.25",
             "ranksep": "0.35",
-            "tooltip": quoted(self.drawing.title[0] if self.drawing.title else ""),
+            "tooltip": tooltip(self.drawing.title[0] if self.drawing.title else ""),
         }
         nodes, edges = len(self.drawing.nodes), len(self.drawing.edges)
         crowded = crowd(self.places, ((edge.source, edge.target) for edge in self.drawing.edges))
@@ -134,7 +134,7 @@ class Lowering:
             "id": quoted(node.id),
             "label": _rows(texts, _FRAMED if framed else _TABLE),
             "fillcolor": quoted(fill),
-            "tooltip": quoted(node.tooltip or node.name),
+            "tooltip": tooltip(node.tooltip or node.name),
         }
         if node.shape != "ellipse":
             attributes["shape"] = "box"
@@ -147,7 +147,7 @@ class Lowering:
         colour = contrast(fill, theme)
         if colour != theme.text:
             attributes["fontcolor"] = quoted(colour)
-        return attributes | {key: quoted(value) for key, value in node.style}
+        return attributes | {key: tooltip(value) if key == "tooltip" else quoted(value) for key, value in node.style}
 
     def edge(self, edge: Edge) -> Attributes:
         """The attributes of an edge."""
@@ -180,7 +180,7 @@ class Lowering:
             "style": "rounded",
             "color": quoted(self.theme.box),
             "penwidth": {1: "2", 2: "1.5"}.get(depth, "1"),
-            "tooltip": quoted(" ".join(cluster.lines)),
+            "tooltip": tooltip(" ".join(cluster.lines)),
         }
 
     def _title(self) -> str:
@@ -214,8 +214,11 @@ def without_control(text: str) -> str:
 
 
 def html(text: str) -> str:
-    """Text inside HTML labels: special characters as entities, line ends as breaks, never nothing."""
-    text = without_control(text.replace("\r\n", "\n"))
+    """Text inside HTML labels: special characters as entities, line ends as breaks, never nothing.
+
+    Graphviz finds its escapes there too (``\\N`` is the name of the node), so that each backslash is two.
+    """
+    text = without_control(text.replace("\r\n", "\n")).replace("\\", "\\\\")
     for special, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("\n", "<br/>")):
         text = text.replace(special, entity)
     return text if text.strip() else "&#160;"
@@ -225,3 +228,8 @@ def quoted(text: str) -> str:
     """Text as a quoted string in which graphviz finds no escapes but ends of lines."""
     text = without_control(text).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("\n", "\\n") + '"'
+
+
+def tooltip(text: str) -> str:
+    """Text as a quoted tooltip, in which graphviz looks twice for escapes, and for entities."""
+    return quoted(text.replace("&", "&amp;").replace("\\", "\\\\"))
