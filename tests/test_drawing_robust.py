@@ -182,6 +182,33 @@ def test_a_collapsed_module_that_is_called_again_rolls():
     assert [edge.lines for edge in drawing.edges] == [("In 1",), ("In 2", "Out 1"), ("Out 2",), ()]
 
 
+def test_many_arrows_for_places_in_one_call_are_one(tmp_path):
+    history = lens.trace(Body(lambda x: torch.stack([*x.unbind(0)])), torch.ones(1200, 2))
+    (_, arrow, _) = history.drawing().edges
+    assert arrow.lines == ("arg 0[0] ... arg 0[1199]",)
+
+    def loop(x):
+        h, steps = x, []
+        for _ in range(5):
+            h = torch.tanh(h)
+            steps.append(h)
+        return torch.stack(steps[1:])
+
+    rolled = lens.trace(Body(loop), torch.ones(2)).drawing(view="rolled")
+    (arrow,) = [edge for edge in rolled.edges if edge.argument]
+    assert arrow.lines == ("arg 0[0] ... arg 0[3]", "Out 2-5")
+
+
+def test_arrows_to_what_stands_for_many_name_all_passes():
+    shared, each = nn.Linear(2, 2), nn.ModuleList(nn.Linear(2, 2) for _ in range(40))
+    model = Body(lambda x: [x := shared(x) + layer(x) for layer in each][-1])
+    model.layers = nn.ModuleList([shared, *each])
+    drawing = lens.trace(model, torch.ones(1, 2)).drawing(view="rolled", max_nodes=12)
+    lines = {(edge.source == "middle", edge.target == "middle"): edge.lines for edge in drawing.edges}
+    assert lines[False, True] == ("Out 3-34",)
+    assert lines[True, False] == ("In 4-35",)
+
+
 def test_options_are_checked(tmp_path):
     history = lens.trace(Body(torch.relu), torch.ones(2))
     wrong = [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 
 from attrs import evolve
 
 from lens.errors import RenderError
 from lens.render.crowding import Crowd, crowd
 from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node
+from lens.render.joining import joined
 from lens.render.rolling import roll, without_empty
 from lens.render.sizes import human_bytes
 
@@ -204,21 +205,35 @@ def _bundle(nodes: list[Node]) -> Node:
 
 
 def _with(drawing: Drawing, replacements: list[tuple[Node, list[Node]]]) -> Drawing:
-    """The drawing with nodes in the place of others. Edges inside what is replaced go, parallel ones become one."""
+    """The drawing with nodes in the place of others. Arrows inside what is replaced go, parallel ones become one."""
     if not replacements:
         return drawing
     first = {members[0].id: node for node, members in replacements}
     home = {member.id: node.id for node, members in replacements for member in members}
     nodes = tuple(first.get(node.id, node) for node in drawing.nodes if node.id not in home or node.id in first)
-    whole = {node.id for node, _ in replacements}
-    edges: dict[tuple[str, str, str, bool], Edge] = {}
+    clusters = without_empty(drawing.clusters, nodes)
+    return evolve(drawing, nodes=nodes, edges=tuple(_moved(drawing, home)), clusters=clusters)
+
+
+def _moved(drawing: Drawing, home: dict[str, str]) -> Iterator[Edge]:
+    """The arrows between the nodes that stand for others. ``home``: id of a node -> of what stands for it."""
+    whole = {*home.values()}
+    passes = {node.id: node.passes for node in drawing.nodes if node.id not in home}
+    moved = []
     for edge in drawing.edges:
         source, target = home.get(edge.source, edge.source), home.get(edge.target, edge.target)
-        if edge.source in home and source == target:
-            continue
-        argument = "" if target in whole else edge.argument
-        key = source, target, argument, edge.after
-        branch = edge.branch or (key in edges and edges[key].branch)
-        edges[key] = Edge(source, target, argument, branch, edge.after, edge.leaving, edge.entering)
-    clusters = without_empty(drawing.clusters, nodes)
-    return evolve(drawing, nodes=nodes, edges=tuple(edges.values()), clusters=clusters)
+        if edge.source not in home or source != target:
+            argument = "" if target in whole else edge.argument
+            moved.append(((source, target, False, edge.after), argument, edge))
+    for new, old in joined(moved):
+        branch = any(edge.branch for edge in old)
+        leaving = _united((edge.leaving for edge in old), passes.get(new.source))
+        entering = _united((edge.entering for edge in old), passes.get(new.target))
+        yield evolve(new, branch=branch, leaving=leaving, entering=entering)
+
+
+def _united(parts: Iterable[tuple[int, ...]], most: int | None) -> tuple[int, ...]:
+    """All passes in the parts, nothing if these are all that a node has; what stands for several nodes has none."""
+    found = [*parts]
+    numbers = {number for part in found for number in part}
+    return () if most in (None, len(numbers)) or not all(found) else tuple(sorted(numbers))

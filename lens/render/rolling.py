@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from attrs import evolve
 
 from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, pass_ranges
+from lens.render.joining import joined
 
 
 def roll(drawing: Drawing) -> Drawing:
@@ -101,18 +102,15 @@ def _rolled_tests(passes: list[Node]) -> tuple[tuple[str, str], ...]:
 
 def _rolled_edges(drawing: Drawing, home: dict[str, str]) -> tuple[Edge, ...]:
     nodes = {node.id: node for node in drawing.nodes}
-    merged: dict[tuple[str, str, str, bool, bool], list[Edge]] = defaultdict(list)
-    for edge in drawing.edges:
-        key = home[edge.source], home[edge.target], edge.argument, edge.branch, edge.after
-        merged[key].append(edge)
+    moved = (((home[e.source], home[e.target], e.branch, e.after), e.argument, e) for e in drawing.edges)
     total: dict[str, set[int]] = defaultdict(set)
     for node in drawing.nodes:
         total[home[node.id]].add(node.pass_num)
     edges = []
-    for (source, target, argument, branch, after), found in merged.items():
+    for new, found in joined(moved):
         leaving = {nodes[edge.source].pass_num for edge in found}
         entering = {nodes[edge.target].pass_num for edge in found}
-        some_leave = () if leaving == total[source] else tuple(sorted(leaving))
-        some_enter = () if entering == total[target] else tuple(sorted(entering))
-        edges.append(Edge(source, target, argument, branch, after, some_leave, some_enter))
+        some_leave = () if leaving == total[new.source] else tuple(sorted(leaving))
+        some_enter = () if entering == total[new.target] else tuple(sorted(entering))
+        edges.append(evolve(new, leaving=some_leave, entering=some_enter))
     return tuple(edges)
