@@ -182,6 +182,48 @@ def test_a_collapsed_module_that_is_called_again_rolls():
     assert [edge.lines for edge in drawing.edges] == [("In 1",), ("In 2", "Out 1"), ("Out 2",), ()]
 
 
+def test_of_a_rolled_layer_of_which_passes_are_elsewhere_the_count_says_so():
+    inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    wrap = nn.Sequential(inner, nn.Tanh(), inner)
+    model = Body(lambda x: wrap(inner(x)) * inner(x))
+    model.inner, model.wrap = inner, wrap
+    history = lens.trace(model, torch.ones(1, 2))
+    names = lambda **options: [part.name for part in history.drawing(view="rolled", **options).nodes]
+    assert names(depth=1)[1:3] == ["@inner (2 of 4)", "@wrap"]
+    drawing = history.drawing(view="rolled", collapse="inner:2")
+    assert [node.name for node in drawing.nodes][1:4] == ["linear_1_1 (3 of 4)", "relu_1_2 (3 of 4)", "@inner:2"]
+    assert [cluster.lines[0] for cluster in drawing.clusters] == ["@inner (3 of 4)", "@wrap"]
+
+
+@pytest.mark.parametrize("weight", [1.0, nn.Parameter(torch.ones(2))])
+def test_rolled_all_calls_of_a_module_share_a_box_around_which_all_callers_are(weight):
+    norm = Body(lambda x: (x - x.mean()) * weight)
+    norm.weight = weight
+    whole = nn.Sequential(nn.Sequential(nn.Sequential(nn.Tanh(), norm), nn.Sequential(nn.Sigmoid(), norm)), nn.ReLU())
+    drawing = lens.trace(whole, torch.ones(2)).drawing(view="rolled")
+    boxes = {cluster.address: cluster for cluster in drawing.clusters}
+    assert {address: box.lines[0] for address, box in boxes.items() if "x" in box.suffix} == {"0.0.1": "@0.0.1 (x2)"}
+    assert boxes["0.0.1"].parent == boxes["0"].id
+    homes = {node.type: node.cluster for node in drawing.nodes}
+    assert homes["mean"] == homes["sub"] == homes["mul"] == boxes["0.0.1"].id
+    assert (homes["tanh"], homes["sigmoid"]) == (boxes["0.0"].id, boxes["0.1"].id)
+
+
+def test_rolled_a_module_that_calls_itself_has_one_box():
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x, more=2):
+            x = self.linear(x).relu()
+            return self(x, more - 1) + 1 if more else x
+
+    drawing = lens.trace(nn.Sequential(Again()), torch.ones(1, 2)).drawing(view="rolled")
+    assert [cluster.lines[0] for cluster in drawing.clusters] == ["@0 (x3)"]
+    assert {node.cluster for node in drawing.nodes} == {None, drawing.clusters[0].id}
+
+
 def test_many_arrows_for_places_in_one_call_are_one(tmp_path):
     history = lens.trace(Body(lambda x: torch.stack([*x.unbind(0)])), torch.ones(1200, 2))
     (_, arrow, _) = history.drawing().edges

@@ -43,7 +43,7 @@ class Node:
     Args:
         id: Unique in the drawing, and the id of its element in an SVG.
         label: The layer's label; a collapsed module's ``@address``.
-        suffix: ``:2`` for a pass, `` (x3)`` for all, nothing for the only one.
+        suffix: ``:2`` for a pass, `` (x3)`` for all, `` (2 of 3)`` for some, nothing for the only one.
         size: Shape and bytes of its tensor.
         weights: Its parameters.
         module: The address of the module whose one operation it is; for leaves the address.

@@ -15,15 +15,16 @@ def roll(drawing: Drawing) -> Drawing:
     """The rolled form of an unrolled drawing. Linear.
 
     A layer's node says how many passes it has. Where its inputs or outputs differ by pass, the edges say which passes
-    take them. All calls of a module share a box; a layer whose passes ran in several modules stands in the innermost
-    box that encloses them all.
+    take them. All calls of a module share a box; a module called in several others, and a layer whose passes ran in
+    several modules, stands in the innermost box that encloses them all.
     """
     groups: dict[str, list[Node]] = defaultdict(list)
     for node in drawing.nodes:
         groups[node.label if node.passes > 1 else node.id].append(node)
-    boxes, box_of = _rolled_clusters(drawing)
-    chains = {cluster: tuple(box_of[c.id] for c in chain) for cluster, chain in drawing.chains.items()}
-    nodes = tuple(_rolled_node(passes, [chains[n.cluster] for n in passes]) for passes in groups.values())
+    boxes = _rolled_clusters(drawing)
+    box_of: dict[str | None, str | None] = {None: None, **{box.address: box.id for box in boxes}}
+    around = (box_of[_innermost(drawing, (node.cluster for node in passes))] for passes in groups.values())
+    nodes = tuple(map(_rolled_node, groups.values(), around))
     home = {node.id: passes[0].id for passes in groups.values() for node in passes}
     edges = _rolled_edges(drawing, home)
     return evolve(drawing, nodes=nodes, edges=edges, clusters=without_empty(boxes, nodes), rolled=True)
@@ -41,33 +42,41 @@ def without_empty(clusters: Sequence[Cluster], nodes: Iterable[Node]) -> tuple[C
     return tuple(cluster for cluster in clusters if cluster.id in used)
 
 
-def _rolled_clusters(drawing: Drawing) -> tuple[list[Cluster], dict[str, str]]:
-    """One cluster per module and place of its call, and for every cluster the one that it becomes."""
-    first: dict[tuple[str | None, str], Cluster] = {}
-    counts: dict[str, int] = defaultdict(int)
-    becomes: dict[str, str] = {}
+def _rolled_clusters(drawing: Drawing) -> list[Cluster]:
+    """One cluster per module, in that of the innermost module that is around all its calls."""
+    calls: dict[str, list[Cluster]] = defaultdict(list)
     for cluster in drawing.clusters:
-        parent = None if cluster.parent is None else becomes[cluster.parent]
-        kept = first.setdefault((parent, cluster.address), evolve(cluster, parent=parent))
-        becomes[cluster.id] = kept.id
-        counts[kept.id] += 1
-    boxes = [evolve(c, suffix=f" (x{counts[c.id]})" if counts[c.id] > 1 else "") for c in first.values()]
-    return boxes, becomes
+        calls[cluster.address].append(cluster)
+    boxes = []
+    for found in calls.values():
+        around = _innermost(drawing, (cluster.parent for cluster in found))
+        parent = None if around is None else calls[around][0].id
+        boxes.append(evolve(found[0], parent=parent, suffix=_rolled_suffix(found, found[0].calls)))
+    return boxes
 
 
-def _rolled_node(passes: list[Node], chains: list[tuple[str, ...]]) -> Node:
+def _innermost(drawing: Drawing, clusters: Iterable[str | None]) -> str | None:
+    """The address of the innermost module with a box that all these clusters are, or are in."""
+    first, *others = ([cluster.address for cluster in drawing.chains[c]] for c in dict.fromkeys(clusters))
+    shared = set(first).intersection(*others)
+    return next((address for address in reversed(first) if address in shared), None)
+
+
+def _rolled_suffix(found: Sequence[Node | Cluster], calls: int) -> str:
+    """How many passes or calls stand here: all, or, where others are collapsed elsewhere, some."""
+    if len(found) == 1:
+        return found[0].suffix
+    return f" (x{calls})" if len(found) == calls else f" ({len(found)} of {calls})"
+
+
+def _rolled_node(passes: list[Node], cluster: str | None) -> Node:
     first, last = passes[0], passes[-1]
-    shared = chains[0]
-    for chain in chains:
-        same = (i for i, (a, b) in enumerate(zip(shared, chain, strict=False)) if a != b)
-        shared = shared[: next(same, min(len(shared), len(chain)))]
-    cluster = shared[-1] if shared else None
     if len(passes) == 1:
         return evolve(first, cluster=cluster, call="")
     modules = dict.fromkeys(node.module for node in passes if node.module)
     return evolve(
         first,
-        suffix=f" (x{len(passes)})",
+        suffix=_rolled_suffix(passes, first.passes),
         size=first.size if all(node.size == first.size for node in passes) else f"{first.size} ... {last.size}",
         weights=tuple(dict.fromkeys(w for node in passes for w in node.weights)),
         module=_few(list(modules)),
