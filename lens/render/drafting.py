@@ -12,7 +12,7 @@ from lens.ir.gaps import ESCAPES, find_gaps
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.templates import Map, Seq, Slot, Template, slots
-from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, Weight
+from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, Weight, in_few_words
 from lens.render.rolling import without_empty
 from lens.render.sizes import human_bytes, human_seconds, human_shape
 from lens.render.tables import parameters_of
@@ -259,7 +259,7 @@ class _Drafting:
                 parent = self.index.by_value.get(op.operands[slot])
                 if parent is not None and name not in names.setdefault(parent.number, []):
                     names[parent.number].append(name)
-        return {number: ", ".join(found[:3]) for number, found in names.items()}
+        return {number: in_few_words(found) for number, found in names.items()}
 
 
 def _is_commutative(op: Op) -> bool:

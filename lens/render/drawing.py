@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from attrs import frozen
@@ -196,6 +197,11 @@ class Drawing:
         for cluster in self.clusters:
             found[cluster.parent][1].append(cluster)
         return found
+
+
+def in_few_words(names: Sequence[str]) -> str:
+    """The names, or the first ones and how many more there are."""
+    return ", ".join(names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"])
 
 
 def pass_ranges(passes: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from attrs import evolve
 
-from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, pass_ranges
+from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, in_few_words, pass_ranges
 from lens.render.joining import joined
 
 
@@ -79,7 +79,7 @@ def _rolled_node(passes: list[Node], cluster: str | None) -> Node:
         suffix=_rolled_suffix(passes, first.passes),
         size=first.size if all(node.size == first.size for node in passes) else f"{first.size} ... {last.size}",
         weights=tuple(dict.fromkeys(w for node in passes for w in node.weights)),
-        module=_few(list(modules)),
+        module=in_few_words(list(modules)),
         call="",
         role=next((n.role for n in passes if n.role != "plain"), "plain"),
         dashed=all(node.dashed for node in passes),
@@ -90,10 +90,6 @@ def _rolled_node(passes: list[Node], cluster: str | None) -> Node:
         mark=next((n.mark for n in passes if n.mark), ""),
         cost=sum((node.cost for node in passes), Cost()),
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names if len(names) <= 3 else [*names[:2], f"and {len(names) - 2} more"])
 
 
 def _rolled_tests(passes: list[Node]) -> tuple[tuple[str, str], ...]:
