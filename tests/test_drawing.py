@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from drawn_models import DRAWN, Buffers, Nested
-from models import Conditional, TwoBranches
+from models import Body, Conditional, TwoBranches
 from torch import nn
 
 import lens
@@ -99,6 +99,8 @@ def test_figure_2d_argument_positions():
     assert label("div_1_1", "cat_1_2") == "arg 0[0]"
     assert label("sin_1_3", "add_1_4") == "arg 1"
     assert label("cat_1_2", "add_2_5") == ""
+    drawing = lens.trace(Body(lambda x: torch.cat([x, x, x, x.sin(), x, x])), torch.ones(2)).drawing()
+    assert [edge.argument for edge in drawing.edges] == ["", "arg 0[0], arg 0[1], and 3 more", "arg 0[3]", ""]
 
 
 def test_figure_2e_buffers_and_running_statistics():
@@ -192,6 +194,19 @@ def test_metrics_colour_by_share_with_a_legend():
     assert [node.fill for node in drawing.nodes][1:4] == [DARK.scale[-1], "", DARK.scale[4]]
     assert DARK.scale[-1] in to_dot(drawing, DARK)
     assert next(cell for cell, _ in history.drawing(legend=True).legend.entries) == LIGHT.fills["input"]
+
+
+@pytest.mark.parametrize("sizes", [(3,), (1, 2, 3, 4), (20, 40, 160, 189, 200), (1, 2, 7)])
+def test_the_legend_of_a_metric_says_the_colour_of_every_amount(sizes):
+    weights = nn.ParameterList(torch.ones(size) for size in sizes)
+    model = Body(lambda x: [x := x + weight.sum() for weight in weights][-1])
+    model.weights = weights
+    drawing = lens.trace(model, torch.ones(2)).drawing(color_by="parameters")
+    texts = [text for _, text in drawing.legend.entries]
+    assert texts == list(dict.fromkeys(texts))
+    bounds = {colour: int(text.removeprefix("up to ")) for colour, text in drawing.legend.entries}
+    shown = {sum(weight.numel for weight in node.weights): bounds[node.fill] for node in drawing.nodes if node.weights}
+    assert shown == {size: min(bound for bound in bounds.values() if bound >= size) for size in sizes}
 
 
 def test_themes_are_data(tmp_path):

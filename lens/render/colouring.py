@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from attrs import evolve
@@ -34,9 +35,13 @@ def colour_by(drawing: Drawing, metric: str, theme: Theme) -> Drawing:
         for node, amount in zip(drawing.nodes, amounts, strict=True)
     )
     shown = {"time": human_seconds, "memory": human_bytes, "parameters": human_count, "flops": human_count}[metric]
-    entries = [(theme.scale[i], f"up to {shown(most * (i + 1) / steps)}") for i in range(steps)]
+    bounds = [most * (step + 1) / steps for step in range(steps)]
+    if metric != "time":
+        bounds = [math.floor(bound) for bound in bounds]  # all amounts are whole numbers
+    colours = {shown(bound): colour for bound, colour in zip(bounds, theme.scale, strict=True) if bound}
+    entries = tuple((colour, f"up to {text}") for text, colour in colours.items())
     title = {"time": "time", "memory": "size of the tensors", "flops": "floating point operations"}.get(metric, metric)
-    return evolve(drawing, nodes=nodes, legend=Legend(title, tuple(entries) if most else ()))
+    return evolve(drawing, nodes=nodes, legend=Legend(title, entries))
 
 
 def _amount(node: Node, metric: str) -> float | None:
@@ -52,7 +57,7 @@ def _amount(node: Node, metric: str) -> float | None:
 
 
 def _step(amount: float, most: float, steps: int) -> int:
-    return min(steps - 1, int(steps * amount / most)) if most else 0
+    return math.ceil(steps * amount / most) - 1
 
 
 def legend_of_roles(drawing: Drawing, theme: Theme) -> Drawing:
