@@ -1,11 +1,15 @@
 """Drawings of odd and of large models: everything draws, and no picture is too large to lay out."""
 
+import dataclasses
+import enum
 import subprocess
 import sys
 import warnings
 import xml.etree.ElementTree as ET
+from collections import namedtuple
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from counting import calls_per_op
@@ -50,6 +54,36 @@ def test_strange_names_of_outputs_draw(name, tmp_path):
     history = lens.trace(Body(lambda x: {name: torch.relu(x), "other": x}), torch.ones(2))
     svg_of(history, tmp_path, legend=True)
     assert len(history.drawing().nodes) == 4
+
+
+class Head(enum.Enum):
+    BOX = 1
+
+
+@attrs.frozen
+class Key:
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoParts:
+    part: str
+    number: int
+
+
+Point = namedtuple("Point", "x y")
+
+
+def test_outputs_under_keys_of_any_kind_are_named_as_python_shows_them():
+    keys = ["p", 3, ("p", 3), Head.BOX, torch.float16, Point(1, Head.BOX), Key("a"), dataclasses.make_dataclass, None]
+    more = [TwoParts("a", 2), frozenset()]
+    history = lens.trace(Body(lambda x: {key: [x + i] for i, key in enumerate([*keys, *more])}), torch.ones(2))
+    names = [node.module.removesuffix("[0]") for node in history.drawing().nodes if node.role == "output"]
+    assert names[:5] == ["p", "3", "('p', 3)", "Head.BOX", "torch.float16"]
+    assert names[5:9] == ["Point(1, Head.BOX)", "<Key>", "make_dataclass", "None"]
+    assert names[9:] == ["TwoParts(part='a', number=2)", "<frozenset>"]
+    nested = lens.trace(Body(lambda x: [{Head.BOX: x + 1, "a": x}]), torch.ones(2)).drawing()
+    assert [node.module for node in nested.nodes if node.role == "output"] == ["[0][Head.BOX]", "[0]['a']"]
 
 
 def test_graphviz_finds_no_escapes_in_names_and_tooltips(tmp_path):

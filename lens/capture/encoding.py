@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, TypeAlias
 
 import torch
@@ -160,10 +161,16 @@ class ArgumentEncoder:
         number = self._object_numbers.setdefault(id(obj), len(self.objects))
         if number == len(self.objects):
             self.objects.append(obj)
-        shape = getattr(obj, "shape", None)
-        name = getattr(obj, "__qualname__", "") if callable(obj) else ""
-        text = f"shape {tuple(shape)}" if isinstance(shape, tuple) else name
-        return Opaque(qualified_name(type(obj)), text, number)
+        return Opaque(qualified_name(type(obj)), _described(obj), number)
+
+
+def _described(obj: Any) -> str:
+    if isinstance(obj, Enum):
+        return f"{type(obj).__name__}.{obj._name_ or obj._value_}"
+    shape = getattr(obj, "shape", None)
+    if isinstance(shape, tuple):
+        return f"shape {tuple(shape)}"
+    return getattr(obj, "__qualname__", "") if callable(obj) else ""
 
 
 def slot(index: int) -> Slot:

@@ -11,7 +11,7 @@ from lens.ir.facets import Conditionals, Containment
 from lens.ir.gaps import ESCAPES, find_gaps
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
-from lens.ir.templates import Map, Seq, Slot, Template, slots
+from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, slots
 from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, Weight, in_few_words
 from lens.render.rolling import without_empty
 from lens.render.sizes import human_bytes, human_seconds, human_shape
@@ -277,9 +277,29 @@ def _paths(template: Template, prefix: str) -> Iterator[tuple[int, str]]:
                 yield from _paths(item, f"{prefix}[{place}]")
         case Map(_, items):
             for key, item in items:
-                yield from _paths(item, f"{prefix}[{key!r}]" if prefix else str(key))
+                name = key if isinstance(key, str) and not prefix else _key_text(key)
+                yield from _paths(item, f"{prefix}[{name}]" if prefix else name)
         case _:
             yield from ((slot, prefix) for slot in slots(template))
+
+
+def _key_text(key: Template) -> str:
+    """A key of a mapping, about as Python shows it."""
+    match key:
+        case Symbol(_, name):
+            return name
+        case Opaque(kind, text):
+            return text or f"<{kind.rpartition('.')[2]}>"
+        case Seq(kind, items):
+            comma = "," if len(items) == 1 else ""
+            name = "" if kind in ("tuple", "list", "size") else kind.rpartition(".")[2]
+            return f"{name}({', '.join(map(_key_text, items))}{comma})"
+        case Map(kind, items):
+            return f"{kind.rpartition('.')[2]}({', '.join(f'{k}={_key_text(item)}' for k, item in items)})"
+        case Slot() | Slice():
+            return f"<{'tensor' if isinstance(key, Slot) else 'slice'}>"
+        case _:
+            return repr(key)
 
 
 def _node_id(row: EntryRow) -> str:
