@@ -43,8 +43,11 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        """The facts and the picture, for notebooks."""
-        return f"<pre>{escape(chr(10).join(head_of(self)))}</pre>{self._repr_svg_() or ''}"
+        """The facts and the picture, for notebooks; the summary where there is no picture."""
+        svg = self._repr_svg_()
+        if svg is None:
+            return self.summary()._repr_html_()
+        return f"<pre>{escape(chr(10).join(head_of(self)))}</pre>{svg}"
 
     def summary(self, by: By = "layer", *, depth: int | None = None, limit: int | None = 60) -> Table:
         """A table of what the model did; print it, show it in a notebook, or iterate over its rows.

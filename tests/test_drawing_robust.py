@@ -371,6 +371,8 @@ def test_notebooks_show_small_pictures_and_summaries_of_large_models():
     assert small._repr_svg_().rstrip().endswith("</svg>")
     large = lens.trace(chain(50), torch.ones(1, 2))
     assert large._repr_svg_() is None
+    assert large._repr_html_() == large.summary()._repr_html_()
+    assert "<table>" in large._repr_html_()
 
     class Printer:
         text = str
