@@ -274,6 +274,29 @@ def test_mermaid_has_the_nodes_and_edges_of_the_drawing(history):
     )
 
 
+def test_mermaid_says_what_the_picture_says(histories):
+    history = histories("while")
+    gold = {"fillcolor": "gold", "color": "#ff0000", "penwidth": 3, "fontcolor": "blue", "fontsize": 9}
+    text = history.to_mermaid(style=lambda node: gold if node.role == "condition" else None)
+    drawing = history.drawing(legend=True)
+    (first, *_) = [node.id for node in drawing.nodes if node.role == "condition"]
+    assert f"  style {first} fill:gold,stroke:#ff0000,stroke-width:3px,color:blue,font-size:9px\n" in text
+    text = history.to_mermaid(legend=True)
+    assert '  subgraph legend["colours"]\n    legend0["input"]\n' in text
+    assert f"  style legend0 fill:{drawing.legend.entries[0][0]}," in text
+    with pytest.warns(UserWarning, match="Collapsed") as caught:
+        text = histories("resnet18").to_mermaid(max_nodes=10)
+    assert '  notes["Collapsed: modules at depth' in text
+    assert caught[0].filename == __file__
+    assert all(_NODE.fullmatch(line) or _EDGE.fullmatch(line) or _OTHER.fullmatch(line) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("style", [{"xlabel": "a"}, {"fillcolor": "red,stroke:blue"}, {"penwidth": "thick"}])
+def test_mermaid_refuses_a_style_that_it_has_not(style, histories):
+    with pytest.raises(RenderError, match=f"Mermaid has no {next(iter(style))}"):
+        histories("if").to_mermaid(style=lambda node: style)
+
+
 def test_mermaid_is_refused_above_its_limits_with_the_way_out(histories):
     with pytest.raises(RenderError, match=r"Mermaid takes") as caught:
         histories("swin_t").to_mermaid()

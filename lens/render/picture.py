@@ -135,6 +135,13 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
     return drawing if options.style is None else restyle(drawing, options.style)
 
 
+def warn_of_collapse(drawing: Drawing, callers: int) -> None:
+    """Warn the user, so many calls above, if not all of the graph is shown."""
+    for note in drawing.notes:
+        if note.startswith("Collapsed"):
+            warnings.warn(note, stacklevel=callers + 1)
+
+
 @frozen
 class DotRenderer(Options, Renderer):
     """DOT text for graphviz, with the options of a picture."""
@@ -144,7 +151,9 @@ class DotRenderer(Options, Renderer):
 
     def render(self, history: Traced) -> str:
         """The text before it is laid out. Linear."""
-        return to_dot(compose(history.graph, self, history.flop_counter), find_theme(self.theme), self.direction)
+        drawing = compose(history.graph, self, history.flop_counter)
+        warn_of_collapse(drawing, 4)
+        return to_dot(drawing, find_theme(self.theme), self.direction)
 
 
 class Pictures:
@@ -184,9 +193,7 @@ class Pictures:
         chosen = Options.of(options)
         with stage("drawing"):
             drawing = compose(self.graph, chosen, self.flop_counter)
-            for note in drawing.notes:
-                if note.startswith("Collapsed"):
-                    warnings.warn(note, stacklevel=2)
+            warn_of_collapse(drawing, 2)
             look = find_theme(chosen.theme), chosen.direction
             write_out(path_of(path), to_dot(drawing, *look) if kind == "dot" else rendered(drawing, kind, *look))
         return str(path)
@@ -194,7 +201,9 @@ class Pictures:
     def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
         chosen = Options.of(options)
-        return to_pydot(compose(self.graph, chosen, self.flop_counter), find_theme(chosen.theme), chosen.direction)
+        drawing = compose(self.graph, chosen, self.flop_counter)
+        warn_of_collapse(drawing, 2)
+        return to_pydot(drawing, find_theme(chosen.theme), chosen.direction)
 
     def _repr_svg_(self) -> str | None:
         """The picture for notebooks; None if the drawing is large or nothing here can lay it out."""
