@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import lens
 from lens.cli_diff import add_diff
 from lens.cli_export import add_export
-from lens.cli_output import ModelErrors, add_command, add_shared, facts_of, make_model, print_json, wants_silence
+from lens.cli_output import (
+    ModelErrors,
+    add_command,
+    add_shared,
+    facts_of,
+    make_model,
+    noting,
+    print_json,
+    wants_silence,
+)
 from lens.cli_validate import add_validate
 from lens.errors import LensError, PluginError
 
@@ -168,12 +176,8 @@ def _draw(history: ModelHistory, arguments: argparse.Namespace) -> str:
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.max_nodes == 0:
         options["max_nodes"] = None
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        path = history.draw(arguments.output, buffers=arguments.buffers, **options)
-    for note in notes:
-        print(f"note:    {note.message}", file=sys.stderr)
-    return path
+    with noting():
+        return history.draw(arguments.output, buffers=arguments.buffers, **options)
 
 
 def _trace(arguments: argparse.Namespace) -> None:

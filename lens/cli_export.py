@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import fields_dict, has
 
 import lens
-from lens.cli_output import ModelErrors, add_command, add_shared, make_model
+from lens.cli_output import ModelErrors, add_command, add_shared, make_model, noting
 from lens.errors import InputError, RenderError
 from lens.exports import make_renderer, render, renderer_classes, renderer_of, write_rendered
 from lens.passes.pipeline import read_option
@@ -60,7 +60,9 @@ def _export(arguments: argparse.Namespace) -> None:
             raise InputError(f"{text!r} is not an option", where="--option", hint="write it like table=edges")
         options[name] = read_option(value)
     renderer = make_renderer(arguments.to or renderer_of(arguments.output), options)
-    rendered = render(_history(arguments, renderer), renderer)
+    history = _history(arguments, renderer)
+    with noting():
+        rendered = render(history, renderer)
     if arguments.output:
         path = write_rendered(rendered, arguments.output)
         if not arguments.quiet:

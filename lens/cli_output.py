@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lens.errors import InputError, LensError
@@ -49,6 +51,16 @@ def add_shared(command: argparse.ArgumentParser, *names: str) -> None:
 def wants_silence(arguments: argparse.Namespace) -> bool:
     """Whether a command is to show no progress: with ``--quiet`` and with ``--json``."""
     return any(getattr(arguments, name, False) for name in ("quiet", "json"))
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """Prints the warnings of the block as notes, once it is over."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        yield
+    for note in notes:
+        print(f"note:    {note.message}", file=sys.stderr)
 
 
 def make_model(spec: str, arguments: argparse.Namespace) -> ModelCall:

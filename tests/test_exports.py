@@ -377,6 +377,8 @@ def test_lens_export(histories, tmp_path, capsys):
     assert len(pandas.read_csv(io.StringIO(capsys.readouterr().out))) == len(histories("while").to_pandas("edges"))
     assert main(["export", trace, "--to", "mermaid", "--option", "depth=1", "--option", "view=rolled"]) == 0
     assert capsys.readouterr().out.startswith("flowchart BT\n")
+    assert main(["export", trace, "-o", str(tmp_path / "g.dot"), "--option", "max_nodes=10"]) == 0
+    assert capsys.readouterr().err.startswith("note:    Collapsed")
     model = tmp_path / "model.py"
     model.write_text("from torch import nn\ndef make():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU())\n")
     assert main(["export", f"{model}:make", "--input", "2x4", "--to", "dot", "--seed", "1"]) == 0
