@@ -198,7 +198,8 @@ class CallFacts(EntryView):
 
         assert self._op is not None
         store, name_of = self._history.payloads, self._history.index.name_of
-        tensors = [store.read(v) if v in store else name_of(v) for v in self._op.operands]
+        read = {number: self._op.operands[number] for number in slots(template)}
+        tensors = {number: store.read(v) if v in store else name_of(v) for number, v in read.items()}
         return build(map_nodes(template, described), tensors, store.objects)
 
     @property

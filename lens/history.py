@@ -79,7 +79,7 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
 
         Args:
             path: The file.
-            payloads: Whether to write the saved values too.
+            payloads: Whether to write the saved values too, but those that were overwritten since.
             beside: Whether to write these into a file of their own, ``PATH.safetensors``; they are then read from
                 there, one by one, when they are asked for (``pip install lens-trace[export]``).
 

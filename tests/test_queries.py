@@ -335,6 +335,44 @@ def test_entries_and_histories_pickle(loop):
     assert repr(pickle.loads(pickle.dumps(loop["linear_1"]))) == repr(loop["linear_1"])
 
 
+def test_entries_and_histories_are_copied_deeply():
+    x = torch.randn(2, 4, requires_grad=True)
+    history = lens.trace(lambda x: torch.vmap(torch.sin)((x * 2).tanh()), x)
+    again = copy.deepcopy(history)
+    assert again.diff(history).same
+    assert again["tanh_1"].tensor_contents is not history["tanh_1"].tensor_contents
+    assert again.payloads.objects == history.payloads.objects != {}
+    assert lens.validate.check(again).ok
+    recurrent = lens.trace(Recurrent(), torch.randn(2, 4))
+    for entry in (recurrent["linear_1"], recurrent["linear_1:2"]):
+        assert repr(copy.deepcopy(entry)) == repr(entry)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda history: pickle.loads(pickle.dumps(history))])
+def test_what_was_overwritten_since_stays_so_and_all_else_is_copied(copied, tmp_path):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
+    history = lens.trace(model, x)
+    with torch.no_grad():
+        x.add_(1)
+        model[0].weight.add_(1)
+    again = copied(history)
+    assert torch.equal(again["relu_1"].tensor_contents, history["relu_1"].tensor_contents)
+    with pytest.raises(StaleValueError, match=r"after the trace(.|\n)*copy what you need"):
+        _ = again["input_1"].tensor_contents
+    loaded = lens.load(history.save(tmp_path / "t.lens"))
+    assert [entry.is_saved for entry in loaded] == [False, True, True, True]
+
+
+def test_arguments_without_tensors_are_told_whatever_became_of_the_tensors():
+    model, x = nn.BatchNorm1d(4), torch.randn(8, 4)
+    entry = lens.trace(model, x)["batchnorm_1"]
+    with torch.no_grad():
+        model.weight.add_(1)
+    assert entry.func_position_args_non_tensor == [True, 0.1, 1e-05, True]
+    with pytest.raises(StaleValueError):
+        _ = entry.creation_args
+
+
 WRONG = [
     (lambda h: h["linear_2"], UnknownKeyError, "'linear_1'"),
     (lambda h: h["linear_1:4"], UnknownKeyError, "'linear_1:3'"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from copy import deepcopy
+from typing import Any, Literal, Protocol
 
 from attrs import define, field, frozen
 
@@ -32,18 +33,23 @@ class Held:
     tensor: Any
     version: int | None = None
 
+    @property
+    def stale(self) -> Stale | None:
+        """What is left of it if something has written to its memory since it was saved."""
+        if self.version is None or self.tensor._version == self.version:
+            return None
+        return Stale(f"a tensor of shape {tuple(self.tensor.shape)}", "after")
+
     def read(self) -> object:
         """The tensor, if nothing wrote to its memory since it was saved."""
-        if self.version is not None and self.tensor._version != self.version:
-            raise StaleValueError(
-                "the saved value was overwritten in place after the trace, by something lens did not see",
-                where=f"a tensor of shape {tuple(self.tensor.shape)}",
-                hint="copy what you need before you change it, or trace again",
-            )
-        return self.tensor
+        return self.tensor if self.stale is None else self.stale.read()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _held_now, (self.read(),)
+        return (_held_now, (self.tensor,)) if self.stale is None else (Stale, (self.stale.what, self.stale.when))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Held | Stale:
+        # Torch itself refuses to copy a tensor with autograd behind it.
+        return _held_now(self.tensor.detach().clone()) if self.stale is None else self.stale
 
 
 @frozen
@@ -52,21 +58,29 @@ class Stale:
 
     Args:
         what: What is known of it.
+        when: Whether that was during the trace or after it.
     """
 
     what: str
+    when: Literal["during", "after"] = "during"
 
     def read(self) -> object:
         """Raises StaleValueError."""
         raise StaleValueError(
-            "the saved value was overwritten in place during the trace, by something lens did not see",
+            f"the saved value was overwritten in place {self.when} the trace, by something lens did not see",
             where=self.what,
-            hint="history.gaps names the line that first saw the new contents",
+            hint=_ADVICE[self.when],
         )
 
 
+_ADVICE = {
+    "during": "history.gaps names the line that first saw the new contents",
+    "after": "copy what you need before you change it, or trace again",
+}
+
+
 def _held_now(tensor: Any) -> Held:
-    """A tensor that was just unpickled, with the version that it has now."""
+    """A tensor that was just unpickled or copied, with the version that it has now."""
     return Held(tensor, None if tensor.is_inference() else tensor._version)
 
 
@@ -89,6 +103,11 @@ class PayloadStore:
     def __reduce__(self) -> tuple[Any, ...]:
         # Functions and the like cannot be pickled in general.
         return PayloadStore, (self.values, self.rng_states, {}, self.layouts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PayloadStore:
+        # Nor can they be copied in general.
+        values, states = deepcopy(self.values, memo), deepcopy(self.rng_states, memo)
+        return PayloadStore(values, states, dict(self.objects), dict(self.layouts))
 
     def __contains__(self, value: ValueId) -> bool:
         return value in self.values

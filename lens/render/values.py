@@ -136,10 +136,10 @@ def write_beside(path: Path, tensors: Iterable[tuple[str, Any]], mark: str) -> N
 
 
 def has_data(payload: Payload) -> bool:
-    """Whether a saved value has elements to store: not if it was lost, is on the meta device or fake, or only wraps
-    other tensors."""
+    """Whether a saved value has elements to store: not if it was overwritten, is on the meta device or fake, or only
+    wraps other tensors."""
     if isinstance(payload, Held):
-        return has_elements(payload.tensor) and not _is_hollow(payload.tensor)
+        return payload.stale is None and has_elements(payload.tensor) and not _is_hollow(payload.tensor)
     return not isinstance(payload, Stale)
 
 

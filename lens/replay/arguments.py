@@ -12,12 +12,12 @@ from lens.errors import ReplayError
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template
 
 
-def build(template: Template, tensors: Sequence[Any], objects: Mapping[int, Any]) -> Any:
+def build(template: Template, tensors: Sequence[Any] | Mapping[int, Any], objects: Mapping[int, Any]) -> Any:
     """The object that a template describes.
 
     Args:
         template: The template.
-        tensors: What stands in its slots.
+        tensors: What stands in its slots, by their numbers.
         objects: The opaque objects of the trace, by index.
 
     Raises:
