@@ -1,5 +1,6 @@
 """What to save, how, until when, and of what: the options of ``lens.trace``, and ``lens.tracing``."""
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -150,6 +151,30 @@ def test_a_module_that_is_shared_is_saved_by_either_address():
             return self.other(x)
 
     assert saved(lens.trace(Twice(), torch.ones(1, 2), save=["other"])) == ["linear_1_1:1", "output_1:1"]
+
+
+@pytest.mark.parametrize(
+    ("save", "expected"),
+    [
+        ("*.running_mean", ["buffer_1:1"]),
+        ("norm.*[!r]", ["buffer_1:1"]),
+        ("norm*", ["buffer_1:1", "buffer_2:1", "batchnorm_1_3:1", "output_1:1"]),
+        ("given.?", ["input_1:1", "input_2:1"]),
+        ("args[1].a", ["input_3:1"]),
+    ],
+)
+def test_patterns_fit_the_addresses_of_buffers_and_inputs(save, expected):
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, given, *args):
+            return self.norm(given.a + given.b + args[0].a)
+
+    given = dataclasses.make_dataclass("Pair", ("a", "b"))(X, X.clone())
+    extra = dataclasses.make_dataclass("One", ("a",))(X.clone())
+    assert saved(lens.trace(Given().eval(), (given, extra), save=[save])) == expected
 
 
 def test_a_pattern_that_fits_nothing_names_what_there_is():

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from lens.capture.addresses import AddressBook
 from lens.capture.keeping import Keeper
 from lens.capture.memory import Memory
-from lens.capture.selection import Selection
+from lens.capture.selection import Selection, fits
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import Reserved, TensorRecord, TensorTable
 from lens.capture.unseen import odd_type
@@ -141,4 +141,4 @@ class LeafRecorder:
     def _holds(self, addresses: tuple[str, ...]) -> bool:
         """Whether a leaf of these names is wanted."""
         wanted = self._hold_leaves
-        return wanted if isinstance(wanted, bool) else not wanted.isdisjoint(addresses)
+        return wanted if isinstance(wanted, bool) else any(fits(address, wanted) for address in addresses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -66,7 +66,7 @@ class Selection:
         predicate: Hold the results of operations for which it is true.
         addresses: Hold the outputs of these modules.
         types: Hold the results of operations whose layer types are these, or fit these patterns.
-        leaves: Hold inputs and buffers: all, or those of these names.
+        leaves: Hold inputs and buffers: all, or those whose names are these, or fit these patterns.
         outputs: Hold the model's outputs.
         keys: If not None, only what these keys name is kept after the run, and what the predicate picked.
         transform: What is kept in the place of a tensor; None for the tensor itself.
@@ -90,7 +90,7 @@ class Selection:
 
     def wants_type(self, kind: str) -> bool:
         """Whether the results of operations of this layer type are held."""
-        return kind in self.types or any(fnmatchcase(kind, pattern) for pattern in self.types)
+        return fits(kind, self.types)
 
     def with_transform(self, transform: Transform | None, detach: bool) -> Selection:
         """The selection of values that are changed before they are kept. Raises InputError if they cannot be."""
@@ -120,6 +120,7 @@ def make_selection(save: Save, modules: Mapping[str, nn.Module]) -> Selection:
         if is_pattern(key) and key not in modules:
             addresses.update(matching(key, modules))
             addresses.update(matching(key.partition(":")[0], modules))
+            words.add(key)  # inputs and buffers have addresses, too
             if "." not in key:  # else it fits no label
                 types.add(key.partition("_")[0].partition(":")[0])
                 leaves = outputs = True  # inputs, buffers and outputs have labels, too
@@ -194,6 +195,11 @@ def is_type(word: str) -> bool:
     """Whether torch has a function of which this can be the layer type."""
     places = (torch, torch.Tensor, torch.nn.functional, torch.linalg, torch.fft, torch.special)
     return any(word == name.replace("_", "").lower() for place in places for name in dir(place))
+
+
+def fits(name: str, wanted: Collection[str]) -> bool:
+    """Whether a name is one of those wanted, or fits a pattern among them."""
+    return name in wanted or any(fnmatchcase(name, pattern) for pattern in wanted)
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
