@@ -79,13 +79,13 @@ class HistoryFacts(HistoryEntries):
 
     @property
     def num_tensors_total(self) -> int:
-        """Number of tensors: every entry but the output nodes, which are tensors counted already."""
-        return len(self.index.rows) - len(self.index.outputs)
+        """Number of tensors of the entries, each counted once: output nodes mostly show one of another entry."""
+        return len(self._values)
 
     @property
     def tensor_fsize_total(self) -> int:
         """Size of all tensors in bytes."""
-        return sum(self._fsize(row.value) for row in self.index.rows if row.output is None)
+        return sum(map(self._fsize, self._values))
 
     @property
     def num_tensors_saved(self) -> int:
@@ -96,6 +96,10 @@ class HistoryFacts(HistoryEntries):
     def tensor_fsize_saved(self) -> int:
         """Size of the saved tensors in bytes."""
         return sum(self._fsize(value) for value in self._saved_values)
+
+    @property
+    def _values(self) -> set[ValueId]:
+        return {row.value for row in self.index.rows}
 
     @property
     def _saved_values(self) -> set[ValueId]:

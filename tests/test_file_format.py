@@ -224,6 +224,22 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_parameter_that_the_model_returns_is_counted_and_stored(tmp_path, beside):
+    model = nn.Linear(4, 4)
+    model.forward = lambda x: (x * 2, model.bias)
+    history = lens.trace(model, torch.randn(3, 4))
+    assert history.num_tensors_total == history.num_tensors_saved == 3
+    assert history.tensor_fsize_total == history.tensor_fsize_saved == 2 * 48 + 16
+    assert lens.validate.check(history).ok
+    loaded = lens.load(history.save(tmp_path / "t.lens", beside=beside))
+    assert torch.equal(loaded["output_2"].tensor_contents, model.bias)
+    assert history.diff(loaded).compared == len(history)
+    with torch.no_grad():
+        model.bias.add_(1)
+    assert not lens.load(history.save(tmp_path / "t.lens", beside=beside))["output_2"].is_saved
+
+
 def test_a_loaded_history_is_saved_over_itself(tmp_path):
     history = traced()
     path = history.save(tmp_path / "t.lens", beside=True)

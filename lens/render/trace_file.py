@@ -149,9 +149,9 @@ def _sealed(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _names(history: Recorded) -> dict[ValueId, str]:
-    """The values to write, with unique names: all that can be read but the model's parameters and what has no data."""
+    """The values to write, with unique names: all with data but the parameters that the model does not return."""
     graph, store = history.graph, history.payloads
-    parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
+    parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"} - {*graph.outputs.values}
     labels: dict[str, ValueId] = {}
     if graph.facets:
         for row in history.index.rows:

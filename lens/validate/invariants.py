@@ -98,15 +98,16 @@ def _counts(history: ModelHistory) -> Iterator[str]:
     graph, labels = history.graph, history.graph[Labels]
     tensors = [v for op in graph.ops for v in op.results]
     tensors += [leaf.value for leaf, label in zip(graph.leaves, labels.leaves, strict=True) if label]
+    shown = {*tensors, *graph.outputs.values}
     calls = Counter(scope.address for scope in graph.scopes)
     sums: dict[str, tuple[Any, Any]] = {
         "entries": (len(history), len(tensors) + len(graph.outputs.values)),
-        "num_tensors_total": (history.num_tensors_total, len(tensors)),
+        "num_tensors_total": (history.num_tensors_total, len(shown)),
         "num_tensors_saved": (
             history.num_tensors_saved,
-            len({v for v in (*tensors, *graph.outputs.values) if v in history.payloads}) + _saved_elsewhere(history),
+            len({v for v in shown if v in history.payloads}) + _saved_elsewhere(history),
         ),
-        "tensor_fsize_total": (history.tensor_fsize_total, sum(_nbytes(history, v) for v in tensors)),
+        "tensor_fsize_total": (history.tensor_fsize_total, sum(_nbytes(history, v) for v in shown)),
         "layer_list": (len(history.layer_list), len({e.layer_label for e in history})),
         "input_layers": (len(history.input_layers), sum(leaf.kind == "input" for leaf in graph.leaves)),
         "output_layers": (len(history.output_layers), len(graph.outputs.values)),
