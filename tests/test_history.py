@@ -263,6 +263,9 @@ def test_a_part_saved_before_an_in_place_write_is_right():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
     history = lens.trace(model, torch.randn(8, 4), save=["0"])
     assert (history["0"].tensor_contents < 0).any()
+    history = lens.trace(model, torch.randn(8, 4))
+    assert not history["0"].tensor_contents.requires_grad  # as docs/limits.md says
+    assert history["1"].tensor_contents.requires_grad
 
 
 def test_absent_and_stale_values_raise():
