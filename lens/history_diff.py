@@ -261,12 +261,41 @@ def _largest_difference(a: torch.Tensor, b: torch.Tensor, tolerance: Tolerance) 
 
     if attempt(lambda: torch.equal(a, b)) is True:  # it knows no dtypes of a few bits
         return None
-    wide = torch.complex128 if a.is_complex() else torch.float64 if a.is_floating_point() else a.dtype
+    if not (a.is_floating_point() or a.is_complex()):
+        return _largest_of_integers(a, b, tolerance)
+    wide = torch.complex128 if a.is_complex() else torch.float64
     a, b = a.to(wide), b.to(wide)
-    if torch.allclose(a, b, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True):
+    differs = ~torch.isclose(a, b, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True)
+    if not differs.any():
         return None
-    apart = (a.double() - b.double()).abs() if not a.is_complex() else (a - b).abs()
-    return f"up to {apart.nan_to_num().max().item():.3g} apart, {int((a != b).sum())} of {a.numel()} elements"
+    count, (a, b) = a.numel(), (a[differs], b[differs])
+    nans = a.isnan() | b.isnan()
+    infinite = (a.isinf() | b.isinf()) & ~nans
+    finite = (a - b).abs()[~(nans | infinite)]
+    furthest = f"up to {finite.max().item():.3g} apart, " if finite.numel() else ""
+    kinds = ("NaN", int(nans.sum())), ("an infinity", int(infinite.sum()))
+    odd = ", ".join(f"{number} with {kind}" for kind, number in kinds if number)
+    return f"{furthest}{a.numel()} of {count} elements{f' ({odd})' if odd else ''}"
+
+
+def _largest_of_integers(a: torch.Tensor, b: torch.Tensor, tolerance: Tolerance) -> str | None:
+    """The same for integers, exactly."""
+    allowed = tolerance.atol + tolerance.rtol * b.double().abs()
+    a, b = _signed(a), _signed(b)
+    apart = a.maximum(b) - a.minimum(b)  # below zero where it is 2**63 or more
+    differs = (apart < 0) | (apart > allowed)
+    if not differs.any():
+        return None
+    beyond = apart[apart < 0]
+    furthest = int(beyond.max()) + 2**64 if beyond.numel() else int(apart.max())
+    return f"up to {furthest} apart, {int(differs.sum())} of {a.numel()} elements"
+
+
+def _signed(tensor: torch.Tensor) -> torch.Tensor:
+    """Signed integers of 64 bits that are as far apart."""
+    import torch
+
+    return tensor.view(torch.int64) ^ -(2**63) if tensor.dtype == torch.uint64 else tensor.to(torch.int64)
 
 
 def _time(old: OpEntry, new: OpEntry, factor: float) -> Iterator[Change]:

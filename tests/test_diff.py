@@ -101,6 +101,38 @@ def test_nan_equals_nan_and_other_kinds_of_tensors():
     }
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([1.0, 2.0], [NAN, 2.0], "1 of 2 elements (1 with NaN)"),
+        ([NAN, 2.0, 3.0], [NAN, 2.0, 3.5], "up to 0.5 apart, 1 of 3 elements"),
+        (
+            [1.0, INF, NAN, 1.0],
+            [INF, -INF, INF, 3.0],
+            "up to 2 apart, 4 of 4 elements (1 with NaN, 2 with an infinity)",
+        ),
+        ([1.0, 2.0], [1.05, 3.0], "up to 1 apart, 1 of 2 elements"),
+        ([3, 2**53], [3, 2**53 + 2], "up to 2 apart, 1 of 2 elements"),
+        ([2**24], [2**24 + 1], "up to 1 apart, 1 of 1 elements"),
+        ([-(2**63), 1], [2**63 - 1, 1], f"up to {2**64 - 1} apart, 1 of 2 elements"),
+        (
+            torch.tensor([2**63 + 4], dtype=torch.uint64),
+            torch.ones(1, dtype=torch.uint64),
+            f"up to {2**63 + 3} apart, 1 of 1 elements",
+        ),
+        ([True, False], [True, True], "up to 1 apart, 1 of 2 elements"),
+        ([1j], [complex(NAN, 1)], "1 of 1 elements (1 with NaN)"),
+    ],
+)
+def test_how_far_values_are_apart(before, after, expected):
+    old, new = (lens.trace(nn.Identity(), torch.as_tensor(x)) for x in (before, after))
+    assert {change.after for change in old.diff(new, atol=0.1).changes} == {expected}
+    assert old.diff(old).same
+
+
 def test_what_has_no_elements_and_what_torch_cannot_compare():
     with torch.device("meta"):
         history = lens.trace(nn.Linear(4, 4), torch.randn(3, 4))
