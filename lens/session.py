@@ -109,8 +109,11 @@ def tracing(
     root = model if isinstance(model, nn.Module) else gathered("Block", {} if model is None else model)
     run = Run(root, _settings(backend, passes, fast_paths, save, transform, detach, None, seed))
     history = _Unfinished.__new__(_Unfinished)
-    with collections_put_off(), run, run.block():
-        yield history
+    try:
+        with collections_put_off(), run, run.block():
+            yield history
+    finally:
+        history.__class__ = _Broken
     assert run.history is not None
     vars(history).update(vars(run.history))
     history.__class__ = ModelHistory  # type: ignore[assignment]  # from now on it is one like any other
@@ -119,15 +122,23 @@ def tracing(
 class _Unfinished(ModelHistory):
     """What a history is inside its block."""
 
+    _what = "the history of a block can be used when the block has ended"
+    _hint = "move this below the block"
+    _shown = "<ModelHistory of a block that has not ended>"
+
     def __getattr__(self, name: str) -> Any:
-        raise InputError(
-            "the history of a block can be used when the block has ended",
-            where="with lens.tracing(...) as history",
-            hint="move this below the block",
-        )
+        raise InputError(self._what, where="with lens.tracing(...) as history", hint=self._hint)
 
     def __repr__(self) -> str:
-        return "<ModelHistory of a block that has not ended>"
+        return self._shown
+
+
+class _Broken(_Unfinished):
+    """What the history of a block stays if an exception ended the block."""
+
+    _what = "the block of this history was ended by an exception"
+    _hint = "the history up to there, if it could be made, is an attribute of the exception: error.lens_history"
+    _shown = "<ModelHistory of a block that an exception ended>"
 
 
 def _listed(passes: object) -> tuple[Pass, ...]:

@@ -473,14 +473,20 @@ class TestTracing:
                 history["sin_1"]
 
     def test_an_exception_carries_the_history(self):
+        opened = []
+
         def block():
-            with lens.tracing():
+            with lens.tracing() as history:
+                opened.append(history)
                 torch.ones(2).sin()
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError) as caught:
             block()
         assert caught.value.lens_history.graph.meta.fault.type == "ZeroDivisionError"
+        assert "exception" in repr(opened[0])
+        with pytest.raises(lens.LensError, match=r"ended by an exception(.|\n)*error\.lens_history"):
+            len(opened[0])
 
     def test_it_is_saved_and_checked_like_any_other(self, tmp_path):
         model = Net()
