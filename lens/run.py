@@ -220,7 +220,9 @@ class Run(AbstractContextManager["Run"]):
             except UnknownKeyError:
                 if not self.stopped:
                     raise
-                warnings.warn(f"save= names {key!r}, which did not run before the end at {self.stopped}", stacklevel=4)
+                reason = history.index.why_no_entry(str(key)) or "it did not run"
+                what = f"save= names {key!r}, which has no layer up to the end at {self.stopped}: {reason}"
+                warnings.warn(what, stacklevel=4)
         return history.payloads.keep(wanted)
 
     def _meta(self, error: BaseException | None) -> Meta:

@@ -237,12 +237,25 @@ class TestStopAt:
         assert model.ran_to_the_end == 0
 
     def test_what_is_to_be_saved_and_comes_after_the_end_is_said(self):
-        with pytest.warns(UserWarning, match="'head', which did not run before the end at stem") as noted:
+        with pytest.warns(UserWarning, match="'head', which has no layer up to the end at stem: .*not called") as noted:
             history = lens.trace(Net(), X, save=["stem", "head"], stop_at="stem")
-        with pytest.warns(UserWarning, match=r"'linear_\*', which did not run"):
+        with pytest.warns(UserWarning, match=r"'linear_\*', which .* stem: it did not run"):
             lens.trace(Net(), X, save=["stem", "linear_*"], stop_at="stem")
         assert noted[0].filename == __file__
         assert saved(history) == ["maxpool2d_1_3:1"]
+
+    def test_what_ran_and_is_no_layer_is_said(self):
+        class Position(nn.Linear):
+            def forward(self):
+                return self.weight
+
+        model = nn.Module()
+        model.position, model.act = Position(2, 2), nn.ReLU()
+        model.forward = lambda x: model.act(x + model.position())
+        with pytest.warns(UserWarning, match="'position' has returned no tensor, or one that nothing uses"):
+            lens.trace(model, torch.ones(2), save=["position"], stop_at="saved")
+        with pytest.warns(UserWarning, match="'position' has returned @position.weight, which is no layer"):
+            lens.trace(model, torch.ones(2), save=["position", "act"], stop_at="saved")
 
     def test_a_model_that_catches_exceptions_is_stopped(self):
         class Stubborn(nn.Module):

@@ -246,7 +246,7 @@ class EntryIndex:
 
     def _suggestion(self, key: str) -> str:
         """What to do now that a key has led nowhere."""
-        reason = self._why_no_entry(key)
+        reason = self.why_no_entry(key)
         if reason:
             return reason
         if key.removeprefix("-").isdigit():
@@ -259,7 +259,7 @@ class EntryIndex:
             near = [k for k in known if k.startswith(key[:4])][:4]
         return f"{'nearest keys' if near else 'there are, among others'}: {', '.join(map(repr, near or known[:4]))}"
 
-    def _why_no_entry(self, key: str) -> str:
+    def why_no_entry(self, key: str) -> str:
         """Why something that the model has is no entry; empty if the model has nothing of that name. Linear."""
         graph, (address, _, call) = self.graph, key.partition(":")
         for kind, addresses in (*((leaf.kind, leaf.addresses) for leaf in graph.leaves), *_unused(graph)):
@@ -273,7 +273,7 @@ class EntryIndex:
         if call and call not in {str(scope.call) for scope in calls}:
             return f"of the module {address!r} there are {', '.join(f'{address}:{scope.call}' for scope in calls[:4])}"
         returned = [self.name_of(value) for scope in calls for value in scope.outputs[:1]]
-        what = f"{returned[0]}, which is no layer" if returned else "no tensor"
+        what = f"{returned[0]}, which is no layer" if returned else "no tensor, or one that nothing uses"
         return f"the module {address!r} has returned {what}"
 
 
