@@ -1,7 +1,9 @@
 """Trace files and pictures."""
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import msgpack
 import pytest
@@ -62,6 +64,31 @@ def test_unreadable_and_unwritable_paths(history, tmp_path):
         history.save(blocker / "t.lens")
     with pytest.raises(RenderError, match="cannot be written"):
         history.draw(blocker / "t.svg")
+
+
+def test_a_pipe_is_written_into_and_stays(history, tmp_path):
+    writers = {"t.lens": history.save, "t.svg": history.draw, "t.csv": history.export}
+    for name, write in writers.items():
+        pipe = tmp_path / name
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor() as pool:
+            read = pool.submit(pipe.read_bytes)
+            write(pipe)
+            assert pipe.is_fifo()
+            pipe.with_name(f"read_from_{name}").write_bytes(read.result(timeout=60))
+    assert lens.load(tmp_path / "read_from_t.lens").graph == history.graph
+    assert len(list(tmp_path.iterdir())) == 2 * len(writers)
+
+
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_link_is_followed(history, tmp_path, old):
+    link, real = tmp_path / "link.lens", tmp_path / "real.lens"
+    link.symlink_to("real.lens")
+    if old is not None:
+        real.write_text(old)
+    history.save(link)
+    assert link.is_symlink()
+    assert lens.load(real).graph == history.graph
 
 
 def test_pictures_are_written(history, tmp_path):

@@ -4,32 +4,60 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lens.errors import InputError, LensError, RenderError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty file beside its place; what the block wrote into it is flushed to the disk and moved there.
+    """An empty file apart from its place; what the block wrote into it is flushed to the disk and moved there.
 
-    If the block raises, the place is as it was. Raises OSError.
+    Links are followed; what is no file, such as a pipe or a device, stays and is written into. If the block raises,
+    the place is as it was. Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    kind = _kind(path)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        with _poured_into(path) as temporary:
+            yield temporary
+        return
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     temporary.touch(exist_ok=False)
-    mode = (path if path.exists() else temporary).stat().st_mode & 0o777
+    mode = (place if place.exists() else temporary).stat().st_mode & 0o777
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(mode)  # the block may have put another file there
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _kind(path: Path) -> int:
+    """What stands at a path, or at the end of a link, as the type of its mode; 0 if nothing does."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def _poured_into(path: Path) -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        temporary.touch()
+        yield temporary
+        with temporary.open("rb") as made, path.open("wb") as stream:
+            shutil.copyfileobj(made, stream)
 
 
 def path_of(given: str | PathLike[str]) -> Path:
