@@ -240,6 +240,15 @@ def test_a_parameter_that_the_model_returns_is_counted_and_stored(tmp_path, besi
     assert not lens.load(history.save(tmp_path / "t.lens", beside=beside))["output_2"].is_saved
 
 
+@pytest.mark.parametrize("passes", ["", "granularity", "orphans,distances"])
+def test_a_history_without_labels_is_saved_with_its_values(passes, tmp_path):
+    history = lens.trace(TwoBranches(), torch.ones(2, 4), passes=passes)
+    loaded = lens.load(history.save(tmp_path / "t.lens"))
+    assert loaded.graph == history.graph
+    made = {value for op in history.graph.ops for value in op.results}
+    assert made <= set(loaded.payloads)
+
+
 def test_a_loaded_history_is_saved_over_itself(tmp_path):
     history = traced()
     path = history.save(tmp_path / "t.lens", beside=True)

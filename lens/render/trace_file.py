@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 from lens.errors import FileFormatError, GraphError
 from lens.ir.codec import CONVERTER, dump_facet, load_facet, structure
 from lens.ir.elements import OpId, ValueId
-from lens.ir.facets import Facet
+from lens.ir.facets import Facet, Labels
 from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
 from lens.ir.payloads import Payload, PayloadStore
@@ -153,7 +153,7 @@ def _names(history: Recorded) -> dict[ValueId, str]:
     graph, store = history.graph, history.payloads
     parameters = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"} - {*graph.outputs.values}
     labels: dict[str, ValueId] = {}
-    if graph.facets:
+    if graph.get(Labels) is not None:
         for row in history.index.rows:
             labels.setdefault(row.name, row.value)
     names = {value: name for name, value in reversed(labels.items())}
