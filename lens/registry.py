@@ -18,7 +18,7 @@ from attrs.validators import deep_mapping, instance_of
 
 from lens.errors import PluginError
 from lens.foreign import Raised, attempt
-from lens.ir.facets import Facet
+from lens.ir.facets import Facet, why_no_facet
 from lens.passes.protocol import Pass
 
 ENTRY_POINT_GROUP = "lens.plugins"
@@ -107,7 +107,7 @@ def find(section: str, name: str) -> Any:
     """The class registered under a name in ``passes``, ``backends``, ``renderers`` or ``facets``.
 
     Raises:
-        PluginError: if nothing is, with the names there are; or if it cannot be loaded.
+        PluginError: if nothing is, with the names there are; or if it cannot be loaded, or is not what it should be.
     """
     known = names(section)
     if not (isinstance(name, str) and name in known):
@@ -116,11 +116,19 @@ def find(section: str, name: str) -> Any:
             where=f"{section}: {', '.join(sorted(known))}",
             hint="check the spelling, or install the package that provides it",
         )
-    return _load(known[name], f"{_ONE[section]} {name!r}")
+    found = _load(known[name], f"{_ONE[section]} {name!r}")
+    why_not = why_no_facet(found) if section == "facets" else ""
+    if why_not:
+        raise PluginError(
+            f"{_ONE[section]} {name!r} cannot be used: {why_not}",
+            where=known[name],
+            hint="mend it, or uninstall the package",
+        )
+    return found
 
 
 def usable(section: str) -> dict[str, Any]:
-    """Everything registered in a section that can be loaded, by name; of the rest a warning."""
+    """Everything registered in a section that can be used, by name; of the rest a warning."""
     found = {}
     for name in names(section):
         try:
@@ -145,7 +153,7 @@ def pass_classes() -> Mapping[str, type[Pass]]:
 
 
 def facet_classes() -> tuple[type[Facet], ...]:
-    """All facet types that plugins add to the built-in ones; of those that cannot be loaded a warning."""
+    """All facet types that plugins add to the built-in ones; of those that cannot be used a warning."""
     return tuple(usable("facets").values())
 
 

@@ -134,6 +134,29 @@ def test_a_facet_type_that_cannot_be_loaded_breaks_no_file(tmp_path, monkeypatch
         assert lens.load(file).graph.get(UnknownFacet).original == "mine"
 
 
+@frozen
+class OtherDistances(Facet):
+    name: ClassVar[str] = "distances"
+    metres: tuple[float, ...] = ()
+
+
+@frozen
+class NamelessFacet(Facet):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("NoPass", "no subclass of"), ("NamelessFacet", "no name"), ("OtherDistances", "itself has a facet 'distances'")],
+)
+def test_a_facet_type_that_cannot_be_used_breaks_no_file(kind, what, tmp_path, monkeypatch):
+    history = lens.trace(nn.Softplus(), torch.ones(2))
+    file = history.save(tmp_path / "t.lens")
+    install(monkeypatch, facets={"mine": f"{HERE}:{kind}"})
+    with pytest.warns(UserWarning, match=f"facet 'mine' cannot be used: .*{what}"):
+        assert lens.load(file).graph == history.graph
+
+
 @pytest.mark.parametrize("sections", ['passes=["m:P"]', 'passes={"p": int}', "no_such=1"])
 def test_a_manifest_that_cannot_be_used_is_left_out_with_a_warning(sections, tmp_path, monkeypatch):
     (tmp_path / "manifest_of_a_test.py").write_text(

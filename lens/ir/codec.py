@@ -185,7 +185,7 @@ def load_facet(name: str, data: Any, kinds: Iterable[type[Facet]] = ()) -> Facet
 
     Raises FileFormatError if the data do not fit the type.
     """
-    known = {kind.name: kind for kind in (*BUILT_IN, *kinds)}
+    known = {kind.name: kind for kind in (*kinds, *BUILT_IN)}
     if name not in known:
         return UnknownFacet(name, json.dumps(data))
     facet: Facet = structure(data, known[name], f"facet {name}")

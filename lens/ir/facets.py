@@ -280,3 +280,14 @@ BUILT_IN: tuple[type[Facet], ...] = (
     Orphans,
     Recurrence,
 )
+
+
+def why_no_facet(kind: object) -> str:
+    """Why this cannot be the type of a facet; empty if it can."""
+    if not isinstance(kind, type) or not issubclass(kind, Facet):
+        return "it is no subclass of lens.ir.facets.Facet"
+    if not isinstance(kind.name, str) or not kind.name:
+        return "it has no name"
+    if kind not in BUILT_IN and kind.name in {known.name for known in BUILT_IN}:
+        return f"lens itself has a facet {kind.name!r}"
+    return ""
