@@ -52,8 +52,8 @@ def trace(
             that reads alike wins), functions of the running operation (``lambda op: op.type == "relu"``). Nothing else
             is held in memory, but until the end what has the type of a label, and all for an ordinal.
         transform: What to keep in the place of a tensor: a dtype (of floating point tensors) or device to move it to,
-            or what a function makes of it, such as ``lambda t: t.mean((-2, -1))``. Parameters and buffers stay as they
-            are; shapes and sizes that the history tells are those of the model's own tensors.
+            or what a function makes of it, such as ``lambda t: t.mean((-2, -1))``; it must not write to it. Parameters
+            and buffers stay as they are; shapes and sizes that the history tells are those of the model's own tensors.
         detach: Cut what is kept off from autograd, whose graph otherwise lives as long as the history.
         stop_at: End the forward pass when all of these have come: modules that return (``"layer2"``, ``"block:3"``,
             patterns), operations of a type (``"flatten"``) or for which a function is true; ``"saved"``: all modules

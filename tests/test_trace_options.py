@@ -386,6 +386,20 @@ class TestTransform:
         with pytest.raises(KeyError, match="model"):
             lens.trace(Raises(), X, transform=lambda t: 1 / 0)
 
+    def test_one_that_writes_to_the_model_s_own_tensor_is_an_error(self):
+        with torch.no_grad(), pytest.raises(lens.LensError, match=r"it wrote to the tensor(.|\n)*conv2d_1"):
+            lens.trace(Net(), X, save=["conv2d"], transform=lambda t: t.sub_(t.mean()), detach=True)
+
+    def test_in_inference_mode_it_is_given_a_copy(self):
+        with torch.inference_mode():
+            model, x = Net(), X.clone()
+            plain = model(x)
+            with lens.tracing(model, transform=lambda t: t.zero_()) as history:
+                found = model(x)
+        assert not history["output_1"].tensor_contents.any()
+        assert torch.equal(found, plain)
+        assert torch.equal(x, X)
+
     @pytest.mark.parametrize("transform", [lambda t: 3, "no device", 7])
     def test_what_cannot_be_used(self, transform):
         with pytest.raises(lens.LensError, match="transform"):

@@ -11,6 +11,7 @@ import torch
 from attrs import evolve, frozen
 from torch import nn
 
+from lens.capture.tensor_table import version_of
 from lens.errors import InputError
 from lens.ir.elements import FnRef
 from lens.ir.naming import layer_type
@@ -224,4 +225,19 @@ def _as_function(transform: Transform) -> Change:
             where="lens.trace",
             hint="give a dtype, a device, or a function of the tensor",
         )
-    return transform
+    return _without_writing(transform)
+
+
+def _without_writing(transform: Change) -> Change:
+    """The function, held to leave the model's own tensor as it is."""
+
+    def made(tensor: torch.Tensor) -> torch.Tensor:
+        before = version_of(tensor)
+        if before is None:  # torch would not tell
+            return transform(tensor.clone())
+        found = transform(tensor)
+        if version_of(tensor) != before:
+            raise ValueError("it wrote to the tensor that it was given, which is the model's own; write to t.clone()")
+        return found
+
+    return made
