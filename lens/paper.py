@@ -139,7 +139,7 @@ def validate_saved_activations(
     kwargs: dict[str, Any] | None = None,
     *,
     seed: int | None = None,
-    backend: str = "torch_function",
+    backend: str | CaptureBackend = "torch_function",
 ) -> bool:
     """Whether all activations that lens saves of a model on an input are right.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from lens import registry
-from lens.capture.backend import CaptureBackend, check_available, find_backend
+from lens.capture.backend import CaptureBackend, chosen_backend
 from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.capture.quiet_gc import collections_put_off
 from lens.capture.selection import Save, Transform
@@ -166,11 +166,6 @@ def _settings(
     if fast_paths not in ("keep", "open"):
         raise InputError(f"fast_paths cannot be {fast_paths!r}", hint='give "keep" or "open"')
     check_seed(seed)
-    chosen = find_backend(backend) if isinstance(backend, str) else backend
-    if isinstance(chosen, type) or not isinstance(chosen, CaptureBackend):
-        hint = 'give a name such as "decoration", or an instance; docs/writing-backends.md says what it needs'
-        raise InputError(f"backend cannot be a {type(chosen).__name__}", where="backend=", hint=hint)
-    if chosen is backend:
-        check_available(chosen)
+    chosen = chosen_backend(backend)
     pipeline = parse_pipeline(passes, registry.pass_classes()) if isinstance(passes, str) else _listed(passes)
     return Settings(chosen, pipeline, save, transform, detach, stop_at, seed, fast_paths)

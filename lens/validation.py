@@ -8,6 +8,7 @@ import torch
 from attrs import evolve
 from torch import nn
 
+from lens.capture.backend import CaptureBackend, chosen_backend
 from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.errors import BackendError, InputError
 from lens.foreign import Raised, attempt
@@ -31,7 +32,7 @@ def validation_report(
     kwargs: dict[str, Any] | None = None,
     *,
     seed: int | None = None,
-    backend: str = "torch_function",
+    backend: str | CaptureBackend = "torch_function",
     completeness: bool = True,
 ) -> Report:
     """Record a model once and prove what was saved (``lens.validate.check``), compare it with a plain run from the same
@@ -42,7 +43,7 @@ def validation_report(
         inputs: A tuple is the positional arguments; anything else is one argument.
         kwargs: Keyword arguments.
         seed: Set before the run; by default the generators are left as they are.
-        backend: The capture backend.
+        backend: The capture backend, by name or as itself.
         completeness: Whether to audit, which runs the model once more.
 
     Raises:
@@ -54,9 +55,10 @@ def validation_report(
     positional_args, named_args = positional(inputs), named(kwargs)
     check_call(model, positional_args, named_args)
     check_seed(seed)
+    chosen = chosen_backend(backend)
     if seed is not None:
         torch.manual_seed(seed)
-    trial = _Trial(model, positional_args, named_args, backend)
+    trial = _Trial(model, positional_args, named_args, chosen)
     try:
         report = trial.report(completeness)
     finally:
@@ -65,7 +67,9 @@ def validation_report(
 
 
 class _Trial:
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str) -> None:
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: CaptureBackend
+    ) -> None:
         self.model, self.args, self.kwargs, self.backend = model, args, kwargs, backend
         self.start = RunState.of(model, (args, kwargs))
         self.names = addresses_of(model)
@@ -148,6 +152,8 @@ class _Trial:
     def _audited(self) -> Verdict:
         self.start.restore()
         found = attempt(lambda: audit(self.model, self.args, self.kwargs, backend=self.backend))
+        if isinstance(found, Raised) and isinstance(found.error, BackendError):
+            raise found.error
         if isinstance(found, Raised):  # the model ran before, so it is not the same at every call
             return Verdict("completeness", "exempt", f"the third run raises {found}", "nondeterministic")
         if found.ok:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import lens
+from lens.capture.torch_function import TorchFunctionBackend
 from lens.errors import BackendError, InputError
 from lens.validate.completeness import audit
 
@@ -209,6 +210,16 @@ def test_the_audit_leaves_the_run_as_it_is():
         found(lambda x: 1 / 0)
     assert torch._C._len_torch_dispatch_stack() == 0
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_backend_is_given_as_itself():
+    class Mine(TorchFunctionBackend):
+        name = "mine"
+
+    for result in (audit(nn.ReLU(), torch.ones(2), backend=Mine()), audit(nn.ReLU(), torch.ones(2))):
+        assert result.ok
+        assert result.owned == 1
+    assert str(audit(nn.ReLU(), torch.ones(2), backend=Mine())).startswith("audit of mine")
 
 
 def test_bad_input():

@@ -21,8 +21,9 @@ from torch import nn, relu
 
 import lens
 from lens.capture.conformance.suite import CASES
+from lens.capture.torch_function import TorchFunctionBackend
 from lens.cli import main
-from lens.errors import ReplayError
+from lens.errors import BackendError, ReplayError
 from lens.ir.facets import Conditionals
 from lens.ir.templates import Slot
 from lens.mementos import TensorMemento
@@ -318,6 +319,22 @@ def test_a_model_that_raises_at_one_of_its_runs(bad, check, status, cause):
     found = report(moody, torch.randn(2, 3)).checks[check]
     assert (found.status, found.cause) == (status, cause)
     assert "OddError: not today" in found.detail
+
+
+def test_a_backend_is_given_as_itself_and_says_itself_what_is_wrong_with_it():
+    class Moody(TorchFunctionBackend):
+        calls = 0
+
+        def unavailable(self):
+            Moody.calls += 1
+            return None if Moody.calls != last else "the driver is gone"
+
+    last = 0
+    found = report(torch.relu, torch.ones(2), backend=Moody())
+    assert [check.status for check in found.checks if check.layer == "completeness"] == ["proved"]
+    last, Moody.calls = Moody.calls, 0  # at the audit
+    with pytest.raises(BackendError, match="the driver is gone"):
+        report(torch.relu, torch.ones(2), backend=Moody())
 
 
 def test_a_function_that_refuses_nonsense_in_its_own_way():

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from lens import registry
 from lens.capture.recorder import Recorder
-from lens.errors import BackendError, PluginError
+from lens.errors import BackendError, InputError, PluginError
 
 
 @runtime_checkable
@@ -84,12 +84,23 @@ def _info(name: str) -> BackendInfo:
     return BackendInfo(name, backend.capabilities, backend.unavailable())
 
 
-def find_backend(name: str) -> CaptureBackend:
-    """The backend of a name.
+def chosen_backend(backend: str | CaptureBackend) -> CaptureBackend:
+    """The backend that a user gave by name, or as itself.
 
     Raises:
-        BackendError: there is none, or it cannot be used here.
+        InputError: it is neither.
+        BackendError: there is none of this name, or it cannot be used here.
     """
+    if isinstance(backend, str):
+        return _find(backend)
+    if isinstance(backend, type) or not isinstance(backend, CaptureBackend):
+        hint = 'give a name such as "decoration", or an instance; docs/writing-backends.md says what it needs'
+        raise InputError(f"backend cannot be a {type(backend).__name__}", where="backend=", hint=hint)
+    _check(backend.name, backend.unavailable())
+    return backend
+
+
+def _find(name: str) -> CaptureBackend:
     known = registry.names("backends")
     if name not in known:
         raise BackendError(
@@ -99,11 +110,6 @@ def find_backend(name: str) -> CaptureBackend:
         )
     _check(name, _info(name).reason)
     return registry.find("backends", name)()  # type: ignore[no-any-return]
-
-
-def check_available(backend: CaptureBackend) -> None:
-    """Raises BackendError if a backend says that it cannot be used here."""
-    _check(backend.name, backend.unavailable())
 
 
 def _check(name: str, reason: str | None) -> None:

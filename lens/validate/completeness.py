@@ -14,7 +14,7 @@ from attrs import frozen
 from torch import nn
 
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import find_backend
+from lens.capture.backend import CaptureBackend, chosen_backend
 from lens.capture.inputs import check_call, named, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.selection import make_selection
@@ -97,7 +97,11 @@ class Audit:
 
 
 def audit(
-    model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None, *, backend: str = "torch_function"
+    model: nn.Module,
+    args: Any = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    backend: str | CaptureBackend = "torch_function",
 ) -> Audit:
     """Run a model once under a backend, and find what the backend does not see.
 
@@ -105,7 +109,7 @@ def audit(
         model: Any module.
         args: A tuple is the positional arguments; anything else is one argument.
         kwargs: Keyword arguments.
-        backend: The capture backend to audit.
+        backend: The capture backend to audit, by name or as itself.
 
     Raises:
         InputError: the model or its arguments cannot be used.
@@ -115,16 +119,17 @@ def audit(
     """
     positional_args, named_args = positional(args), named(kwargs)
     check_call(model, positional_args, named_args)
-    watched = find_backend(backend)
+    watched = chosen_backend(backend)
     locator = Locator((MODULE_CALL_FILE, __file__))
     recorder = CensusRecorder(AddressBook(model), make_selection("none", {}), locator)
-    recorder.begin_census(type(watched).__module__.rpartition(".")[0])
+    module = type(watched).__module__
+    recorder.begin_census(module.rpartition(".")[0] or module)
     for names, tensor in named_tensors(model, positional_args, named_args):
         recorder.leaf(tensor, "input", names)
     with stage("looking for what is missing"), CensusMode(recorder), watched.record(recorder):
         model(*positional_args, **named_args)
     recorder.end_census()
-    return _judge(recorder, backend)
+    return _judge(recorder, watched.name)
 
 
 def _judge(recorder: CensusRecorder, backend: str) -> Audit:

@@ -15,7 +15,7 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lens.capture.backend import CaptureBackend, find_backend
+from lens.capture.backend import CaptureBackend, chosen_backend
 from lens.capture.conformance import expected_texts, memory_cases, module_cases, operation_cases, run_cases
 from lens.capture.conformance.case import Case
 from lens.errors import LensError
@@ -55,7 +55,7 @@ class Trial:
 
     def run(self, backend: str | CaptureBackend) -> Outcome:
         """Run it with a backend, given by name or as itself."""
-        chosen = find_backend(backend) if isinstance(backend, str) else backend
+        chosen = chosen_backend(backend)
         expected = expected_texts.read(self.granularity).get(self.case.name)
         missing = sorted(set(self._needs(expected)) - chosen.capabilities)
         if missing:
@@ -139,7 +139,7 @@ def run(backend: str | CaptureBackend) -> Report:
     Raises:
         BackendError: the backend is unknown or unavailable here.
     """
-    chosen = find_backend(backend) if isinstance(backend, str) else backend
+    chosen = chosen_backend(backend)
     return Report(chosen.name, tuple(trial.run(chosen) for trial in cases()))
 
 
@@ -148,7 +148,7 @@ def update(backend: str | CaptureBackend) -> tuple[Path, ...]:
 
     Whoever calls this must read the difference before committing it: the texts are what other backends are held to.
     """
-    chosen = find_backend(backend) if isinstance(backend, str) else backend
+    chosen = chosen_backend(backend)
     claimed = [g for g, needs in expected_texts.GRANULARITIES.items() if chosen.capabilities.issuperset(needs)]
     paths = []
     for granularity in claimed:
