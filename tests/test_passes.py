@@ -1,10 +1,13 @@
 """The pass manager and the first passes: text in, text out."""
 
+import time
+
 import pytest
 from attrs import evolve, frozen
 
-from lens.errors import PassError
+from lens.errors import GraphError, PassError
 from lens.history import ModelHistory
+from lens.ir.elements import Bundle
 from lens.ir.facets import Ancestry, Distances, Facet, Granularity, Labels, Orphans, Recurrence
 from lens.ir.parser import parse
 from lens.ir.payloads import PayloadStore
@@ -302,6 +305,47 @@ class Broken:
         changed = keep_ops(graph, graph.ops)
         ops = (evolve(changed.graph.ops[0], operands=(99,)), *changed.graph.ops[1:])
         return PassResult((), evolve(changed, graph=evolve(changed.graph, ops=ops)))
+
+
+CHAIN = """
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: f32[2] = torch.relu(@x)
+  %2: f32[2] = torch.sin(%1)
+  outputs %2
+}
+"""
+
+
+def test_a_dropped_op_whose_result_is_read_is_named():
+    graph = parse(CHAIN)
+    with pytest.raises(GraphError, match=r"op 1 of the old graph needs %1, the result of op 0 \(torch.relu\)"):
+        keep_ops(graph, graph.ops[1:])
+    with pytest.raises(GraphError, match="the output of the old graph needs %2"):
+        keep_ops(graph, graph.ops[:1])
+    assert keep_ops(graph, graph.ops[1:], {1: 0}).graph.ops[0].operands == (0,)
+
+
+@pytest.mark.parametrize("substitute", [{1: 1}, {1: 2, 2: 1}, {0: 1, 1: 2, 2: 1}])
+def test_substitutes_in_a_circle_are_an_error(substitute):
+    graph = parse(CHAIN)
+    with pytest.raises(GraphError, match="in a circle"):
+        keep_ops(graph, graph.ops, substitute)
+
+
+def test_a_long_chain_of_substitutes_takes_linear_time():
+    count = 20_000
+    graph = parse(CHAIN)
+    relu, sin = graph.ops
+    ops = [evolve(relu, id=i, operands=(i,), results=(i + 1,)) for i in range(count)]
+    ops.append(evolve(sin, id=count, operands=(count,), results=(count + 1,)))
+    values = [graph.values[0], *(evolve(graph.values[1], id=i + 1, producer=i) for i in range(count + 1))]
+    chain = evolve(graph, ops=tuple(ops), values=tuple(values), outputs=Bundle(graph.outputs.form, (count + 1,)))
+    start = time.perf_counter()
+    made = keep_ops(chain, ops[-1:], {i + 1: i for i in range(count)})
+    assert time.perf_counter() - start < 2
+    assert made.graph.ops[0].operands == (0,)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, field, frozen
 
+from lens.errors import GraphError
 from lens.ir.elements import Bundle, Leaf, LeafId, Op, OpId, Read, Scope, ScopeId, Value, ValueId
 from lens.ir.graph import Graph
 
@@ -54,6 +55,9 @@ def keep_ops(
 
     Values that no kept op makes and that are no leaf are pruned, and so are leaves (inputs excepted) that nothing
     reads any more. Facets are not carried over; that is the pass manager's job.
+
+    Raises:
+        GraphError: something still reads what a dropped op made, or substitutes stand for each other in a circle.
     """
     return _Renumbering(graph, kept, substitute or {}, drop_scope).run()
 
@@ -83,6 +87,25 @@ def _outside(scopes: Sequence[Scope], drop_scope: Callable[[Scope], bool]) -> li
     return [scope for scope in scopes if scope.id not in dropped]
 
 
+def _settled(substitute: Mapping[ValueId, ValueId]) -> dict[ValueId, ValueId]:
+    """Every value with what is read for it in the end. Linear."""
+    last: dict[ValueId, ValueId] = {}
+    for value in substitute:
+        passed: dict[ValueId, None] = {}
+        end = value
+        while end in substitute and end not in last:
+            if end in passed:
+                raise GraphError(
+                    f"what is to be read in the place of %{end} goes in a circle",
+                    where=f"substitute[{end}] = {substitute[end]}",
+                    hint="let every chain in substitute= end at a value that is there",
+                )
+            passed[end] = None
+            end = substitute[end]
+        last.update(dict.fromkeys(passed, last.get(end, end)))
+    return last
+
+
 class _Renumbering:
     def __init__(
         self,
@@ -93,7 +116,7 @@ class _Renumbering:
     ) -> None:
         self.graph = graph
         self.kept = kept
-        self.substitute = substitute
+        self.substitute = _settled(substitute)
         self.scopes = list(graph.scopes) if drop_scope is None else _outside(graph.scopes, drop_scope)
         self.scope_ids = {s.id: ScopeId(i) for i, s in enumerate(self.scopes)}
         self.values: dict[ValueId, ValueId] = {}
@@ -152,12 +175,26 @@ class _Renumbering:
         return positions
 
     def _resolve(self, value: ValueId) -> ValueId:
-        while value in self.substitute:
-            value = self.substitute[value]
-        return value
+        return self.substitute.get(value, value)
 
     def _new(self, value: ValueId) -> ValueId:
-        return self.values[self._resolve(value)]
+        try:
+            return self.values[self.substitute.get(value, value)]
+        except KeyError:
+            raise self._lacking(value) from None
+
+    def _lacking(self, value: ValueId) -> GraphError:
+        """The error for a value that is read and that nothing makes any more."""
+        reader = next((f"op {op.id}" for op in self.kept if value in op.reads), "the output")
+        wanted = self._resolve(value)
+        maker = next(
+            (f"op {op.id} ({op.function}), which is dropped" for op in self.graph.ops if wanted in op.writes), ""
+        )
+        return GraphError(
+            f"{reader} of the old graph needs %{wanted}, the result of {maker or 'no op'}",
+            where=f"graph of {self.graph.meta.model}",
+            hint="keep that op, or give keep_ops in substitute= the value to be read in its place",
+        )
 
     def _kept_leaves(self) -> list[LeafId]:
         read = {self._resolve(v) for v in _read_values(self.graph, self.kept)}
