@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import fields_dict, has
 
 from lens import registry
-from lens.errors import RenderError, nearest
-from lens.ir.facets import Facet
+from lens.errors import InputError, RenderError, nearest
+from lens.ir.facets import Facet, why_no_facets
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.passes.manager import PassManager
@@ -37,7 +37,20 @@ class Exports:
     logging_seconds: float
 
     def with_facets(self: S, *kinds: type[Facet]) -> S:
-        """This history with these facets; the passes that provide those it lacks are run. Raises PassError."""
+        """This history with these facets; the passes that provide those it lacks are run.
+
+        Raises:
+            InputError: one of these is no type of a facet.
+            RenderError: no pass provides one.
+            PassError: a pass fails.
+        """
+        why_not = why_no_facets(kinds)
+        if why_not:
+            raise InputError(
+                f"what is asked for is {why_not}",
+                where="with_facets",
+                hint="give classes of facets, such as lens.ir.facets.Labels",
+            )
         missing = [kind for kind in kinds if self.graph.get(kind) is None]
         if not missing:
             return self

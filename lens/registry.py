@@ -19,7 +19,7 @@ from attrs.validators import deep_mapping, instance_of
 from lens.errors import PluginError
 from lens.foreign import Raised, attempt
 from lens.ir.facets import Facet, why_no_facet
-from lens.passes.protocol import Pass
+from lens.passes.protocol import Pass, why_no_pass
 
 ENTRY_POINT_GROUP = "lens.plugins"
 #: What one thing of a section is called.
@@ -117,7 +117,7 @@ def find(section: str, name: str) -> Any:
             hint="check the spelling, or install the package that provides it",
         )
     found = _load(known[name], f"{_ONE[section]} {name!r}")
-    why_not = why_no_facet(found) if section == "facets" else ""
+    why_not = _why_unusable(section, found)
     if why_not:
         raise PluginError(
             f"{_ONE[section]} {name!r} cannot be used: {why_not}",
@@ -125,6 +125,15 @@ def find(section: str, name: str) -> Any:
             hint="mend it, or uninstall the package",
         )
     return found
+
+
+def _why_unusable(section: str, found: object) -> str:
+    """Why what is registered in a section has no place there; empty if it has."""
+    if section == "facets":
+        return why_no_facet(found)
+    if not isinstance(found, type):
+        return f"it is a {type(found).__name__}, not a class"
+    return why_no_pass(found) if section == "passes" else ""
 
 
 def usable(section: str) -> dict[str, Any]:
@@ -173,13 +182,6 @@ class _PassClasses(Mapping[str, "type[Pass]"]):
         if name not in self._names:
             raise KeyError(name)
         found: type[Pass] = find("passes", name)
-        missing = [part for part in ("name", "requires", "provides", "preserves", "run") if not hasattr(found, part)]
-        if missing:
-            raise PluginError(
-                f"pass {name!r} is no pass: it has no {missing[0]}",
-                where=self._names[name],
-                hint="docs/writing-passes.md says what a pass has; mend it, or uninstall the package",
-            )
         return found
 
     def __iter__(self) -> Iterator[str]:

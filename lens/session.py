@@ -18,7 +18,7 @@ from lens.capture.targets import gathered, root_of
 from lens.errors import InputError
 from lens.history import ModelHistory
 from lens.passes.pipeline import parse_pipeline
-from lens.passes.protocol import Pass
+from lens.passes.protocol import Pass, why_no_pass
 from lens.run import Run, Settings
 
 #: The pipeline that ``trace`` runs.
@@ -144,9 +144,11 @@ class _Broken(_Unfinished):
 def _listed(passes: object) -> tuple[Pass, ...]:
     items = tuple(passes) if isinstance(passes, (list, tuple)) else (passes,)
     for item in items:
-        if isinstance(item, type) or not isinstance(item, Pass):
+        why_not = "it is a class" if isinstance(item, type) else why_no_pass(item)
+        if why_not:
+            name = item.__name__ if isinstance(item, type) else type(item).__name__
             raise InputError(
-                f"passes cannot be or hold a {item.__name__ if isinstance(item, type) else type(item).__name__}",
+                f"passes cannot be or hold a {name}: {why_not}",
                 where="passes=",
                 hint='give a pipeline as text such as "orphans,recurrence,labels", or a list of instances of passes',
             )

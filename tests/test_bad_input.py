@@ -6,6 +6,7 @@ from torch import nn
 
 import lens
 from lens.errors import BackendError, InputError, LensError, PassError
+from lens.passes.labels import LabelsPass
 
 x = torch.ones(2, 4)
 
@@ -27,6 +28,9 @@ x = torch.ones(2, 4)
         (lambda: lens.trace(nn.ReLU(), x, passes="labels,,"), PassError, "not a pipeline"),
         (lambda: lens.trace(nn.ReLU(), x, passes="granularity{level=x}"), PassError, "options"),
         (lambda: lens.trace(nn.ReLU(), x, passes="granularity{depth=1}"), PassError, "options"),
+        (lambda: lens.trace(nn.ReLU(), x, passes=[3]), InputError, "hold a int: it has no name"),
+        (lambda: lens.trace(nn.ReLU(), x, passes=LabelsPass), InputError, "be or hold a LabelsPass: it is a class"),
+        (lambda: lens.trace(nn.ReLU(), x).with_facets("labels"), InputError, "'labels' .it is no subclass of"),
         (lambda: lens.trace(nn.ReLU(), x, fast_paths="maybe"), InputError, "fast_paths"),
         (lambda: lens.get_model_structure(None, x), InputError, "NoneType"),
         (lambda: lens.get_model_structure(nn.ReLU(), x, backnd="decoration"), InputError, "give backend"),

@@ -12,7 +12,7 @@ from lens.ir.facets import Ancestry, Distances, Facet, Granularity, Labels, Orph
 from lens.ir.parser import parse
 from lens.ir.payloads import PayloadStore
 from lens.ir.printer import print_graph
-from lens.ir.rewrite import keep_ops
+from lens.ir.rewrite import Restructured, keep_ops
 from lens.passes.distances import DistancesPass
 from lens.passes.granularity import GranularityPass
 from lens.passes.labels import LabelsPass
@@ -302,9 +302,62 @@ class Broken:
             return PassResult((Granularity,))
         if self.how == "no map":
             return PassResult((), graph)
+        if self.how == "half":
+            return PassResult((), Restructured(graph, None))
         changed = keep_ops(graph, graph.ops)
         ops = (evolve(changed.graph.ops[0], operands=(99,)), *changed.graph.ops[1:])
         return PassResult((), evolve(changed, graph=evolve(changed.graph, ops=ops)))
+
+
+@frozen
+class Undeclared:
+    name: str = "undeclared"
+    requires: object = ()
+    provides: object = ()
+    preserves: object = ()
+
+    def run(self, graph, context):
+        raise AssertionError("it is not to be run")
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"requires": Labels}, r"'undeclared' is no pass: its requires is no tuple of facet types, but .*Labels"),
+        ({"provides": Granularity}, r"its provides is no tuple of facet types, but .*Granularity"),
+        ({"provides": ("labels",)}, r"its provides is .*'labels' \(it is no subclass"),
+        ({"preserves": (Facet,)}, r"its preserves is .*Facet.* \(it has no name"),
+        ({"name": None}, "None is no pass: its name is a NoneType"),
+    ],
+)
+def test_what_a_pass_declares_is_checked_before_any_pass_runs(declared, message):
+    with pytest.raises(PassError, match=message):
+        PassManager((Broken("raises"), Undeclared(**declared))).run(parse(CHAIN))
+
+
+@frozen
+class Complaining(Facet):
+    name = "complaining"
+
+    def verify(self, graph):
+        return [3]
+
+
+def test_a_complaint_that_is_no_text_is_told_all_the_same():
+    class Complains:
+        name, requires, provides, preserves = "complains", (), (Complaining,), ()
+
+        def run(self, graph, context):
+            return PassResult((Complaining(),))
+
+    with pytest.raises(PassError, match="pass 'complains' failed: GraphError: 3"):
+        PassManager((Complains(),)).run(parse(CHAIN))
+
+
+def test_a_facet_is_asked_for_by_its_type():
+    for kind in ("labels", int):
+        with pytest.raises(GraphError, match="is no type of a facet"):
+            parse(CHAIN)[kind]
 
 
 CHAIN = """
@@ -357,6 +410,7 @@ def test_a_long_chain_of_substitutes_takes_linear_time():
         ("no tuple", r"no tuple of facets\n.*facets=Granularity"),
         ("no facet", "no tuple of facets"),
         ("no map", "to a Graph"),
+        ("half", "to a Graph with a NoneType"),
         ("invalid graph", "does not exist"),
     ],
 )

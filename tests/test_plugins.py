@@ -212,7 +212,7 @@ class TensorFacet(Facet):
     value: object = None
 
 
-@pytest.mark.parametrize("value", [torch.ones(1), {1: 2}, [(1, {3})]])
+@pytest.mark.parametrize("value", [torch.ones(1), {1: 2}, [(1, {3})], 2**64, (-(2**63) - 1, 0), [None, {"a": 2**65}]])
 def test_a_facet_that_has_no_form_is_an_error_of_its_name(value, tmp_path):
     history = lens.trace(nn.Softplus(), torch.ones(2))
     history.graph = history.graph.with_facets(TensorFacet(value))

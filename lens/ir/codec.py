@@ -157,7 +157,7 @@ def dump_facet(facet: Facet) -> tuple[str, Any]:
     strange = next(_strange(data), None)
     if strange is not None:
         raise RenderError(
-            f"facet {facet.name!r} holds a {strange.__name__}, for which files and text have no form",
+            f"facet {facet.name!r} holds {strange}, for which files and text have no form",
             where=f"facet {facet.name}",
             hint="give its fields as numbers, text, lists and dicts with keys of text",
         )
@@ -167,17 +167,28 @@ def dump_facet(facet: Facet) -> tuple[str, Any]:
 _PLAIN = frozenset({type(None), bool, int, float, str})
 
 
-def _strange(data: Any) -> Iterator[type]:
-    """The types in data that are not plain."""
+def _strange(data: Any) -> Iterator[str]:
+    """What in data is not plain, in words."""
     if isinstance(data, dict):
-        yield from (type(key) for key in data if not isinstance(key, str))
+        yield from (f"a {type(key).__name__}" for key in data if not isinstance(key, str))
         yield from _strange([*data.values()])
     elif isinstance(data, (list, tuple)):
-        if not _PLAIN.issuperset(map(type, data)):
+        kinds = set(map(type, data))
+        if not kinds <= _PLAIN:
             for item in data:
                 yield from _strange(item)
+        elif int in kinds:  # at the speed of C: columns are long
+            numbers = data if kinds == {int} else [item for item in data if type(item) is int]
+            yield from _too_large(min(numbers), max(numbers))
     elif not isinstance(data, tuple(_PLAIN)):
-        yield type(data)
+        yield f"a {type(data).__name__}"
+    elif isinstance(data, int):
+        yield from _too_large(data)
+
+
+def _too_large(*numbers: int) -> Iterator[str]:
+    if not all(-(2**63) <= number < 2**64 for number in numbers):
+        yield "an int of more than 64 bits"
 
 
 def load_facet(name: str, data: Any, kinds: Iterable[type[Facet]] = ()) -> Facet:

@@ -291,3 +291,10 @@ def why_no_facet(kind: object) -> str:
     if kind not in BUILT_IN and kind.name in {known.name for known in BUILT_IN}:
         return f"lens itself has a facet {kind.name!r}"
     return ""
+
+
+def why_no_facets(kinds: object) -> str:
+    """Why this cannot be several types of facets; empty if it can."""
+    if not isinstance(kinds, (tuple, list, set, frozenset)):
+        return f"no tuple of facet types, but {kinds!r:.60}"
+    return next((f"no tuple of facet types: {kind!r:.60} ({why})" for kind in kinds if (why := why_no_facet(kind))), "")

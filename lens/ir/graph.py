@@ -20,7 +20,7 @@ from lens.ir.elements import (
     Value,
     ValueId,
 )
-from lens.ir.facets import Facet
+from lens.ir.facets import Facet, why_no_facet
 
 F = TypeVar("F", bound=Facet)
 
@@ -46,6 +46,12 @@ class Graph:
     def __getitem__(self, kind: type[F]) -> F:
         """The facet of this type. Raises GraphError if no pass has provided it."""
         found = self.get(kind)
+        if found is None and why_no_facet(kind):
+            raise GraphError(
+                f"{kind!r:.60} is no type of a facet: {why_no_facet(kind)}",
+                where=f"graph of {self.meta.model}",
+                hint="ask for a facet by its class, such as graph[lens.ir.facets.Labels]",
+            )
         if found is None:
             raise GraphError(
                 f"the graph has no {kind.__name__} facet",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from types import NoneType
 from typing import Literal, Protocol
 
 from attrs import field, frozen
@@ -13,9 +12,9 @@ from lens.errors import GraphError, PassError
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.rewrite import Restructured
+from lens.ir.rewrite import GraphMap, Restructured
 from lens.ir.verifier import verify
-from lens.passes.protocol import Pass, PassContext, PassResult
+from lens.passes.protocol import Pass, PassContext, PassResult, why_no_pass
 
 VerifyLevel = Literal["off", "cheap", "full"]
 
@@ -72,6 +71,8 @@ class PassManager:
         """
         state = _State(graph, payloads or PayloadStore())
         for one in self.passes:
+            _check_declarations(one)
+        for one in self.passes:
             self._run_with_requirements(one, state, ())
         return PipelineResult(state.graph, state.payloads, tuple(state.records))
 
@@ -120,7 +121,9 @@ class PassManager:
                 where=who,
                 hint="put a pass that provides it before this one, or register one",
             )
-        return self.providers[kind]
+        found = self.providers[kind]
+        _check_declarations(found)
+        return found
 
     def _run_one(self, one: Pass, state: _State) -> None:
         before = len(state.graph.ops)
@@ -147,7 +150,7 @@ class PassManager:
             return
         problems = [what for facet in result.facets for what in facet.verify(graph)]
         if problems:
-            raise GraphError(problems[0], where=f"{len(problems)} problem(s) in the new facets")
+            raise GraphError(str(problems[0]), where=f"{len(problems)} problem(s) in the new facets")
 
 
 class _State:
@@ -188,6 +191,16 @@ def _origin(error: BaseException) -> str:
     return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
 
 
+def _check_declarations(one: Pass) -> None:
+    why_not = why_no_pass(one)
+    if why_not:
+        raise PassError(
+            f"{getattr(one, 'name', type(one).__name__)!r} is no pass: {why_not}",
+            where=f"class {type(one).__qualname__}",
+            hint="a tuple of one is written (Labels,); docs/writing-passes.md says what a pass has",
+        )
+
+
 def _check_contract(one: Pass, result: object) -> None:
     if not isinstance(result, PassResult):
         raise PassError(
@@ -201,9 +214,10 @@ def _check_contract(one: Pass, result: object) -> None:
             where=f"facets={result.facets!r:.80}",
             hint="return PassResult((facet,)), with an instance of each facet",
         )
-    if not isinstance(result.restructured, (Restructured, NoneType)):
+    wrong = _why_not_restructured(result.restructured)
+    if wrong:
         raise PassError(
-            f"pass {one.name!r} restructured the graph to a {type(result.restructured).__name__}",
+            f"pass {one.name!r} restructured the graph to {wrong}",
             where=f"pass {one.name}",
             hint="return PassResult(facets, restructured) with the graph and its map, as keep_ops makes them",
         )
@@ -216,6 +230,18 @@ def _check_contract(one: Pass, result: object) -> None:
             where=f"missing: {missing or 'none'}, not declared: {extra or 'none'}",
             hint="make `provides` and the returned facets the same",
         )
+
+
+def _why_not_restructured(made: object) -> str:
+    """What a pass gave in the place of a graph with its map; empty if it gave one, or None."""
+    if made is None:
+        return ""
+    if not isinstance(made, Restructured):
+        return f"a {type(made).__name__}"
+    parts: tuple[object, object] = made.graph, made.map
+    if isinstance(parts[0], Graph) and isinstance(parts[1], GraphMap):
+        return ""
+    return " with ".join(f"a {type(part).__name__}" for part in parts)
 
 
 def _apply(one: Pass, graph: Graph, result: PassResult) -> Graph:

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from lens.ir.facets import Facet
+from lens.ir.facets import Facet, why_no_facets
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.rewrite import Restructured
@@ -59,3 +59,19 @@ class Pass(Protocol):
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         """Analyse or restructure a graph."""
         ...
+
+
+_FACETS = ("requires", "provides", "preserves")
+
+
+def why_no_pass(candidate: object) -> str:
+    """Why this pass, or class of passes, does not declare what a pass declares; empty if it does."""
+    missing = [part for part in ("name", *_FACETS, "run") if not hasattr(candidate, part)]
+    if missing:
+        return f"it has no {missing[0]}"
+    name, run = (getattr(candidate, part) for part in ("name", "run"))
+    if not isinstance(name, str):
+        return f"its name is a {type(name).__name__}"
+    if not callable(run):
+        return f"its run is a {type(run).__name__}"
+    return next((f"its {part} is {why}" for part in _FACETS if (why := why_no_facets(getattr(candidate, part)))), "")
