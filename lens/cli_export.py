@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import fields_dict, has
+from attrs import NOTHING, fields_dict, has
 
 import lens
 from lens.cli_output import ModelErrors, add_command, add_shared, make_model, noting
@@ -74,7 +74,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _described(name: str, cls: type[Renderer]) -> str:
-    options = ", ".join(f"{o}={a.default}" for o, a in fields_dict(cls).items()) if has(cls) else ""
+    defaults = {option: attribute.default for option, attribute in (fields_dict(cls) if has(cls) else {}).items()}
+    options = ", ".join(f"{o}={'(required)' if default is NOTHING else default}" for o, default in defaults.items())
     first = (cls.__doc__ or "").strip().partition("\n")[0]
     lines = [f"{name} ({cls.suffix or 'a folder'}{', needs the model' if cls.needs_model else ''})", f"    {first}"]
     return "\n".join([*lines, f"    options   {options}"] if options else lines)

@@ -183,7 +183,7 @@ def renderer_of(path: str | PathLike[str]) -> str:
     """The name of the renderer for a path, by its ending. Raises RenderError if none or several have that ending."""
     suffix = path_of(path).suffix
     known = renderer_classes()
-    fitting = [name for name, cls in known.items() if suffix and getattr(cls, "suffix", "") == suffix]
+    fitting = [name for name, cls in known.items() if suffix and cls.suffix == suffix]
     if len(fitting) != 1:
         raise RenderError(
             f"the path does not tell the format: {' or '.join(fitting) if fitting else 'none'} has this ending",
@@ -194,7 +194,7 @@ def renderer_of(path: str | PathLike[str]) -> str:
 
 
 def renderer_classes() -> dict[str, type[Renderer]]:
-    """All registered renderers by name, as far as they can be loaded; of the others a warning."""
+    """All registered renderers by name, as far as they can be used; of the others a warning."""
     return dict(sorted(registry.usable("renderers").items()))
 
 

@@ -7,10 +7,11 @@ is asked for, and what cannot be loaded stands in the way of nothing else.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any
 
 from attrs import field, frozen
@@ -20,8 +21,12 @@ from lens.errors import PluginError
 from lens.foreign import Raised, attempt
 from lens.ir.facets import Facet, why_no_facet
 from lens.passes.protocol import Pass, why_no_pass
+from lens.render.renderer import why_no_renderer
 
 ENTRY_POINT_GROUP = "lens.plugins"
+_WHY_NOT: Mapping[str, Callable[[object], str]] = MappingProxyType(
+    {"passes": why_no_pass, "renderers": why_no_renderer}
+)
 #: What one thing of a section is called.
 _ONE = {"passes": "pass", "backends": "backend", "renderers": "renderer", "facets": "facet"}
 
@@ -133,7 +138,8 @@ def _why_unusable(section: str, found: object) -> str:
         return why_no_facet(found)
     if not isinstance(found, type):
         return f"it is a {type(found).__name__}, not a class"
-    return why_no_pass(found) if section == "passes" else ""
+    why_not = _WHY_NOT.get(section)
+    return why_not(found) if why_not else ""  # what a backend has is known when it is made
 
 
 def usable(section: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from importlib.metadata import EntryPoint
 from typing import ClassVar
 
@@ -62,6 +61,27 @@ class OtherLabelsPass(LabelsPass):
 
 class NoPass:
     pass
+
+
+AN_INSTANCE = MinePass()
+
+
+class Driverless(TorchFunctionBackend):
+    def unavailable(self):
+        raise RuntimeError("driver not found")
+
+
+class Unmade(TorchFunctionBackend):
+    def __init__(self):
+        raise RuntimeError("no card")
+
+
+class Spelled(TorchFunctionBackend):
+    capabilities = "functions"
+
+
+class Boastful(TorchFunctionBackend):
+    capabilities = frozenset({"functions", "everything"})
 
 
 HERE = __name__
@@ -176,11 +196,17 @@ def test_a_manifest_that_cannot_be_used_is_left_out_with_a_warning(sections, tmp
 
 
 def test_the_list_of_passes_shows_what_can_be_used_and_why_the_rest_cannot(monkeypatch, capsys):
-    passes = {"bad": "no_such_package:P", "choosy": f"{HERE}:ChoosyPass", "mine": f"{HERE}:MinePass"}
+    passes = {
+        "bad": "no_such_package:P",
+        "made": f"{HERE}:AN_INSTANCE",
+        "choosy": f"{HERE}:ChoosyPass",
+        "mine": f"{HERE}:MinePass",
+    }
     install(monkeypatch, passes=passes)
     assert main(["passes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "bad (unavailable: pass 'bad' cannot be loaded: No module named 'no_such_package')" in lines
+    assert "made (unavailable: pass 'made' cannot be used: it is a MinePass, not a class)" in lines
     assert lines[-4:] == ["choosy{kind=(required), often=1}", "    provides  mine", "mine", "    provides  mine"]
     assert main(["passes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -188,11 +214,44 @@ def test_the_list_of_passes_shows_what_can_be_used_and_why_the_rest_cannot(monke
     assert "no_such_package" in listed["bad"]["unavailable"]
 
 
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("AN_INSTANCE", "it is a MinePass, not a class"),
+        ("MinePass", "it has no suffix"),
+    ],
+)
+def test_the_list_of_renderers_is_shown_without_those_that_cannot_be_used(target, what, monkeypatch, capsys):
+    install(monkeypatch, renderers={"bad": f"{HERE}:{target}"})
+    with pytest.warns(UserWarning, match=f"renderer 'bad' cannot be used: {what}"):
+        assert main(["export", "--list"]) == 0
+    assert "bad" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("AN_INSTANCE", "backend 'bad' cannot be used: it is a MinePass, not a class"),
+        ("NoPass", "it has no name"),
+        ("Driverless", "RuntimeError: driver not found"),
+        ("Unmade", "it cannot be made: RuntimeError: no card"),
+        ("Spelled", "its capabilities are a str, not a set"),
+        ("Boastful", "lens knows no capability 'everything'"),
+    ],
+)
+def test_a_backend_that_cannot_be_used_is_listed_with_the_reason(target, what, monkeypatch, capsys):
+    install(monkeypatch, backends={"bad": f"{HERE}:{target}"})
+    assert main(["backends"]) == 0
+    assert f"bad (unavailable: {what})" in capsys.readouterr().out.splitlines()
+    with pytest.raises(BackendError, match=what):
+        lens.trace(nn.Softplus(), torch.ones(2), backend="bad")
+
+
 @pytest.mark.parametrize("target", ["no_such_package:R", f"{HERE}:NoSuchRenderer", f"{HERE}:NoPass"])
 def test_a_renderer_that_cannot_be_used_breaks_no_export(target, tmp_path, monkeypatch, capsys):
     install(monkeypatch, renderers={"bad": target})
     history = lens.trace(nn.Softplus(), torch.ones(2))
-    with nullcontext() if "NoPass" in target else pytest.warns(UserWarning, match="renderer 'bad'"):
+    with pytest.warns(UserWarning, match="renderer 'bad'"):
         history.export(tmp_path / "layers.csv")
     assert (tmp_path / "layers.csv").exists()
 

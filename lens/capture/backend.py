@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from attrs import frozen
@@ -11,6 +11,7 @@ from attrs import frozen
 from lens import registry
 from lens.capture.recorder import Recorder
 from lens.errors import BackendError, InputError, PluginError
+from lens.foreign import Raised, attempt
 
 
 @runtime_checkable
@@ -51,6 +52,8 @@ CAPABILITIES = frozenset(
     }
 )
 
+_MEND = "docs/writing-backends.md says what a backend has; mend it, or choose another"
+
 
 @frozen
 class BackendInfo:
@@ -78,10 +81,41 @@ def backends() -> tuple[BackendInfo, ...]:
 
 def _info(name: str) -> BackendInfo:
     try:
-        backend: CaptureBackend = registry.find("backends", name)()
-    except PluginError as error:
+        backend = _made(name)
+    except (PluginError, BackendError) as error:
         return BackendInfo(name, reason=error.what)
-    return BackendInfo(name, backend.capabilities, backend.unavailable())
+    return BackendInfo(name, frozenset(backend.capabilities), _reason(backend))
+
+
+def _made(name: str) -> CaptureBackend:
+    """The backend registered under a name. Raises PluginError or BackendError if it cannot be loaded or made."""
+    made = attempt(registry.find("backends", name))
+    if isinstance(made, Raised):
+        raise BackendError(f"it cannot be made: {made}", where=f"backend={name!r}", hint=_MEND) from made.error
+    why_not = _why_no_backend(made)
+    if why_not:
+        raise BackendError(why_not, where=f"backend={name!r}", hint=_MEND)
+    return made  # type: ignore[no-any-return]
+
+
+def _why_no_backend(candidate: Any) -> str:
+    """Why this object does not have what a backend has; empty if it has."""
+    missing = [part for part in ("name", "capabilities", "unavailable", "record") if not hasattr(candidate, part)]
+    if missing:
+        return f"it has no {missing[0]}"
+    name, claimed = candidate.name, candidate.capabilities
+    if not isinstance(name, str):
+        return f"its name is a {type(name).__name__}"
+    if not isinstance(claimed, (set, frozenset)):
+        return f"its capabilities are a {type(claimed).__name__}, not a set"
+    unknown = sorted(map(str, claimed - CAPABILITIES))
+    return f"lens knows no capability {unknown[0]!r}" if unknown else ""
+
+
+def _reason(backend: CaptureBackend) -> str | None:
+    """Why a backend cannot be used here; None if it can."""
+    answer = attempt(backend.unavailable)
+    return None if answer is None else str(answer)
 
 
 def chosen_backend(backend: str | CaptureBackend) -> CaptureBackend:
@@ -96,7 +130,7 @@ def chosen_backend(backend: str | CaptureBackend) -> CaptureBackend:
     if isinstance(backend, type) or not isinstance(backend, CaptureBackend):
         hint = 'give a name such as "decoration", or an instance; docs/writing-backends.md says what it needs'
         raise InputError(f"backend cannot be a {type(backend).__name__}", where="backend=", hint=hint)
-    _check(backend.name, backend.unavailable())
+    _check(backend.name, _why_no_backend(backend) or _reason(backend))
     return backend
 
 
@@ -109,7 +143,7 @@ def _find(name: str) -> CaptureBackend:
             hint=f"known backends: {', '.join(sorted(known))}",
         )
     _check(name, _info(name).reason)
-    return registry.find("backends", name)()  # type: ignore[no-any-return]
+    return _made(name)
 
 
 def _check(name: str, reason: str | None) -> None:

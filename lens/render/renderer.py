@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 from lens.errors import RenderError
 from lens.ir.elements import OpId
 from lens.ir.entry_index import EntryIndex
-from lens.ir.facets import Facet, Labels
+from lens.ir.facets import Facet, Labels, why_no_facets
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 
@@ -55,6 +55,20 @@ class Renderer(Protocol):
     def render(self, history: Traced) -> Rendered:
         """The history in another form. Raises RenderError if it has none."""
         ...
+
+
+def why_no_renderer(candidate: Any) -> str:
+    """Why this renderer, or class of renderers, does not declare what one declares; empty if it does."""
+    parts = ("name", "suffix", "requires", "needs_model", "render")
+    missing = [part for part in parts if not hasattr(candidate, part)]
+    if missing:
+        return f"it has no {missing[0]}"
+    for part in ("name", "suffix"):
+        text = getattr(candidate, part)
+        if not isinstance(text, str):
+            return f"its {part} is a {type(text).__name__}"
+    why = why_no_facets(candidate.requires)
+    return f"its requires is {why}" if why else ""
 
 
 def optional(package: str, where: str, hint: str = "pip install 'lens-trace[export]'") -> Any:
