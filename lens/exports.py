@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from attrs import fields_dict, has
 
 from lens import registry
-from lens.errors import InputError, RenderError, nearest
+from lens.errors import InputError, LensError, RenderError, nearest
+from lens.foreign import Raised, attempt, origin
 from lens.ir.facets import Facet, why_no_facets
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -175,8 +176,21 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
         if option not in known:
             hint = f"its options are {nearest(option, known)}" if known else "it has no options"
             raise RenderError(f"{name} has no option {option!r}", where=f"{option}=", hint=hint)
-    made: Renderer = cls(**options)
+    made: Renderer | Raised = attempt(lambda: cls(**options))
+    if isinstance(made, Raised):
+        why = made.error.args[0] if made.error.args else made.error  # attrs gives more than the text
+        hint = f"its options are {', '.join(known) or 'none'}"
+        _raise(
+            made.error, RenderError(f"{name} does not take these options: {why}", where=f"{options!r:.80}", hint=hint)
+        )
     return made
+
+
+def _raise(error: Exception, told: RenderError) -> NoReturn:
+    """Raise what a renderer raised, if that is an error of lens, else the error that tells it."""
+    if isinstance(error, LensError):
+        raise error
+    raise told from error
 
 
 def renderer_of(path: str | PathLike[str]) -> str:
@@ -201,7 +215,12 @@ def renderer_classes() -> dict[str, type[Renderer]]:
 def render(history: Any, renderer: Renderer) -> Rendered:
     """What a renderer makes of a history, with the facets that it requires. Raises RenderError."""
     with stage(f"making {renderer.name}"):
-        return renderer.render(history.with_facets(*renderer.requires))
+        given = history.with_facets(*renderer.requires)
+        made = attempt(lambda: renderer.render(given))
+    if isinstance(made, Raised):
+        where = origin(made.error)
+        _raise(made.error, RenderError(f"{renderer.name} failed: {made}", where=where, hint="mend the renderer"))
+    return made
 
 
 def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
@@ -209,7 +228,7 @@ def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
     target = path_of(path)
     files: Mapping[str, str | bytes] = rendered if isinstance(rendered, Mapping) else {"": rendered}
     for name, content in files.items():
-        if not isinstance(content, (str, bytes)) or Path(name).is_absolute() or ".." in Path(name).parts:
+        if not isinstance(content, (str, bytes)) or not _is_inside(name):
             raise RenderError(
                 f"the renderer gave a {type(content).__name__} for the file {name!r}",
                 where=str(target),
@@ -218,3 +237,7 @@ def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
     for name, content in files.items():
         write_out(target / name, content)
     return str(target)
+
+
+def _is_inside(name: object) -> bool:
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts

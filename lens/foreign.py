@@ -34,3 +34,13 @@ def attempt(run: Callable[[], _T]) -> _T | Raised:
         return run()
     except Exception as error:  # noqa: BLE001 - see above
         return Raised(error)
+
+
+def origin(error: BaseException) -> str:
+    """File and line of the innermost frame of an error."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"

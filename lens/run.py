@@ -15,7 +15,7 @@ from torch import nn
 import lens
 from lens import registry
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import CaptureBackend
+from lens.capture.backend import CaptureBackend, recording
 from lens.capture.encoding import slot
 from lens.capture.inputs import named_tensors
 from lens.capture.interrupts import interrupts_wait
@@ -149,7 +149,7 @@ class Run(AbstractContextManager["Run"]):
             with (
                 stage("running the model", lambda: len(ops)),
                 interrupts_wait() as let_through,
-                self.settings.backend.record(self.recorder),
+                recording(self.settings.backend, self.recorder),
                 let_through(),
             ):
                 yield

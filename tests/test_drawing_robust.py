@@ -293,6 +293,8 @@ def test_options_are_checked(tmp_path):
         {"depth": True},
         {"max_nodes": 2},
         {"theme": "pink"},
+        {"theme": {"name": "pink"}},
+        {"direction": ["up"]},
         {"direction": "in"},
         {"color_by": "age"},
         {"collapse": ["x"]},

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import instance_of
 from torch import nn
 
 import lens
@@ -22,6 +23,7 @@ from lens.ir.printer import print_graph
 from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.protocol import PassResult
+from lens.render.renderer import Renderer
 from lens.session import DEFAULT_PIPELINE
 
 
@@ -257,12 +259,65 @@ def test_a_renderer_that_cannot_be_used_breaks_no_export(target, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("files", "what"), [({"../a": "text"}, r"for the file '\.\./a'"), ({"a": 3}, "gave a int"), (3, "gave a int")]
+    ("files", "what"),
+    [
+        ({1: "text"}, "for the file 1"),
+        ({"../a": "text"}, r"for the file '\.\./a'"),
+        ({"a": 3}, "gave a int"),
+        (3, "gave a int"),
+    ],
 )
 def test_a_renderer_gives_text_or_bytes_for_files_in_its_folder(files, what, tmp_path):
     with pytest.raises(RenderError, match=what):
         write_rendered(files, tmp_path / "folder")
     assert not any(tmp_path.iterdir())
+
+
+@frozen
+class FaultyRenderer(Renderer):
+    name: ClassVar[str] = "faulty"
+    suffix: ClassVar[str] = ".faulty"
+    column: str = field(validator=instance_of(str))
+
+    def render(self, history):
+        if self.column == "lens":
+            raise RenderError("its own")
+        return 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({}, r"faulty does not take these options: (.|\n)*its options are column"),
+        ({"column": 3}, "faulty does not take these options: 'column' must be <class 'str'>"),
+        ({"column": "shape"}, r"faulty failed: ZeroDivisionError: division by zero\n  where: .*test_plugins.py:"),
+        ({"column": "lens"}, "^its own$"),
+    ],
+)
+def test_what_a_renderer_raises_is_told_with_its_name(options, what, tmp_path, monkeypatch):
+    install(monkeypatch, renderers={"faulty": f"{HERE}:FaultyRenderer"})
+    with pytest.raises(RenderError, match=what):
+        lens.trace(nn.Softplus(), torch.ones(2)).export(tmp_path / "a.faulty", **options)
+
+
+def generator(self, emit):
+    yield
+
+
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [
+        ({"record": lambda self, emit: None}, "'torch_function' gave a NoneType, not a context manager"),
+        ({"record": generator}, "gave a generator, not a context manager"),
+        ({"record": lambda self, emit: 1 / 0}, "cannot record: ZeroDivisionError"),
+        ({"unavailable": lambda self: 1 / 0}, "cannot be used here: ZeroDivisionError"),
+        ({"capabilities": None}, "its capabilities are a NoneType"),
+    ],
+)
+def test_a_backend_that_breaks_its_contract_is_named(parts, what):
+    backend = type("Broken", (TorchFunctionBackend,), parts)()
+    with pytest.raises(BackendError, match=what):
+        lens.trace(nn.Softplus(), torch.ones(2), backend=backend)
 
 
 @frozen

@@ -11,7 +11,7 @@ from attrs import frozen
 from lens import registry
 from lens.capture.recorder import Recorder
 from lens.errors import BackendError, InputError, PluginError
-from lens.foreign import Raised, attempt
+from lens.foreign import Raised, attempt, origin
 
 
 @runtime_checkable
@@ -144,6 +144,21 @@ def _find(name: str) -> CaptureBackend:
         )
     _check(name, _info(name).reason)
     return _made(name)
+
+
+def recording(backend: CaptureBackend, emit: Recorder) -> AbstractContextManager[None]:
+    """What lets a backend record while it is entered. Raises BackendError if it gives nothing of the kind."""
+    made = attempt(lambda: backend.record(emit))
+    if isinstance(made, Raised):
+        what = f"the backend {backend.name!r} cannot record: {made}"
+        raise BackendError(what, where=origin(made.error), hint=_MEND) from made.error
+    if not isinstance(made, AbstractContextManager):
+        raise BackendError(
+            f"record of the backend {backend.name!r} gave a {type(made).__name__}, not a context manager",
+            where=f"class {type(backend).__qualname__}",
+            hint="write @contextmanager above it; docs/writing-backends.md shows one",
+        )
+    return made
 
 
 def _check(name: str, reason: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from attrs import field, frozen
 
 from lens.errors import GraphError, PassError
+from lens.foreign import origin
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -176,19 +177,9 @@ class _Blame:
             return
         raise PassError(
             f"pass {self.one.name!r} failed: {type(error).__name__}: {error}",
-            where=_origin(error),
+            where=origin(error),
             hint="the graph it was given is untouched; mend the pass or leave it out of passes=",
         ) from error
-
-
-def _origin(error: BaseException) -> str:
-    """File and line of the innermost frame of an error."""
-    traceback = error.__traceback__
-    if traceback is None:
-        return ""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
 
 
 def _check_declarations(one: Pass) -> None:

@@ -35,7 +35,7 @@ NO_ROOM: Mapping[str, int] = MappingProxyType({})
 
 def rank_direction(direction: str) -> str:
     """Graphviz's name for a direction. Raises RenderError if there is none."""
-    if direction not in DIRECTIONS:
+    if not isinstance(direction, str) or direction not in DIRECTIONS:
         hint = f"give {', '.join(DIRECTIONS)}"
         raise RenderError(f"there is no direction {direction!r}", where="direction=", hint=hint)
     return DIRECTIONS[direction]

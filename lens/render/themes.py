@@ -106,7 +106,7 @@ def find_theme(theme: str | Theme) -> Theme:
     """A theme by name, or as it is. Raises RenderError if the name is unknown."""
     if isinstance(theme, Theme):
         return theme
-    if theme not in THEMES:
+    if not isinstance(theme, str) or theme not in THEMES:
         raise RenderError(f"there is no theme {theme!r}", where="theme=", hint=f"give {', '.join(THEMES)}, or a Theme")
     return THEMES[theme]
 

@@ -14,7 +14,7 @@ from attrs import frozen
 from torch import nn
 
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import CaptureBackend, chosen_backend
+from lens.capture.backend import CaptureBackend, chosen_backend, recording
 from lens.capture.inputs import check_call, named, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.selection import make_selection
@@ -126,7 +126,7 @@ def audit(
     recorder.begin_census(module.rpartition(".")[0] or module)
     for names, tensor in named_tensors(model, positional_args, named_args):
         recorder.leaf(tensor, "input", names)
-    with stage("looking for what is missing"), CensusMode(recorder), watched.record(recorder):
+    with stage("looking for what is missing"), CensusMode(recorder), recording(watched, recorder):
         model(*positional_args, **named_args)
     recorder.end_census()
     return _judge(recorder, watched.name)
