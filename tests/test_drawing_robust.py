@@ -285,6 +285,14 @@ def test_arrows_to_what_stands_for_many_name_all_passes():
     assert lines[True, False] == ("In 4-35",)
 
 
+def test_a_shared_module_is_collapsed_by_each_of_its_addresses():
+    block = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    history = lens.trace(nn.Sequential(nn.Sequential(block), block, nn.Tanh()), torch.ones(2))
+    names = lambda address: [node.name for node in history.drawing(collapse=address).nodes]
+    assert names("1") == names("0.0") == names("0.*") == ["input_1", "@0.0:1", "@0.0:2", "tanh_1_3", "output_1"]
+    assert names("1:2") == ["input_1", "linear_1_1:1", "relu_1_2:1", "@0.0:2", "tanh_1_3", "output_1"]
+
+
 def test_options_are_checked(tmp_path):
     history = lens.trace(Body(torch.relu), torch.ones(2))
     wrong = [

@@ -50,9 +50,10 @@ def collapse_modules(drawing: Drawing, addresses: Collection[str]) -> Drawing:
 
 
 def _names(address: str, cluster: Cluster) -> bool:
+    names = cluster.address, *cluster.aliases
     if address.endswith(".*"):
-        return cluster.address.rpartition(".")[0] == address[:-2]
-    return address in (cluster.address, f"{cluster.address}:{cluster.call}")
+        return any(name.rpartition(".")[0] == address[:-2] for name in names)
+    return any(address in (name, f"{name}:{cluster.call}") for name in names)
 
 
 def collapse(drawing: Drawing, clusters: Collection[str]) -> Drawing:

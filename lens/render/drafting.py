@@ -90,9 +90,8 @@ class _Drafting:
     def _cluster(self, scope: Scope) -> Cluster:
         calls = self.index.calls[scope.address]
         suffix = f":{scope.call}" if calls > 1 else ""
-        return Cluster(
-            _cluster_id(scope.id), scope.address, scope.cls, suffix, self.box_of[scope.parent], scope.call, calls
-        )
+        place = suffix, self.box_of[scope.parent], scope.call, calls
+        return Cluster(_cluster_id(scope.id), scope.address, scope.cls, *place, scope.aliases)
 
     def _title(self) -> tuple[str, ...]:
         rows = [row for row in self.index.rows if row.output is None]

@@ -143,7 +143,16 @@ class Edge:
 
 @frozen
 class Cluster:
-    """The box of a module of several operations: one call, or in rolled drawings all of them."""
+    """The box of a module of several operations: one call, or in rolled drawings all of them.
+
+    Args:
+        id: Unique in the drawing.
+        address, cls: The module and its class.
+        suffix: ``:2`` for a call, `` (x3)`` for all, nothing for the only one.
+        parent: The cluster around it, if any.
+        call, calls: Which call of how many.
+        aliases: The module's other addresses.
+    """
 
     id: str
     address: str
@@ -152,6 +161,7 @@ class Cluster:
     parent: str | None = None
     call: int = 1
     calls: int = 1
+    aliases: tuple[str, ...] = ()
 
     @property
     def lines(self) -> tuple[str, ...]:
