@@ -207,8 +207,12 @@ class TestStopAt:
         assert history.layer_list[-1] == "mean_1_4"
 
     def test_all_that_is_saved(self):
-        history = lens.trace(Net(), X, save=["stem", "cell:2"], stop_at="saved")
-        assert saved(history) == ["maxpool2d_1_3:1", "linear_1_5:2"]
+        for stop_at in ("saved", ["saved"]):
+            history = lens.trace(Net(), X, save=["stem", "cell:2"], stop_at=stop_at)
+            assert saved(history) == ["maxpool2d_1_3:1", "linear_1_5:2"]
+            assert history.graph.meta.stopped == "cell"
+        with pytest.raises(lens.LensError, match='"saved" alone'):
+            lens.trace(Net(), X, save=["stem"], stop_at=["saved", "stem"])
         with pytest.raises(lens.LensError, match="only module addresses"):
             lens.trace(Net(), X, save=["linear_1"], stop_at="saved")
 

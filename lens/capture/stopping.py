@@ -18,7 +18,7 @@ from lens.ir.tape import ModuleNames
 #: operation, several of these, or ``"saved"``.
 StopAt: TypeAlias = "str | Predicate | Iterable[str | Predicate]"
 _WHERE = "lens.trace(stop_at=...)"
-_TAKES = 'give a module address, a call of one ("block:2"), a pattern of addresses, a layer type, or "saved"'
+_TAKES = 'give a module address, a call of one ("block:2"), a pattern of addresses, a layer type, or "saved" alone'
 
 
 class Stopped(BaseException):
@@ -79,9 +79,9 @@ def make_stop(stop_at: StopAt | None, selection: Selection, modules: Mapping[str
     """
     if stop_at is None:
         return None
-    if stop_at == "saved" and "saved" not in modules:
-        return Stop(_all_saved(selection))
     keys, predicates = split(stop_at, "stop_at", _TAKES, modules)
+    if keys == ("saved",) and not predicates and "saved" not in modules:
+        return Stop(_all_saved(selection))
     stop = Stop(predicates=list(predicates))
     for key in keys:
         address, _, number = key.rpartition(":") if isinstance(key, str) else ("", "", "")
