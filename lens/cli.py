@@ -119,7 +119,7 @@ def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     spec = "file.py:function, torchvision:NAME, timm:NAME or transformers:CONFIG (random weights)"
     shape = "1x3x224x224, or 1x16:int64; once per argument; by default what the model's library expects"
-    save = "what --save-to keeps: label, address, pattern, type; default all"
+    save = "what to keep: label, address, pattern, type; by default all if there is --save-to"
     stop_at = "end when this module has returned or type has run"
     trace.add_argument("spec", metavar="SPEC", help=spec)
     trace.add_argument("--input", action="append", default=[], metavar="SHAPE", help=shape)
@@ -171,28 +171,41 @@ def _add_picture(command: argparse.ArgumentParser) -> None:
     group.add_argument("--no-buffers", dest="buffers", action="store_false", help="hide buffers")
 
 
-def _draw(history: ModelHistory, arguments: argparse.Namespace) -> str:
+def _picture_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the picture, if one is asked for. Raises RenderError if it cannot be drawn so."""
+    from lens.render.images import format_of
+    from lens.render.picture import Options
+
     names = ("view", "depth", "collapse", "max_nodes", "theme", "direction", "color_by", "legend", "statistics")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    options["buffers"] = arguments.buffers
     if arguments.max_nodes == 0:
         options["max_nodes"] = None
+    if arguments.output:
+        format_of(arguments.output)
+        Options(**options)
+    return options
+
+
+def _draw(history: ModelHistory, path: str, options: Mapping[str, Any]) -> str:
     with noting():
-        return history.draw(arguments.output, buffers=arguments.buffers, **options)
+        return history.draw(path, **options)
 
 
 def _trace(arguments: argparse.Namespace) -> None:
+    options = _picture_options(arguments)  # before the run, which may take long
     with ModelErrors(arguments.spec, arguments.debug):
         call = make_model(arguments.spec, arguments)
         history = lens.trace(
             call.model,
             call.args,
             call.kwargs,
-            save=(arguments.save or "all") if arguments.save_to else "none",
+            save=arguments.save or ("all" if arguments.save_to else "none"),
             stop_at=arguments.stop_at,
             backend=arguments.backend,
         )
-    written = {"picture": arguments.output and _draw(history, arguments)}
-    written["trace"] = arguments.save_to and history.save(arguments.save_to)
+    written = {"trace": arguments.save_to and history.save(arguments.save_to)}  # first: the picture may fail
+    written["picture"] = arguments.output and _draw(history, arguments.output, options)
     if arguments.json:  # after the files: who reads this may close the pipe, as `head` does
         print_json(facts_of(history))
     elif not arguments.quiet and (arguments.summary or not (arguments.output or arguments.save_to)):
@@ -205,6 +218,7 @@ def _trace(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     from lens.ir.printer import print_graph
 
+    options = _picture_options(arguments)
     history = lens.load(arguments.file)
     if arguments.pipeline is not None:
         history = _analysed(history, arguments)
@@ -218,7 +232,7 @@ def _show(arguments: argparse.Namespace) -> None:
     elif not arguments.output:
         print(history)
     if arguments.output:
-        print(f"picture: {_draw(history, arguments)}")
+        print(f"picture: {_draw(history, arguments.output, options)}")
 
 
 def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHistory:

@@ -53,6 +53,23 @@ def test_stop_at_and_quiet(spec, tmp_path, capsys):
     assert "relu number 1" in capsys.readouterr().out
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_run_and_no_trace(spec, tmp_path, capsys):
+    path = tmp_path / "t.lens"
+    for options in (["-o", "late.gif"], ["-o", "late.svg", "--depth", "0"]):
+        assert main(["trace", spec.replace("make", "broken"), "--save-to", str(path), *options]) == 2
+        assert "no model today" not in capsys.readouterr().err
+    picture = ["-o", str(tmp_path / "late.svg"), "--collapse", "typo"]
+    assert main(["trace", spec, "--save-to", str(path), *picture]) == 2
+    assert path.exists()
+
+
+def test_what_cannot_be_saved_is_told_also_where_no_trace_is_written(spec, capsys):
+    assert main(["trace", spec, "--save", "no_such_layer", "--quiet"]) == 2
+    assert "no_such_layer" in capsys.readouterr().err
+    assert main(["trace", spec, "--save", "1", "--stop-at", "saved"]) == 0
+    assert "STOPPED     at 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["passes", "backends"])
 def test_lists_as_json(command, capsys):
     code, known = printed(capsys, command, "--json")
