@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import lens
@@ -15,16 +15,21 @@ from lens.cli_output import (
     ModelErrors,
     add_command,
     add_shared,
+    as_json,
+    conclude,
     facts_of,
+    facts_of_passes,
     make_model,
     noting,
     print_json,
+    say,
     wants_silence,
 )
 from lens.cli_validate import add_validate
 from lens.errors import LensError, PluginError
 
 if TYPE_CHECKING:
+    from lens.entry import LayerEntry, OpEntry
     from lens.history import ModelHistory
     from lens.passes.manager import Instrument
 
@@ -48,23 +53,30 @@ examples:
   lens backends
   lens conform torch_function
 """
+#: What shells give for a program that SIGPIPE has ended.
+_READER_GONE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give the exit code: 0, 1 if a check failed, 2 on an error of the user."""
+    """Run the command line and give the exit code.
+
+    It is 0, 1 if a check failed, 2 on an error of the user, 141 if the reader of what is no check closed its pipe.
+    """
     given = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(given or ["--help"])
+    code: int | None = None
     try:
         with nullcontext() if wants_silence(arguments) else lens.progress():
-            return int(arguments.run(arguments) or 0)
+            code = arguments.run(arguments)
+        say(end="")  # what the model has printed
     except LensError as error:
         if arguments.debug:
             raise
         print(f"lens: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
-        sys.stderr.close()
-    return 0
+    except BrokenPipeError:
+        return _READER_GONE if code is None else code
+    return code or 0
 
 
 def help_of_all() -> dict[str, str]:
@@ -209,10 +221,10 @@ def _trace(arguments: argparse.Namespace) -> None:
     if arguments.json:  # after the files: who reads this may close the pipe, as `head` does
         print_json(facts_of(history))
     elif not arguments.quiet and (arguments.summary or not (arguments.output or arguments.save_to)):
-        print(history)
+        say(history)
     for what, path in written.items():
         if path and not (arguments.quiet or arguments.json):
-            print(f"{what + ':':8} {path}")
+            say(f"{what + ':':8} {path}")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -222,17 +234,34 @@ def _show(arguments: argparse.Namespace) -> None:
     history = lens.load(arguments.file)
     if arguments.pipeline is not None:
         history = _analysed(history, arguments)
+    picture = arguments.output and _draw(history, arguments.output, options)  # first: the reader may close the pipe
     if arguments.layer is not None:
-        key = arguments.layer
-        print(history[int(key) if key.lstrip("-").isdigit() else key])
+        found = _found(history, arguments.layer)
+        say(as_json(facts_of_passes(found)) if arguments.json else found)
     elif arguments.json:
         print_json(facts_of(history))
     elif arguments.graph:
-        print(print_graph(history.graph), end="")
+        say(print_graph(history.graph), end="")
     elif not arguments.output:
-        print(history)
-    if arguments.output:
-        print(f"picture: {_draw(history, arguments.output, options)}")
+        say(history)
+    if picture:
+        _remark(f"picture: {picture}", arguments)
+
+
+def _found(history: ModelHistory, key: str) -> OpEntry | LayerEntry:
+    """What a key leads to: a label or an address, else a number."""
+    if key not in history.index:
+        with suppress(ValueError):
+            return history[int(key)]
+    return history[key]
+
+
+def _remark(text: str, arguments: argparse.Namespace) -> None:
+    """A line beside the answer: of JSON nothing may stand beside it."""
+    if arguments.json:
+        print(text, file=sys.stderr)
+    else:
+        say(text)
 
 
 def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHistory:
@@ -251,7 +280,7 @@ def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHist
     manager = PassManager(pipeline, providers(), arguments.verify, instruments)
     result = manager.run(history.graph, history.payloads)
     if arguments.time:
-        print(f"{timing}\n")
+        _remark(f"{timing}\n", arguments)
     return ModelHistory(result.graph, result.payloads, result.records, history.logging_seconds)
 
 
@@ -265,15 +294,15 @@ def _passes(arguments: argparse.Namespace) -> None:
         return
     for name, facts in known.items():
         if "unavailable" in facts:
-            print(f"{name} (unavailable: {facts['unavailable']})")
+            say(f"{name} (unavailable: {facts['unavailable']})")
             continue
         options = ", ".join(f"{option}={default}" for option, default in facts["options"].items())
-        print(f"{name}{{{options}}}" if options else name)
+        say(f"{name}{{{options}}}" if options else name)
         if facts["what"]:
-            print(f"    {facts['what']}")
+            say(f"    {facts['what']}")
         for title in ("requires", "provides", "preserves"):
             if facts[title]:
-                print(f"    {title:9} {', '.join(facts[title])}")
+                say(f"    {title:9} {', '.join(facts[title])}")
 
 
 def _pass_facts(classes: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -299,7 +328,7 @@ def _backends(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json([{"name": i.name, "unavailable": i.reason, "capabilities": sorted(i.capabilities)} for i in found])
         return
-    print(*found, sep="\n")
+    say("\n".join(map(str, found)))
 
 
 def _conform(arguments: argparse.Namespace) -> int:
@@ -311,11 +340,8 @@ def _conform(arguments: argparse.Namespace) -> int:
         for path in conformance.update(arguments.backend):
             print(f"rewritten, to be read before it is committed: {path}", file=sys.stderr)
     report = conformance.run(arguments.backend)
-    if arguments.json:
-        print_json(asdict(report))
-    elif not arguments.quiet:
-        print(report)
-    return 0 if report.passed else 1
+    text = as_json(asdict(report)) if arguments.json else None if arguments.quiet else report
+    return conclude(report.passed, text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import lens
-from lens.cli_output import add_command, add_shared, print_json
+from lens.cli_output import add_command, add_shared, as_json, conclude
 
 
 def add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,8 +32,5 @@ def add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _diff(arguments: argparse.Namespace) -> int:
     before, after = lens.load(arguments.before), lens.load(arguments.after)
     found = before.diff(after, rtol=arguments.rtol, atol=arguments.atol, slower=arguments.slower)
-    if arguments.json and not arguments.quiet:
-        print_json(found.to_dict())
-    elif not arguments.quiet:
-        print(found)
-    return 0 if found.same else 1
+    text = None if arguments.quiet else as_json(found.to_dict()) if arguments.json else found
+    return conclude(found.same, text)

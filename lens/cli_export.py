@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import NOTHING, fields_dict, has
 
 import lens
-from lens.cli_output import ModelErrors, add_command, add_shared, make_model, noting
+from lens.cli_output import ModelErrors, add_command, add_shared, make_model, noting, say
 from lens.errors import InputError, RenderError
 from lens.exports import make_renderer, render, renderer_classes, renderer_of, write_rendered
 from lens.passes.pipeline import read_option
@@ -45,7 +44,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _export(arguments: argparse.Namespace) -> None:
     if arguments.list:
         for name, cls in renderer_classes().items():
-            print(_described(name, cls))
+            say(_described(name, cls))
         return
     if arguments.source is None or not (arguments.to or arguments.output):
         raise InputError(
@@ -66,9 +65,9 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.output:
         path = write_rendered(rendered, arguments.output)
         if not arguments.quiet:
-            print(f"export:  {path}")
+            say(f"export:  {path}")
     elif isinstance(rendered, str):
-        sys.stdout.write(rendered)
+        say(rendered, end="")
     else:
         raise RenderError(f"{renderer.name} makes no text to print", where="lens export", hint="give -o PATH")
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from lens.errors import InputError, LensError
+from lens.errors import InputError, LensError, RenderError
 from lens.stages import stage
 
 if TYPE_CHECKING:
+    from lens.entry import LayerEntry, OpEntry
     from lens.history import ModelHistory
     from lens.model_specs import ModelCall
 
@@ -75,13 +77,50 @@ def make_model(spec: str, arguments: argparse.Namespace) -> ModelCall:
         return load_spec(spec, arguments.input)
 
 
+def say(text: object = "", end: str = "\n") -> None:
+    """Print to standard output, and have all that waits there written.
+
+    Raises:
+        BrokenPipeError: its reader has gone, as `head` does.
+        RenderError: it cannot be written to.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError):
+            _discard_output()
+        if isinstance(error, BrokenPipeError):
+            raise
+        hint = "PYTHONIOENCODING=utf-8 lets it take every letter" if isinstance(error, UnicodeError) else ""
+        raise RenderError(f"the output cannot be written: {error}", where="standard output", hint=hint) from error
+
+
+def _discard_output() -> None:
+    """What waits to be written goes nowhere; Python would try again when it ends, and fail with a code of its own."""
+    with suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def conclude(passed: bool, report: object) -> int:
+    """Print the report of a check, if there is one, and give the exit code, also if nobody reads the report."""
+    with suppress(BrokenPipeError):
+        if report is not None:
+            say(report)
+    return 0 if passed else 1
+
+
+def as_json(data: Any) -> str:
+    """Plain data as JSON; what JSON has no word for as text."""
+    return json.dumps(data, indent=2, default=str)
+
+
 def print_json(data: Any) -> None:
-    """Print plain data; what JSON has no word for as text."""
-    print(json.dumps(data, indent=2, default=str))
+    """Print plain data."""
+    say(as_json(data))
 
 
 def facts_of(history: ModelHistory) -> dict[str, Any]:
-    """A history as plain data: facts about the model, and a row per entry."""
+    """A history as plain data: facts about the model, and a row per entry of its summary."""
     meta = history.graph.meta
     return {
         "model": history.model_name,
@@ -92,8 +131,27 @@ def facts_of(history: ModelHistory) -> dict[str, Any]:
         "stopped": meta.stopped,
         "fault": None if meta.fault is None else f"{meta.fault.type}: {meta.fault.message}",
         "gaps": [str(gap) for gap in history.gaps],
-        "layers": [dict(row) for row in history.summary()],
+        "layers": list(_layers(history)),
     }
+
+
+def _layers(history: ModelHistory) -> Iterator[dict[str, Any]]:
+    """The rows of the summary: with the number that history[...] takes, and whether the tensor is saved, by names."""
+    ordinals = {row.name: ordinal for ordinal, row in enumerate(history.numbered)}
+    saved = {row.name for row in history.index.rows if row.value in history.payloads}
+    for row in history.summary():
+        name = row["layer"]
+        titled = {title: fact for title, fact in row.items() if title}
+        yield {"ordinal": ordinals.get(name), "saved": name in saved, **titled}
+
+
+def facts_of_passes(found: OpEntry | LayerEntry) -> dict[str, Any]:
+    """What a key of a history leads to as plain data: a row per pass, with the columns of the table of layers."""
+    from lens.entry import OpEntry
+    from lens.render.tables import TABLES
+
+    passes = (found,) if isinstance(found, OpEntry) else found.passes
+    return {"layers": [{name: getattr(one, name) for name in TABLES["layers"].columns} for one in passes]}
 
 
 class ModelErrors(AbstractContextManager[None]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lens.cli_output import ModelErrors, add_command, add_shared, make_model
+from lens.cli_output import ModelErrors, add_command, add_shared, conclude, make_model
 
 
 def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,6 +36,5 @@ def _validate(arguments: argparse.Namespace) -> int:
     report = validation_report(
         call.model, call.args, call.kwargs, backend=arguments.backend, completeness=arguments.audit
     )
-    if not arguments.quiet:
-        print(report.to_json() if arguments.json else report)
-    return 0 if report.ok else 1
+    text = None if arguments.quiet else report.to_json() if arguments.json else report
+    return conclude(report.ok, text)

@@ -1,9 +1,17 @@
 """The command line for machines and builds: JSON, exit codes, quiet, errors of the user's model."""
 
+import errno
+import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
+from torch import nn
 
+import lens
 from lens.cli import main
 
 MODEL = """
@@ -68,6 +76,77 @@ def test_what_cannot_be_saved_is_told_also_where_no_trace_is_written(spec, capsy
     assert "no_such_layer" in capsys.readouterr().err
     assert main(["trace", spec, "--save", "1", "--stop-at", "saved"]) == 0
     assert "STOPPED     at 1" in capsys.readouterr().out
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), nn.ReLU())
+    return lens.trace(model, torch.ones(1, 4), save=["0", "1"]).save(tmp_path / "saved.lens")
+
+
+def test_nothing_but_json_stands_in_json(saved, tmp_path, capsys):
+    assert main(["show", saved, "--json", "--pipeline", "labels", "--time", "-o", str(tmp_path / "a.dot")]) == 0
+    shown = capsys.readouterr()
+    rows = json.loads(shown.out)["layers"]
+    assert [(row["layer"], row["ordinal"], row["saved"]) for row in rows[:3]] == [
+        ("input_1", None, False),
+        ("linear_1_1", 0, True),
+        ("relu_1_2", None, False),
+    ]
+    assert "" not in rows[0]
+    assert "a.dot" in shown.err
+    assert "labels" in shown.err
+    _, one = printed(capsys, "show", saved, "--json", "--layer", "1.1")
+    assert [(row["layer_label"], row["parent_layers"]) for row in one["layers"]] == [("linear_2_3", ["relu_1_2"])]
+
+
+@pytest.mark.parametrize(
+    ("key", "label"), [("0", "linear_1_1"), ("1", "linear_2_3"), ("2", "relu_2_4"), ("-1", "linear_2_3")]
+)
+def test_a_key_is_an_address_before_it_is_a_number(key, label, saved, capsys):
+    assert main(["show", saved, f"--layer={key}"]) == 0
+    assert capsys.readouterr().out.startswith(f"{label}: ")
+
+
+@pytest.mark.parametrize("key", ["--3", "\u00b2", "9", ""])
+def test_a_key_that_leads_nowhere_is_no_traceback(key, saved, capsys):
+    assert main(["show", saved, f"--layer={key}"]) == 2
+    assert "there is no layer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "code"), [("diff", 1), ("show", 141)])
+def test_the_verdict_does_not_depend_on_who_reads_it(command, code, saved, tmp_path):
+    other = lens.trace(nn.ReLU(), torch.ones(2)).save(tmp_path / "other.lens")
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [command, saved, other] if command == "diff" else [command, saved]
+    done = subprocess.run(
+        [sys.executable, "-m", "lens.cli", *arguments], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (Full, "No space left"),
+        (lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii"), "PYTHONIOENCODING"),
+    ],
+)
+def test_output_that_cannot_be_written_is_no_traceback(stream, message, tmp_path, monkeypatch, capsys):
+    odd = type("Gr\u00f6\u00dfe", (nn.ReLU,), {})
+    path = lens.trace(odd(), torch.ones(2)).save(tmp_path / "t.lens")
+    monkeypatch.setattr(sys, "stdout", stream())
+    assert main(["show", path]) == 2
+    err = capsys.readouterr().err
+    assert "lens: the output cannot be written" in err
+    assert message in err
 
 
 @pytest.mark.parametrize("command", ["passes", "backends"])

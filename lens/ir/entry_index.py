@@ -249,7 +249,7 @@ class EntryIndex:
         reason = self.why_no_entry(key)
         if reason:
             return reason
-        if key.removeprefix("-").isdigit():
+        if key.removeprefix("-").isdecimal():
             return f"for the layer at that position write history[{key}], without quotes"
         if not self.rows:
             return NOTHING
