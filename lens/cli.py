@@ -27,6 +27,7 @@ from lens.cli_output import (
 )
 from lens.cli_validate import add_validate
 from lens.errors import LensError, PluginError
+from lens.options import options_text
 
 if TYPE_CHECKING:
     from lens.entry import LayerEntry, OpEntry
@@ -296,7 +297,7 @@ def _passes(arguments: argparse.Namespace) -> None:
         if "unavailable" in facts:
             say(f"{name} (unavailable: {facts['unavailable']})")
             continue
-        options = ", ".join(f"{option}={default}" for option, default in facts["options"].items())
+        options = options_text(classes[name])
         say(f"{name}{{{options}}}" if options else name)
         if facts["what"]:
             say(f"    {facts['what']}")

@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import NOTHING, fields_dict, has
-
 import lens
 from lens.cli_output import ModelErrors, add_command, add_shared, make_model, noting, say
 from lens.errors import InputError, RenderError
 from lens.exports import make_renderer, render, renderer_classes, renderer_of, write_rendered
-from lens.passes.pipeline import read_option
+from lens.options import options_text, read_option
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
@@ -34,7 +32,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export.add_argument("source", nargs="?", metavar="FILE|SPEC", help=source)
     export.add_argument("--to", metavar="NAME", help="one that --list shows; by default by the ending of the output")
     export.add_argument("-o", "--output", metavar="PATH", help="the file, or the folder if it makes several files")
-    option = "an option that --list shows; VALUE is JSON"
+    option = "an option that --list shows; VALUE is JSON, or a word"
     export.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help=option)
     add_shared(export, "--input", "--seed")
     export.add_argument("--list", action="store_true", help="list the forms, their endings and options")
@@ -73,8 +71,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _described(name: str, cls: type[Renderer]) -> str:
-    defaults = {option: attribute.default for option, attribute in (fields_dict(cls) if has(cls) else {}).items()}
-    options = ", ".join(f"{o}={'(required)' if default is NOTHING else default}" for o, default in defaults.items())
+    options = options_text(cls)
     first = (cls.__doc__ or "").strip().partition("\n")[0]
     lines = [f"{name} ({cls.suffix or 'a folder'}{', needs the model' if cls.needs_model else ''})", f"    {first}"]
     return "\n".join([*lines, f"    options   {options}"] if options else lines)

@@ -15,6 +15,7 @@ from lens.foreign import Raised, attempt, origin
 from lens.ir.facets import Facet, why_no_facets
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
+from lens.options import wrong_flag
 from lens.passes.manager import PassManager
 from lens.render.files import path_of, write_out
 from lens.render.networks import network
@@ -176,6 +177,9 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
         if option not in known:
             hint = f"its options are {nearest(option, known)}" if known else "it has no options"
             raise RenderError(f"{name} has no option {option!r}", where=f"{option}=", hint=hint)
+    flag = wrong_flag(cls, options)
+    if flag:
+        raise RenderError(f"{flag} cannot be {options[flag]!r:.40}", where=f"{flag}=", hint="give True or False")
     made: Renderer | Raised = attempt(lambda: cls(**options))
     if isinstance(made, Raised):
         why = made.error.args[0] if made.error.args else made.error  # attrs gives more than the text

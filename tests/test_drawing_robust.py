@@ -307,6 +307,7 @@ def test_options_are_checked(tmp_path):
         {"color_by": "age"},
         {"collapse": ["x"]},
         {"veiw": "rolled"},
+        {"legend": "no"},
     ]
     for options in wrong:
         with pytest.raises(RenderError):

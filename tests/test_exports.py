@@ -385,6 +385,19 @@ def test_lens_export(histories, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("digraph")
 
 
+def test_options_are_read_as_they_are_listed(histories, tmp_path, capsys):
+    trace = histories("if").save(tmp_path / "t.lens")
+    assert main(["export", "--list"]) == 0
+    listed = re.search(r"^dot .*\n.*\n +options +(.*)", capsys.readouterr().out, re.MULTILINE)[1].split(", ")
+    assert {"legend=false", "buffers=true", "depth=null", 'theme="light"'} < set(listed)
+    options = [word for option in listed for word in ("--option", option)]
+    assert main(["export", trace, "--to", "dot", *options]) == 0
+    assert capsys.readouterr().out == make_renderer("dot", {}).render(histories("if"))
+    for value, drawn in (("False", False), ("false", False), ("True", True)):
+        assert main(["export", trace, "--to", "dot", "--option", "depth=None", "--option", f"legend={value}"]) == 0
+        assert ("colours" in capsys.readouterr().out) is drawn
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -395,6 +408,8 @@ def test_lens_export(histories, tmp_path, capsys):
         (["missing.lens", "--to", "csv"], "cannot be read"),
         (["nonsense:x", "--to", "csv"], "not a model spec"),
         (["TRACE", "-o", "t.xyz"], "none has this ending"),
+        (["TRACE", "--to", "dot", "--option", "legend=no"], "legend cannot be 'no'"),
+        (["model.py:make", "--to", "fx", "--option", "guards=0"], "guards cannot be 0"),
     ],
 )
 def test_lens_export_says_what_is_wrong(arguments, message, histories, tmp_path, capsys):

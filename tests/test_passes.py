@@ -202,6 +202,25 @@ def test_options_may_be_words():
     assert made == (Choosy("3d"), Choosy("two words"), Choosy("[1"), Choosy())
 
 
+@frozen
+class Flagged(Choosy):
+    on: bool = False
+    name = "flagged"
+
+
+def test_words_of_python_are_what_they_are_there():
+    text = 'choosy{value=False},choosy{value=True},choosy{value=None},choosy{value="None"},flagged{on=True}'
+    made = parse_pipeline(text, {"choosy": Choosy, "flagged": Flagged})
+    assert made == (Choosy(False), Choosy(True), Choosy(None), Choosy("None"), Flagged(on=True))
+    assert parse_pipeline(print_pipeline(made), {"choosy": Choosy, "flagged": Flagged}) == made
+
+
+@pytest.mark.parametrize("value", ["no", "1", "None"])
+def test_a_flag_takes_nothing_else(value):
+    with pytest.raises(PassError, match=r"option 'on' of pass 'flagged' cannot be .*\n.*\n.*True or False"):
+        parse_pipeline(f"flagged{{on={value}}}", {"flagged": Flagged})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

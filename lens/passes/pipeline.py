@@ -11,6 +11,7 @@ from typing import Any
 from attrs import fields_dict, has
 
 from lens.errors import PassError
+from lens.options import read_word, wrong_flag
 from lens.passes.protocol import Pass
 
 _NAME = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?P<opens>\{)?")
@@ -27,7 +28,7 @@ def parse_pipeline(text: str, known: Mapping[str, Callable[..., Pass]]) -> tuple
 
     Args:
         text: Names separated by commas, options in braces: ``name{option=value,...}``. Values are JSON; a bare word
-            is a string.
+            is a string, but True, False and None are what they are in Python.
         known: Pass classes by name.
 
     Raises:
@@ -66,13 +67,13 @@ def _options(text: str, place: int) -> tuple[dict[str, object], int]:
 
 
 def _value(text: str, place: int) -> tuple[object, int]:
-    """The value of an option at a place of the text, and where it ends: JSON, or else a word."""
+    """The value of an option at a place of the text, and where it ends: JSON, or else words."""
     with suppress(ValueError):
         value, end = _JSON.raw_decode(text, place)
         if _BEHIND_OPTION.match(text, end):
             return value, end
     word = _expect(_WORD, text, place)
-    return word[0].strip(), word.end()
+    return read_word(word[0].strip()), word.end()
 
 
 def print_pipeline(passes: tuple[Pass, ...]) -> str:
@@ -114,6 +115,11 @@ def _make(name: str, options: Mapping[str, object], text: str, known: Mapping[st
             where="the pipeline",
             hint=f"known passes: {', '.join(sorted(known))}",
         )
+    flag = wrong_flag(known[name], options)
+    if flag:
+        raise PassError(
+            f"option {flag!r} of pass {name!r} cannot be {options[flag]!r:.40}", where=text, hint="give True or False"
+        )
     try:
         return known[name](**options)
     except (TypeError, ValueError) as error:
@@ -122,11 +128,3 @@ def _make(name: str, options: Mapping[str, object], text: str, known: Mapping[st
             where=text,
             hint="`lens passes` lists the options of every pass",
         ) from error
-
-
-def read_option(text: str) -> object:
-    """The value of an option: JSON, or else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -13,6 +13,7 @@ from attrs import fields_dict, frozen
 from lens.errors import RenderError, nearest
 from lens.ir.elements import OpId
 from lens.ir.graph import Graph
+from lens.options import wrong_flag
 from lens.render.collapsing import collapse_depth, collapse_modules, fit
 from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
 from lens.render.drafting import make_drawing
@@ -90,6 +91,10 @@ class Options:
             if name not in fields_dict(cls):
                 hint = f"give {nearest(name, fields_dict(cls))}"
                 raise RenderError(f"pictures have no option {name!r}", where=f"{name}=", hint=hint)
+        flag = wrong_flag(cls, given)
+        if flag:
+            value = dict(given)[flag]
+            raise RenderError(f"{flag} cannot be {value!r:.40}", where=f"{flag}=", hint="give True or False")
         return cls(**given)
 
     def __attrs_post_init__(self) -> None:
