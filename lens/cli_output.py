@@ -67,7 +67,7 @@ def noting() -> Iterator[None]:
 
 def make_model(spec: str, arguments: argparse.Namespace) -> ModelCall:
     """The model of a command that has ``--seed`` and ``--input``, with its inputs."""
-    with stage("making the model"):
+    with stage("making the model"), ModelErrors(spec, arguments.debug, "making the model", hint=""):
         import torch  # the command line starts without torch, so that --help and show are quick
 
         from lens.model_specs import load_spec
@@ -157,13 +157,13 @@ def facts_of_passes(found: OpEntry | LayerEntry) -> dict[str, Any]:
 class ModelErrors(AbstractContextManager[None]):
     """What the user's model raises, as an error of the command line. With ``--debug`` it comes through as it is."""
 
-    def __init__(self, spec: str, debug: bool) -> None:
-        self.spec, self.debug = spec, debug
+    def __init__(self, spec: str, debug: bool, what: str = "the model", hint: str = "check --input; ") -> None:
+        self.spec, self.debug, self.what, self.hint = spec, debug, what, hint
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, LensError) and not self.debug:
             raise InputError(
-                f"the model raised {type(error).__name__}: {error}",
+                f"{self.what} raised {type(error).__name__}: {error}",
                 where=self.spec,
-                hint="check --input; `lens --debug ...` shows the traceback",
+                hint=f"{self.hint}`lens --debug ...` shows the traceback",
             ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lens.cli_output import ModelErrors, add_command, add_shared, conclude, make_model
+from lens.cli_output import add_command, add_shared, conclude, make_model
 
 
 def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,8 +29,7 @@ def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _validate(arguments: argparse.Namespace) -> int:
     from lens.validation import validation_report  # the command line starts without torch
 
-    with ModelErrors(arguments.spec, arguments.debug):
-        call = make_model(arguments.spec, arguments)
+    call = make_model(arguments.spec, arguments)
     if arguments.train:
         call.model.train()
     report = validation_report(

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -78,7 +79,14 @@ def make_input(text: str, default_dtype: str = "float32") -> torch.Tensor:
             where="--input",
             hint="write it like 1x3x224x224, or 1x16:int64 for token ids",
         )
-    shape = [int(n) for n in match["shape"].split("x")]
+    try:
+        return _random([int(n) for n in match["shape"].split("x")], dtype)
+    except (RuntimeError, TypeError, ValueError) as error:  # too large, or there is no random tensor of this dtype
+        hint = "give a smaller shape, or a dtype such as float32 or int64"
+        raise InputError(f"no input {text!r} can be made: {error}", where="--input", hint=hint) from error
+
+
+def _random(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(shape, dtype=dtype)
     return torch.randint(0, 2 if dtype is torch.bool else _VOCABULARY, shape).to(dtype)
@@ -124,13 +132,31 @@ def _import(package: str) -> Any:
         ) from error
 
 
-def _from_file(path: Path, name: str, inputs: list[str]) -> ModelCall:
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+def _import_file(path: Path) -> ModuleType:
+    """The module of a file, as Python would import it in its folder: it can import its neighbours, and be found."""
+    name, folder = _module_name(path), str(path.resolve().parent)
+    module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None or not path.exists():
         raise InputError(f"there is no file {path}", where="SPEC", hint="check the path")
     module = importlib.util.module_from_spec(module_spec)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    sys.modules[name] = module
     module_spec.loader.exec_module(module)
-    function = getattr(module, name, None)
+    return module
+
+
+def _module_name(path: Path) -> str:
+    """What the module of a file is called: as the file, unless another module is called so."""
+    name = re.sub(r"\W", "_", path.stem)
+    known = sys.modules[name] if name in sys.modules else importlib.util.find_spec(name)
+    file = getattr(known, "__file__", None) or getattr(known, "origin", None)
+    is_free = known is None or (file is not None and Path(file).resolve() == path.resolve())
+    return name if is_free else f"lens_model_{name}"
+
+
+def _from_file(path: Path, name: str, inputs: list[str]) -> ModelCall:
+    function = getattr(_import_file(path), name, None)
     if not callable(function):
         raise InputError(f"{path} has no function {name!r}", where="SPEC", hint="check the name")
     made = function()

@@ -1,5 +1,8 @@
 """The command line."""
 
+import json
+import sys
+
 import pytest
 
 from lens.cli import main
@@ -72,6 +75,43 @@ def test_a_file_may_bring_its_inputs(model_file, capsys):
     assert "relu_1_2" in capsys.readouterr().out
 
 
+DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Config:
+    width: int = 4
+
+def make():
+    return nn.Linear(Config().width, 2)
+"""
+PICKLED = """
+import pickle
+from torch import nn
+
+class Plain(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+def make():
+    return pickle.loads(pickle.dumps(Plain()))
+"""
+NEIGHBOUR = "from layers_beside_it import layer\n\ndef make():\n    return layer\n"
+
+
+@pytest.mark.parametrize("text", [DATACLASS, PICKLED, NEIGHBOUR], ids=["dataclass", "pickle", "neighbour"])
+@pytest.mark.parametrize("name", ["model_of_the_user.py", "json.py", "not a-name.3.py"])
+def test_a_file_is_loaded_as_python_does(text, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / name).write_text(text)
+    (tmp_path / "layers_beside_it.py").write_text("from torch import nn\n\nlayer = nn.ReLU()\n")
+    assert main(["trace", f"{tmp_path / name}:make", "--input", "1x4"]) == 0
+    assert "operations in" in capsys.readouterr().out
+    assert sys.modules["json"] is json
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +122,7 @@ def test_a_file_may_bring_its_inputs(model_file, capsys):
         (["trace", "FILE:other"], "no function"),
         (["trace", "FILE:make", "--input", "2xz"], "not the shape"),
         (["trace", "FILE:make", "--input", "2x4:strange"], "not the shape"),
+        (["trace", "FILE:make", "--input", "2x999999999999999999"], "no input"),
         (["trace", "torchvision:resnet"], "Unknown model"),
         (["trace", "timm:resnet"], "Unknown model"),
         (["trace", "transformers:resnot"], "no model"),

@@ -162,6 +162,7 @@ def test_what_the_users_model_raises_is_no_traceback(spec, name, message, capsys
     err = capsys.readouterr().err
     assert message in err
     assert "--debug" in err
+    assert ("--input" in err) is (name == "wrong")
     with pytest.raises((RuntimeError, ZeroDivisionError)):
         main(["--debug", "trace", spec.replace("make", name)])
 
