@@ -16,13 +16,13 @@ from attrs import frozen
 from torch import nn
 
 from lens.errors import InputError
+from lens.usual_inputs import dtype_of, input_names, usual_shape
 
 _SHAPE = re.compile(r"(?P<shape>\d+(x\d+)*)(:(?P<dtype>\w+))?")
 _HINT = "file.py:function, torchvision:NAME, timm:NAME, or transformers:CONFIG"
 #: Token ids of generated inputs stay below this.
 _VOCABULARY = 100
 _VISION_SIZE = "1x3x224x224"
-_TOKENS = "1x16"
 
 
 @frozen
@@ -50,19 +50,14 @@ def load_spec(spec: str, inputs: list[str]) -> ModelCall:
         raise InputError(f"{spec!r} is not a model spec", where="SPEC", hint=f"give {_HINT}")
     if source.endswith(".py"):
         return _from_file(Path(source), name, inputs)
-    makers: dict[str, Callable[[str], tuple[nn.Module, str]]] = {
-        "torchvision": _torchvision,
-        "timm": _timm,
-        "transformers": _transformers,
-    }
+    if source == "transformers":
+        model = _transformers(name).eval()
+        return ModelCall(model, (), _transformers_kwargs(model, inputs))
+    makers: dict[str, Callable[[str], tuple[nn.Module, str]]] = {"torchvision": _torchvision, "timm": _timm}
     if source not in makers:
         raise InputError(f"{spec!r} is not a model spec", where="SPEC", hint=f"give {_HINT}")
     model, usual = makers[source](name)
-    default = "int64" if source == "transformers" else "float32"
-    args = tuple(make_input(text, default) for text in inputs or [usual])
-    if source == "transformers":
-        return ModelCall(model.eval(), (), _transformers_kwargs(model, args))
-    return ModelCall(model.eval(), args, {})
+    return ModelCall(model.eval(), tuple(make_input(text) for text in inputs or [usual]), {})
 
 
 def make_input(text: str, default_dtype: str = "float32") -> torch.Tensor:
@@ -197,27 +192,40 @@ def _timm(name: str) -> tuple[nn.Module, str]:
     return model, "x".join(str(n) for n in (1, *size))
 
 
-def _transformers(name: str) -> tuple[nn.Module, str]:
+def _transformers(name: str) -> nn.Module:
     if importlib.util.find_spec("torchvision"):
         import_torchvision()
     transformers = _import("transformers")
     cls = getattr(transformers, name, None)
     try:
         config = cls() if isinstance(cls, type) else transformers.AutoConfig.for_model(name)
-        return transformers.AutoModel.from_config(config), _TOKENS
+        model: nn.Module = transformers.AutoModel.from_config(config)
     except (ValueError, KeyError) as error:
         raise InputError(
             f"transformers has no model for {name!r}",
             where="SPEC",
             hint="give a model type such as gpt2, or a configuration class such as GPT2Config",
         ) from error
+    return model
 
 
-def _transformers_kwargs(model: nn.Module, args: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    """Arguments by name: transformers' models take many, and encoder-decoders need tokens for both sides."""
-    config: Any = model.config
-    names = [getattr(model, "main_input_name", "input_ids")]
-    if getattr(config, "is_encoder_decoder", False):
-        names.append("decoder_input_ids")
-    given = list(args) + [args[0]] * (len(names) - len(args))
-    return dict(zip(names, given, strict=False))
+def _transformers_kwargs(model: nn.Module, inputs: list[str]) -> dict[str, Any]:
+    """Arguments by name: transformers' models take many. A decoder gets the tokens of the encoder."""
+    names, cls = input_names(model), type(model).__name__
+    if len(inputs) > len(names):
+        raise InputError(
+            f"{cls} is given {' and '.join(names)}, and no {len(inputs)} inputs",
+            where="--input",
+            hint="let a function in a file return the model and its arguments: file.py:function",
+        )
+    made: dict[str, Any] = {}
+    for place, name in enumerate(names):
+        text = inputs[place] if place < len(inputs) else usual_shape(name, model.config)
+        if place >= len(inputs) and "input_ids" in made:
+            made[name] = made["input_ids"]
+        elif text is not None:
+            made[name] = make_input(text, dtype_of(name))
+        else:
+            hint = f"give the shape of {name}: --input SHAPE"
+            raise InputError(f"the usual input of {cls} is not known", where="--input", hint=hint)
+    return made

@@ -2,10 +2,16 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
+from lens import model_specs
 from lens.cli import main
+from lens.errors import InputError
+from lens.model_specs import load_spec
 
 MODEL_FILE = """
 import torch
@@ -70,6 +76,54 @@ def test_model_libraries(spec, arguments, capsys):
     assert "operations in" in capsys.readouterr().out
 
 
+class OfConfig(nn.Module):
+    """What the command line looks at of a model of transformers."""
+
+    def __init__(self, main_input_name, **sizes):
+        super().__init__()
+        self.main_input_name, self.config = main_input_name, SimpleNamespace(**sizes)
+
+    def forward(self, decoder_input_ids=None, **inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "made"),
+    [
+        (OfConfig("input_ids"), [], {"input_ids": (torch.int64, 1, 16)}),
+        (OfConfig("pixel_values"), [], {"pixel_values": (torch.float32, 1, 3, 224, 224)}),
+        (OfConfig("pixel_values", image_size=[8, 9]), [], {"pixel_values": (torch.float32, 1, 3, 8, 9)}),
+        (
+            OfConfig("pixel_values", vision_config=SimpleNamespace(model_type="v", image_size=32, num_channels=1)),
+            [],
+            {"pixel_values": (torch.float32, 1, 1, 32, 32)},
+        ),
+        (OfConfig("pixel_values", num_frames=4), ["1x2x3x8x8"], {"pixel_values": (torch.float32, 1, 2, 3, 8, 8)}),
+        (OfConfig("input_values"), [], {"input_values": (torch.float32, 1, 16000)}),
+        (
+            OfConfig("input_features", is_encoder_decoder=True, num_mel_bins=80, max_source_positions=1500),
+            [],
+            {"input_features": (torch.float32, 1, 80, 3000), "decoder_input_ids": (torch.int64, 1, 16)},
+        ),
+        (
+            OfConfig("input_ids", is_encoder_decoder=True),
+            ["1x8", "1x3"],
+            {"input_ids": (torch.int64, 1, 8), "decoder_input_ids": (torch.int64, 1, 3)},
+        ),
+    ],
+)
+def test_inputs_of_transformers_follow_the_configuration(model, inputs, made, monkeypatch):
+    monkeypatch.setattr(model_specs, "_transformers", lambda name: model)
+    given = load_spec("transformers:any", inputs).kwargs
+    assert {name: (tensor.dtype, *tensor.shape) for name, tensor in given.items()} == made
+
+
+def test_an_input_that_nothing_is_known_of_is_asked_for(monkeypatch):
+    monkeypatch.setattr(model_specs, "_transformers", lambda name: OfConfig("past_values"))
+    with pytest.raises(InputError, match=r"usual input(.|\n)*shape of past_values"):
+        load_spec("transformers:any", [])
+
+
 def test_a_file_may_bring_its_inputs(model_file, capsys):
     assert main(["trace", f"{model_file}:make_with_input"]) == 0
     assert "relu_1_2" in capsys.readouterr().out
@@ -126,6 +180,7 @@ def test_a_file_is_loaded_as_python_does(text, name, tmp_path, monkeypatch, caps
         (["trace", "torchvision:resnet"], "Unknown model"),
         (["trace", "timm:resnet"], "Unknown model"),
         (["trace", "transformers:resnot"], "no model"),
+        (["trace", "transformers:albert", "--input", "1x16", "--input", "1x7"], "is given input_ids, and no 2 inputs"),
         (["show", "missing.lens"], "cannot be read"),
     ],
 )
