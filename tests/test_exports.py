@@ -318,6 +318,24 @@ def test_strange_names_are_written_for_everyone(tmp_path):
     assert len(pandas.read_csv(history.export(tmp_path / "t.csv"))) == len(history.graph.ops)
 
 
+def test_names_that_are_no_utf8_are_exported(tmp_path):
+    code = compile("def forward(x):\n    return x.relu() + 1\n", "/home/nu\udcff/net.py", "exec")
+    space = {}
+    exec(code, space)
+    model = nn.Module()
+    model.add_module("a\udcffb", nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()))
+    model.forward = lambda x: space["forward"](model.get_submodule("a\udcffb")(x))
+    history = lens.trace(model, torch.ones(3, 2))
+    assert history["relu_2"].location.file == "/home/nu\udcff/net.py"
+    for name, cls in renderer_classes().items():
+        if not cls.needs_model:
+            history.export(tmp_path / name, name)
+    for table in TABLES:
+        history.export(tmp_path / table, "parquet", table=table)
+    assert "/home/nu\ufffd/net.py" in set(history.to_pandas("operations")["file"])
+    assert "nu\udcff" in json.dumps(json.loads((tmp_path / "model-explorer").read_text()), ensure_ascii=False)
+
+
 # The registry, and what all renderers have in common
 
 

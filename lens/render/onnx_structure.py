@@ -18,7 +18,7 @@ from lens.ir.facets import Containment, Labels
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.types import RAGGED
-from lens.render.renderer import Renderer, Traced, optional
+from lens.render.renderer import Renderer, Traced, in_utf8, optional
 from lens.render.tables import print_arguments
 
 OPERATIONS, MODULES = "lens", "lens.modules"
@@ -131,7 +131,7 @@ class _Writer:
         assert scope is not None
         names = self._names(block)
         ends = ([names[v] for v in end] for end in (block.inputs, block.outputs))
-        note = f"{scope.cls}, module {scope.address}"
+        note = in_utf8(f"{scope.cls}, module {scope.address}")
         function = self.helper.make_function(
             MODULES, "", *ends, self._nodes(block, names), self._opsets(), doc_string=note
         )
@@ -148,7 +148,7 @@ class _Writer:
         scope = block.scope
         assert scope is not None
         inputs, outputs = ([names[v] for v in end] for end in (block.inputs, block.outputs))
-        name = "/".join((scope.address, *outputs[:1]))
+        name = in_utf8("/".join((scope.address, *outputs[:1])))
         node = self.helper.make_node(self.function_names[block], inputs, outputs, name, domain=MODULES)
         self._metadata(node, {"lens.module": scope.address, "lens.class": scope.cls, "lens.location": scope.location})
         return node
@@ -161,7 +161,7 @@ class _Writer:
         name = outputs[0] if outputs else label  # labels may stand several times in a block, names of nodes may not
         operands = [names[v] if self._flows(v) else self._leaf_text(v) for v in op.operands]
         leaves = "\n".join(self._leaf_text(v) for v in op.operands if not self._flows(v))
-        facts = {"arguments": print_arguments(op, operands) or None, "tensors_of_the_model": leaves or None}
+        facts = {"arguments": in_utf8(print_arguments(op, operands)) or None, "tensors_of_the_model": leaves or None}
         node = self.helper.make_node(kind, inputs, outputs, name, domain=OPERATIONS, **facts)
         self._metadata(node, {"lens.label": label, "lens.function": op.function, "lens.location": op.location})
         return node
@@ -174,7 +174,7 @@ class _Writer:
     def _leaf_text(self, value: ValueId) -> str:
         known = self.graph.values[value]
         leaf = self.graph.leaves[known.leaf or 0]
-        return f"@{leaf.addresses[0] if leaf.addresses else leaf.kind}: {known.type}"
+        return in_utf8(f"@{leaf.addresses[0] if leaf.addresses else leaf.kind}: {known.type}")
 
     def _info(self, value: ValueId, name: str) -> Any:
         kind = self.graph.values[value].type
@@ -187,7 +187,7 @@ class _Writer:
         for key, fact in facts.items():
             if fact is not None:
                 entry = proto.metadata_props.add()
-                entry.key, entry.value = key, str(fact)
+                entry.key, entry.value = key, in_utf8(str(fact))
 
 
 def _free(text: str, taken: dict[str, int]) -> str:

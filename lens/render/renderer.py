@@ -6,6 +6,7 @@ of a folder. It is pure: it writes nothing itself, and gives the same for the sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
@@ -19,6 +20,8 @@ from lens.ir.payloads import PayloadStore
 
 #: A text, bytes, or files by their names, for a folder.
 Rendered: TypeAlias = str | bytes | Mapping[str, str | bytes]
+#: What stands in text for bytes of a file's name that are no UTF-8.
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
 
 
 class Traced(Protocol):
@@ -69,6 +72,11 @@ def why_no_renderer(candidate: Any) -> str:
             return f"its {part} is a {type(text).__name__}"
     why = why_no_facets(candidate.requires)
     return f"its requires is {why}" if why else ""
+
+
+def in_utf8(text: str) -> str:
+    """Text that UTF-8 has a form for, as names of files may be none."""
+    return _NO_UTF8.sub("\ufffd", text)
 
 
 def optional(package: str, where: str, hint: str = "pip install 'lens-trace[export]'") -> Any:

@@ -20,7 +20,7 @@ from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.printer import print_template
 from lens.ir.templates import Slot, slots
-from lens.render.renderer import Rendered, Renderer, Traced, optional
+from lens.render.renderer import Rendered, Renderer, Traced, in_utf8, optional
 
 if TYPE_CHECKING:
     import pandas
@@ -221,11 +221,18 @@ def data_frame(history: Traced, table: str = "layers") -> pandas.DataFrame:
     columns = TABLES[table].columns
     cells = list(zip(*TABLES[table].rows(history), strict=True)) or [()] * len(columns)
     data = {
-        name: pd.Series(list(cell), dtype=DTYPES[kind])
+        name: pd.Series(_cells(cell, kind), dtype=DTYPES[kind])
         for (name, kind), cell in zip(columns.items(), cells, strict=True)
     }
     frame: pandas.DataFrame = pd.DataFrame(data)
     return frame
+
+
+def _cells(cells: Sequence[Any], kind: str) -> list[Any]:
+    """The cells of a column, texts such as pandas takes."""
+    if kind == "text":
+        return [text and in_utf8(text) for text in cells]
+    return [list(map(in_utf8, texts)) for texts in cells] if kind == "texts" else list(cells)
 
 
 @frozen

@@ -33,7 +33,7 @@ class ModelExplorerRenderer(Renderer):
     def render(self, history: Traced) -> str:
         """One collection of one graph, as text."""
         graph = explorer_graph(history.graph)
-        return json.dumps({"label": graph["id"], "graphs": [graph]}, ensure_ascii=False)
+        return json.dumps({"label": graph["id"], "graphs": [graph]})
 
 
 def explorer_graph(graph: Graph) -> Json:
