@@ -132,7 +132,7 @@ def compare(first: HistoryFacts, second: HistoryFacts, tolerance: Tolerance) -> 
         old, new = first.entry(a), second.entry(b)
         changes += _structure(old, new, [pairs.get(n) for n in first.index.parents[a]], [*second.index.parents[b]])
         alike = (old.tensor_shape, old.tensor_dtype) == (new.tensor_shape, new.tensor_dtype)
-        if alike and old.is_saved and new.is_saved and not (_is_empty(old) or _is_empty(new)):
+        if alike and old.is_saved and new.is_saved and not (_tells_nothing(old) or _tells_nothing(new)):
             compared += 1
             changes += _values(old, new, tolerance)
         times += _time(old, new, tolerance.slower)
@@ -237,8 +237,12 @@ def _call(op: Op) -> str:
     return f"{op.function.name}({', '.join([*args, *named])})"
 
 
-def _is_empty(entry: OpEntry) -> bool:
-    """Whether what was saved has no elements, as on the meta device."""
+def _tells_nothing(entry: OpEntry) -> bool:
+    """Whether what was saved has no elements, as on the meta device, or is uninitialised memory."""
+    graph = entry._history.graph
+    producer = graph.values[entry._row.value].producer
+    if producer is not None and graph.ops[producer].makes_garbage:
+        return True
     payload = entry._history.payloads.values[entry._row.value]
     return isinstance(payload, Held) and not has_elements(payload.tensor)
 
@@ -249,6 +253,11 @@ def _values(old: OpEntry, new: OpEntry, tolerance: Tolerance) -> Iterator[Change
         before, after = old.tensor_contents, new.tensor_contents
     except PayloadError as error:
         yield Change(*names, "values", "", f"cannot be compared: {error.what}")
+        return
+    if before is after:  # of a class that cannot be compared, perhaps
+        return
+    if before.is_nested and [part.shape for part in before.unbind()] != [part.shape for part in after.unbind()]:
+        yield Change(*names, "values", "", "parts of other shapes")
         return
     found = attempt(lambda: _largest_difference(plain_tensor(before), plain_tensor(after), tolerance))
     if found is not None:  # torch cannot compare all dtypes, nor all classes of tensors

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import LSTMLoop, TwoBranches
+from models import Body, LSTMLoop, TwoBranches
 from torch import nn
 
 import lens
@@ -144,6 +144,28 @@ def test_what_has_no_elements_and_what_torch_cannot_compare():
 
     assert halves(1).diff(halves(1)).compared == 4
     assert ("to_1_2", "values") in kinds(halves(1).diff(halves(2)))
+
+
+def test_uninitialised_memory_says_nothing():
+    def forward(x):
+        return torch.empty(64, 64), x.new(64, 64), x.new([1.0, 2.0]) + 1
+
+    histories = []
+    for number in (7.0, 9.0):
+        filled = [torch.full((64, 64), number) for _ in range(20)]
+        del filled
+        histories.append(lens.trace(Body(forward), torch.ones(4)))
+    first, second = histories
+    assert not first.diff(second).changes
+    assert lens.validate.check(first).ok
+
+
+def test_the_same_tensor_is_equal_to_itself_and_parts_have_shapes():
+    masked = lens.trace(Body(lambda x: torch.masked.masked_tensor(x, x > 0) + 1), torch.ones(3))
+    assert not masked.diff(masked).changes
+    of = lambda *lengths: torch.nested.nested_tensor([torch.zeros(n) for n in lengths])
+    one, other = (lens.trace(Body(lambda x: x * 1), x) for x in (of(2, 3), of(1, 3)))
+    assert {change.after for change in one.diff(other).changes if change.what == "values"} == {"parts of other shapes"}
 
 
 def test_wiring():

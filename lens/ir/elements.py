@@ -9,7 +9,7 @@ from typing import Literal, NewType
 
 from attrs import field, frozen
 
-from lens.ir.templates import Template
+from lens.ir.templates import Seq, Template
 from lens.ir.types import TensorType
 
 OpId = NewType("OpId", int)
@@ -21,6 +21,7 @@ LeafKind = Literal["input", "parameter", "buffer", "constant", "external"]
 #: The keyword under which an op tells the autocast state of its call; no argument of its function.
 AUTOCAST = "autocast"
 LEAF_KINDS: tuple[LeafKind, ...] = ("input", "parameter", "buffer", "constant", "external")
+_UNINITIALISED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
 
 
 @frozen(cache_hash=True)
@@ -155,6 +156,15 @@ class Op:
         if not self.effects:
             return self.results
         return self.results + tuple(new for _, new in self.effects)
+
+    @property
+    def makes_garbage(self) -> bool:
+        """Whether it makes uninitialised memory."""
+        name = self.function.name.partition(".")[0]
+        if name == "new":  # of sizes; of data it makes a tensor of these
+            sizes = (isinstance(arg, int) or (isinstance(arg, Seq) and arg.kind == "size") for arg in self.args[1:])
+            return all(sizes)
+        return name in _UNINITIALISED
 
 
 @frozen(weakref_slot=False)

@@ -23,7 +23,6 @@ from lens.ir.templates import Opaque, children
 from lens.replay.operation import run_operation, written_operands
 
 _FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
-_UNINITIALISED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
 Tensors: TypeAlias = Mapping[ValueId, torch.Tensor]
 
 
@@ -132,7 +131,7 @@ class Interpreter:
         found = self.of_model()
         found.update({leaf.value: self._leaf(leaf) for leaf in self.graph.leaves if leaf.value not in found})
         for op in self.graph.ops:
-            if makes_garbage(op) or why_not_run(op, self.payloads):
+            if op.makes_garbage or why_not_run(op, self.payloads):
                 found.update({v: self.payloads.read(v) for v in op.results if v in self.payloads})
         return found
 
@@ -204,8 +203,3 @@ def _objects(op: Op) -> Iterator[Opaque]:
         if isinstance(template, Opaque):
             yield template
         stack.extend(children(template))
-
-
-def makes_garbage(op: Op) -> bool:
-    """Whether an operation makes uninitialised memory."""
-    return op.function.name.partition(".")[0] in _UNINITIALISED

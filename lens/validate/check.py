@@ -17,7 +17,7 @@ from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore, has_elements
-from lens.replay.interpreter import Interpreter, makes_garbage, why_not_run
+from lens.replay.interpreter import Interpreter, why_not_run
 from lens.stages import stage
 from lens.validate.comparing import difference, kind_of, same
 from lens.validate.group_testing import are_deaf, reacting
@@ -201,7 +201,7 @@ class _Check:
         self.unsaved.update({v: t for v, t in replayed.items() if v not in self.payloads})
         if not all(has_elements(t) for t in (*operands.values(), *saved.values())):
             raise _StopError("exempt", "a tensor without data")
-        if makes_garbage(op):
+        if op.makes_garbage:
             raise _StopError("exempt", "makes uninitialised memory")
         if not saved.keys() <= replayed.keys():
             if not op.function.composite:

@@ -95,7 +95,7 @@ def _is_model(deaf: Deaf) -> bool:
     names = (deaf.name.endswith(("_like", "_as", "_as_", "_backward")), deaf.name.startswith(("new_", "_new_zeros")))
     return (
         any(names)
-        or deaf.name in _POSITIONS
+        or deaf.name in ("new", *_POSITIONS)
         or (deaf.name == "bernoulli" and len(deaf.op.args) > 1)  # with a probability of its own
         or (deaf.name in ("to", "type") and deaf.op.operands.index(deaf.value) == 1)
     )
