@@ -118,6 +118,13 @@ _UPDATES_STATISTICS: dict[str, tuple[Place, tuple[Place, ...]]] = {
     **dict.fromkeys(("_batch_norm_impl_index", "cudnn_batch_norm", "miopen_batch_norm"), _BATCH_STATISTICS),
     "instance_norm": ((5, "use_input_stats"), ((3, "running_mean"), (4, "running_var"))),
 }
+#: Functions that write to their arguments without torch counting it: those of the fused optimizers and of the scaler.
+UNCOUNTED = frozenset(
+    [
+        *("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_"),
+        *("_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"),
+    ]
+)
 #: Functions that draw random numbers without the tag in their schema: a dropout argument inside, or no schema.
 _HIDDEN_RANDOM = frozenset(
     ["lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_", "kaiming_uniform_"]
@@ -421,20 +428,22 @@ def _writes(function: Any, name: str, schemas: list[Any]) -> tuple[int | str, ..
     in_place = name.endswith("_") and not name.endswith("__")
     operator = name == "__setitem__" or (name.startswith("__i") and name.endswith("__"))
     not_operators = ("__invert__", "__init__", "__iter__", "__index__", "__int__")
-    if (in_place and name not in _NOT_IN_PLACE) or (operator and name not in not_operators):
+    if operator and name not in not_operators:
         return (0,)
-    if in_place or isinstance(function, FunctionType):
-        return ()
-    return _declared_writes(name, [schema for schema in schemas if schema._overloadname == "default"])
+    if name in _NOT_IN_PLACE or isinstance(function, FunctionType):
+        return (0,) if in_place and name not in _NOT_IN_PLACE else ()
+    declared = _declared_writes(name, [schema for schema in schemas if schema._overloadname == "default"])
+    return (0, *(place for place in declared if place != 0)) if in_place else declared
 
 
 def _declared_writes(name: str, schemas: list[Any]) -> tuple[int | str, ...]:
-    """Positions, or names if there is no position, of the arguments that schemas say are written to."""
+    """Positions and names of the arguments that schemas say are written to; the first one has no name."""
     places: set[int | str] = set()
     for schema in schemas:
         for position, argument in enumerate(schema._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                places.add(argument.name if argument.kwarg_only else position)
+                places.update([] if argument.kwarg_only else [position])
+                places.update([argument.name] if position else [])
     if name in _UPDATES_STATISTICS:
-        places -= {position for position, _ in _UPDATES_STATISTICS[name][1]}
+        places.difference_update(*_UPDATES_STATISTICS[name][1])
     return tuple(sorted(places, key=str))

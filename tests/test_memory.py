@@ -538,3 +538,54 @@ def test_views_of_one_memory_are_not_gone_through_for_each_new_one(monkeypatch):
     first = history.graph.inputs.values[0]
     assert sum(value.alias_of == first for value in history.graph.values) == 1000
     assert len(seen) < 5 * len(x)
+
+
+class FusedSteps(nn.Module):
+    """Two steps of an optimizer, whose state is a result."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.fc = nn.Linear(2, 1, bias=False)
+        self.optimizer = getattr(torch.optim, kind)(self.fc.parameters(), lr=0.1, fused=True, **options)
+
+    def forward(self, x):
+        for step in (1.0, 2.0):
+            self.fc.weight.grad = x.view(1, 2) * step
+            self.optimizer.step()
+        (state,) = self.optimizer.state.values()
+        return [value * 1 for value in state.values() if isinstance(value, torch.Tensor)], self.fc(x)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("Adam", {}), ("AdamW", {"amsgrad": True}), ("SGD", {"momentum": 0.9}), ("Adagrad", {})],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_fused_optimizer_writes_to_all_that_its_schema_says(kind, options, backend):
+    history = lens.trace(model := FusedSteps(kind, **options), torch.ones(2), backend=backend)
+    states = [e for e in history if e.is_output_layer and tuple(e.tensor_shape) == (1, 2)]
+    made = [history[history[e.parent_layers[0]].parent_layers[0]] for e in states]
+    assert {e.layer_type for e in made} == {f"fused{kind.lower()}"}
+    saved = [e.tensor_contents.clone() for e in made]
+    model(torch.ones(2))  # torch counts none of its writes
+    assert all(map(torch.equal, [e.tensor_contents for e in made], saved))
+    assert lens.validation_report(FusedSteps(kind, **options), torch.ones(2), backend=backend).ok
+
+
+def test_what_is_written_to_may_be_given_by_name():
+    def forward(x):
+        scale, growth = x[:1] * 4, torch.zeros((), dtype=torch.int32)
+        torch._amp_update_scale_(
+            scale,
+            growth_tracker=growth,
+            found_inf=x[:1] * 0,
+            scale_growth_factor=2.0,
+            scale_backoff_factor=0.5,
+            growth_interval=3,
+        )
+        return scale + growth
+
+    history = traced(forward, torch.ones(2))
+    assert not history["zeros_1"].tensor_contents.any()
+    assert history["add_1"].parent_layers == ["ampupdatescale_1_6"]

@@ -27,7 +27,7 @@ from lens.capture.sites import CLOSED_CLASSES, Locator, is_closed
 from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
-from lens.functions import Function, statistics_of, tensors_in
+from lens.functions import UNCOUNTED, Function, statistics_of, tensors_in
 from lens.ir.tape import RawTemplate, ReadRow, Site
 from lens.ir.templates import Slot
 
@@ -396,16 +396,20 @@ class Recorder(OperandRecorder):
         super().end()
         if self._holds_some:
             self.keeper.trust(self._by_id.values())
-            self.keeper.copy_values(self._statistics())
+            self.keeper.copy_values(self._uncounted())
         self.tape.scopes[:] = self.calls.scope_rows()
 
-    def _statistics(self) -> set[int]:
-        """The values of running statistics: torch counts no write when a later call of the model changes them."""
+    def _uncounted(self) -> set[int]:
+        """The values of running statistics, and of what is like them: torch counts no write when a later call of the
+        model changes them."""
         found: set[int] = set()
         updates = set()
-        for position, (function, _, operands, args, kwargs, *_) in enumerate(self._ops):
+        for position, (function, _, operands, args, kwargs, results, *_) in enumerate(self._ops):
             if not function.mutates:
                 continue
+            if function.name.partition(".")[0] in UNCOUNTED:
+                found.update(results)
+                updates.add(position)
             for place, name in statistics_of(function.name):
                 given = args[place] if place < len(args) else (kwargs or {}).get(name)
                 if type(given) is Slot:
