@@ -197,6 +197,13 @@ def test_scripted_parts_are_disclosed_or_holes():
     assert audit(model, x, backend="torch_dispatch").ok
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_looking_into_a_frozen_script_is_no_hole(backend):
+    frozen = torch.jit.freeze(torch.jit.script(nn.Linear(2, 2).eval()))  # its weights are constants of its graph
+    result = audit(Body(lambda x: frozen(x)), torch.ones(2, 2), backend=backend)
+    assert result.ok, str(result)
+
+
 def test_the_audit_leaves_the_run_as_it_is():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
     torch.manual_seed(0)

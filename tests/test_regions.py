@@ -514,6 +514,28 @@ def test_writes_of_scripted_code_are_effects():
     assert torch.equal(model.part.calls, torch.ones(4))
 
 
+@torch.jit.script
+def add_one_in_place(x):
+    x += 1
+    return x * 2
+
+
+@torch.jit.script
+def calls_another(x):
+    return add_one_in_place(x)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_what_a_scripted_function_writes_in_another_is_an_effect(backend):
+    def forward(model, x):
+        y = x * 2
+        return calls_another(y), y + 1
+
+    history = lens.trace(Model(forward), (X,), backend=backend)
+    assert torch.equal(history["mul_1"].tensor_contents, X * 2)
+    assert history["add_1"].parent_layers == ["scriptfunction_1_2"]
+
+
 def test_a_thread_that_outlives_the_forward_is_disclosed():
     go = threading.Event()
     workers = []

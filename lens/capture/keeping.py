@@ -24,8 +24,8 @@ from lens.ir.tape import UNUSED, ModuleNames
 UNSEEN: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "DisableTorchFunction", nullcontext)
 
 
-#: Keeps the user's transform from a dispatch mode. private: without it ``torch_dispatch`` would record it.
-_MODES_OFF: Callable[[], AbstractContextManager[Any]] = getattr(
+#: Keeps the user's transform, and what lens itself computes, from dispatch modes. private: without it they see it.
+MODES_OFF: Callable[[], AbstractContextManager[Any]] = getattr(
     torch.utils._python_dispatch, "_disable_current_modes", nullcontext
 )
 
@@ -120,7 +120,7 @@ class Keeper:
         if self.failure is not None:
             return
         given = tensor.detach() if self.selection.detach else tensor
-        with UNSEEN(), _MODES_OFF():
+        with UNSEEN(), MODES_OFF():
             kept: object = attempt(lambda: transform(given))
             if not isinstance(kept, torch.Tensor):
                 wrong = TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
@@ -219,7 +219,7 @@ def _described(tensor: torch.Tensor) -> str:
 
 def has_drawn(state: torch.Tensor) -> bool:
     """Whether the default generator has drawn a number since it was in a state."""
-    with UNSEEN(), _MODES_OFF():  # a fake mode of the user's could not compare
+    with UNSEEN(), MODES_OFF():  # a fake mode of the user's could not compare
         return not torch.equal(state, torch.default_generator.get_state())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lens.capture.keeping import MODES_OFF
 from lens.capture.patches import Entries
 from lens.capture.regions import Sight, run_region
 from lens.ir.elements import FnRef
@@ -36,8 +37,8 @@ def _wrapper(kind: str) -> Callable[..., Any]:
                 return original(self, *args, **kwargs)
             owner = getattr(self, "owner", None)
             tensors = [] if owner is None else list(_tensors(owner))
-            graph = self.graph if owner is None else self.inlined_graph
-            writes = _WRITES.search(str(graph)) is not None
+            with MODES_OFF():  # printing a graph prints its constants, which computes
+                writes = _WRITES.search(str(self.inlined_graph)) is not None
             frame = sys._getframe(1)
             return run_region(entries, ref, self, args, kwargs, frame, closed_over=tensors, may_write=writes)
 
