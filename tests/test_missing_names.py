@@ -33,6 +33,7 @@ NAMES = [
     ("torch._functorch.eager_transforms", "_func_increment_nesting", []),
     ("torch._functorch.eager_transforms", "grad_impl", []),
     ("torch._functorch.apis", "vmap_impl", []),
+    ("torch._vmap_internals", "_vmap", []),
     ("torch.jit._builtins", "_find_builtin _register_builtin", []),
     ("torch.utils._device", "_device_constructors", []),
     ("torch.nn.Module", "_call_impl", []),

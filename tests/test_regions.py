@@ -14,6 +14,7 @@ import threading
 import time
 import types
 import weakref
+from functools import partial
 
 import pytest
 import region_models
@@ -393,6 +394,32 @@ def test_a_gradient_in_the_forward_of_what_a_checkpoint_computes_again(parts, ba
     assert [op.function.name for op in history.graph.ops][-1] == "grad"
     assert find_problems(history.graph) == []
     assert lens.validate_saved_activations(model, x, backend=backend)
+
+
+def many_gradients(s, x):
+    x = x.requires_grad_()
+    y = s.b(x).pow(2)
+    return torch.autograd.grad(y, x, torch.eye(8).view(8, 2, 4), is_grads_batched=True)[0]
+
+
+def jacobian(s, x, **options):
+    return torch.autograd.functional.jacobian(lambda y: s.b(y).pow(3), x, vectorize=True, **options)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+@pytest.mark.parametrize(("forward", "name", "parents"), [
+    (many_gradients, "grad", ["pow_1_3", "requiresgrad_1_1", "view_1_5"]),
+    (jacobian, "grad", ["reshape_1_8", "requiresgrad_1_2", "fill_1_7"]),
+    (partial(jacobian, strategy="forward-mode"), "vmap", ["fill_1_3", "input_1"]),
+])  # fmt: skip
+def test_gradients_that_autograd_takes_many_at_once_are_one_operation(forward, name, parents, backend, tmp_path):
+    model, x = Model(forward, b=linear()), X.clone()
+    history = lens.trace(model, x, backend=backend)
+    assert history[f"{name}_1"].parent_layers == parents
+    assert all("tensor" in str(entry.tensor_contents) for entry in history)
+    history.save(tmp_path / "trace.lens")
+    report = lens.validation_report(model, x, backend=backend)
+    assert report.ok, report.failed
 
 
 def test_autograd_functions_are_scopes():

@@ -10,8 +10,10 @@ from importlib import import_module
 from threading import get_ident
 from typing import Any
 
+import torch
+
 from lens.capture.patches import Entries, patched
-from lens.capture.regions import Sight, note_closed_over, run_region, running, tensors_in
+from lens.capture.regions import Observer, Sight, note_closed_over, run_region, running, tensors_in
 from lens.ir.elements import FnRef
 
 #: Where a transformed function meets torch: module, attribute, name of the transform. They are looked up at each
@@ -27,6 +29,8 @@ _CALLS = (
 )
 #: Transforms made of others: seen as one operation if the transform is made during the trace, else as their parts.
 _MAKERS = ("jacrev", "jacfwd", "hessian")
+#: Private, too: who has the older ``vmap``, by which autograd takes many gradients at once (``is_grads_batched``).
+_LEGACY = ("torch._vmap_internals", "torch.autograd.functional")
 #: Where a function that ``functionalize`` made begins and ends. Private: without them its result is an external leaf.
 _BEGIN, _END = "_func_increment_nesting", "_func_decrement_nesting"
 
@@ -46,6 +50,8 @@ def watch_transforms(sight: Sight) -> None:
 def _patches() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
     """Module, attribute and wrapper of everything to be patched."""
     patches = [(import_module(module), attribute, _call_wrapper(name)) for module, attribute, name in _CALLS]
+    for module in map(import_module, _LEGACY):
+        patches.append((module, "_vmap", _wrap_legacy_vmap))
     for module in map(import_module, ("torch.func", "torch._functorch.eager_transforms")):
         patches += [(module, name, _maker_wrapper(name)) for name in _MAKERS]
         patches.append((module, "linearize", _call_wrapper("linearize")))
@@ -102,6 +108,27 @@ def _maker_wrapper(name: str) -> Callable[..., Any]:
         return make
 
     return wrap
+
+
+def _wrap_legacy_vmap(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+    ref = FnRef("torch._vmap_internals", "vmap")
+
+    def make(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        mapped = original(function, *args, **kwargs)
+
+        @functools.wraps(mapped)
+        def call(*given: Any) -> Any:
+            if function.__module__ != torch.autograd.__name__:
+                return run_region(entries, ref, mapped, given, {}, sys._getframe(1))
+            with ExitStack() as stack:  # a part of ``torch.autograd.grad``, which is an operation
+                sights: list[Sight] = [sight for sight in entries.get(get_ident()) or () if sight.open]
+                for sight in reversed(sights):
+                    stack.enter_context(sight.covered(Observer(sight.recorder)))
+                return mapped(*given)
+
+        return call
+
+    return make
 
 
 def _wrap_beginning(original: Callable[..., int], entries: Entries) -> Callable[..., int]:
