@@ -127,7 +127,7 @@ def test_who_shows_memory_is_a_child_of_who_showed_it_before():
     assert history.to_networkx().has_edge("deepcopy_1_3", "deepcopy_2_4")
 
 
-@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
 def test_deep_copies_share_memory_as_what_they_copy_does(backend):
     """What stands in the memo are addresses of this run: none is an argument of the recorded call."""
 

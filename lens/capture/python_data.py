@@ -1,7 +1,7 @@
 """Ways between tensors and Python data that no operator of ATen shows, for the ``torch_dispatch`` backend.
 
-``t.tolist()`` and ``t.numpy()`` copy or show memory; ``torch.tensor([t])`` reads it. All three are C functions that the
-dispatcher hears nothing of.
+``t.tolist()`` and ``t.numpy()`` copy or show memory; ``torch.tensor([t])`` and ``copy.deepcopy(t)`` read it. That is
+done by C functions that the dispatcher hears nothing of.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _CONSTRUCTORS = (
     *("sparse_csr_tensor", "sparse_csc_tensor", "sparse_bsr_tensor", "sparse_bsc_tensor"),
 )
 _METHODS = ("new_tensor", "new")
+#: Copies the memory as bytes, which no operator shows.
+_COPIES = ("__deepcopy__",)
 _READS = ("tolist", "numpy", "__dlpack__", "data_ptr")
 #: Instructions whose numbers are an index, or the value of an item: torch takes lists of tensors there apart itself.
 _SUBSCRIPTS = frozenset({"BINARY_SUBSCR", "STORE_SUBSCR", "DELETE_SUBSCR"})
@@ -48,6 +50,7 @@ def watch_python_data(watcher: Watcher, stack: ExitStack) -> None:
     for owner, names, wrap in (
         (torch, _CONSTRUCTORS, _wrap_constructor),
         (torch.Tensor, _METHODS, _wrap_constructor),
+        (torch.Tensor, _COPIES, _wrap_copy),
         (torch.Tensor, _READS, _wrap_read),
     ):
         for name in names:
@@ -77,6 +80,16 @@ def _wrap_constructor(original: Callable[..., Any], entries: Entries) -> Callabl
         return stack[-1].construct(function, args, kwargs, sys._getframe(1), derived=derived)
 
     return construct
+
+
+def _wrap_copy(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
+    function = describe(original)
+
+    def copy(*args: Any) -> Any:
+        stack = entries.get(get_ident())
+        return stack[-1].construct(function, args, {}, sys._getframe(1), derived=True) if stack else original(*args)
+
+    return copy
 
 
 def _wrap_read(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
