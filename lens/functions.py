@@ -135,6 +135,8 @@ _CHANCES: dict[str, Place] = {
     **dict.fromkeys(("feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"), (2, "train")),
     "scaled_dot_product_attention": (4, "dropout_p"),
 }
+#: Operators of torch's own. Few others that draw random numbers have the tag that says so.
+_OWN_OPERATORS = frozenset({"torch.ops.aten", "torch.ops.prims", "torch.ops.prim"})
 _GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
 
 
@@ -148,6 +150,7 @@ class Function:
         kind: How a call of it is recorded.
         moves: What it writes to stays in memory as it is; the tensor lies elsewhere afterwards.
         reaches: It may show memory that none of its arguments shows.
+        random: It draws random numbers, or may.
         copies: ``__deepcopy__``, which is given a memo: the addresses of what has been copied before.
         plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
         fresh: A plain function all of whose results are new, each in memory of its own.
@@ -187,7 +190,9 @@ class Function:
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
         object.__setattr__(self, "recorded", self.kind in (Kind.OP, Kind.COMPOSITE))
-        object.__setattr__(self, "random", self.ref.random)
+        named = self.ref.namespace if self.kind is Kind.OP else ""
+        untold = named.startswith("torch.ops.") and named not in _OWN_OPERATORS
+        object.__setattr__(self, "random", self.ref.random or untold)
         object.__setattr__(self, "chance", _CHANCES.get(self.ref.name))
         object.__setattr__(self, "composite", self.kind is Kind.COMPOSITE)
         short = self.ref.name.partition(".")[0]

@@ -470,7 +470,7 @@ def _(s, x):
     return y + z
 
 
-@body("copies", fc=linear, gaps={"torch_dispatch": "external"})
+@body("copies", fc=linear)
 def _(s, x):
     y = x * 2
     memo = {}

@@ -23,7 +23,7 @@ import lens
 from lens.capture.conformance.suite import CASES
 from lens.capture.torch_function import TorchFunctionBackend
 from lens.cli import main
-from lens.errors import BackendError, ReplayError
+from lens.errors import BackendError, RenderError, ReplayError
 from lens.ir.facets import Conditionals
 from lens.ir.templates import Slot
 from lens.mementos import TensorMemento
@@ -351,6 +351,22 @@ def test_a_function_that_refuses_nonsense_in_its_own_way():
     (value,) = history.graph.inputs.values
     with pytest.raises(ReplayError, match="OddError: positive numbers only"):
         Interpreter(history.graph, history.payloads).run({value: -torch.ones(2, 3)})
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_custom_operator_that_draws_random_numbers_is_replayed_with_the_same(backend):
+    @torch.library.custom_op("lens_test::noisy", mutates_args=())
+    def noisy(x: torch.Tensor, draw: bool) -> torch.Tensor:
+        return x + torch.randn(2) if draw else x * 2
+
+    model = Body(lambda x: noisy(x, True) + noisy(x, False))
+    found = lens.validation_report(model, torch.ones(2), backend=backend)
+    assert found.ok, str(found)
+    assert [verdict.status for verdict in found.verdicts] == ["proved"] * 3
+    history = lens.trace(model, torch.ones(2), backend=backend)
+    assert [op.function.random for op in history.graph.ops] == [True, False, False]
+    with pytest.raises(RenderError, match="cannot stand apart"):
+        history.to_fx(noise="recorded")
 
 
 def test_a_missing_operation_is_a_failure():

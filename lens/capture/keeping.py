@@ -178,11 +178,12 @@ class Keeper:
 
     # Random number generators
 
-    def keep_generators(self, position: int, states: Mapping[str, torch.Tensor]) -> None:
-        """Keep the generator states from before the call at this position, if the call drew a number."""
-        if set(states) == {"cpu"} and not has_drawn(states["cpu"]):
-            return
-        self._states[position] = dict(states)
+    def keep_generators(self, position: int, states: Mapping[str, torch.Tensor]) -> bool:
+        """Keep the generator states from before the call at this position, if it drew a number; whether it did."""
+        drew = any(has_drawn(state, device) for device, state in states.items())
+        if drew:
+            self._states[position] = dict(states)
+        return drew
 
     def take_over(self, other: Keeper, values: Mapping[int, int], ops: int, memories: Mapping[int, int]) -> None:
         """Keep what another keeper has; its values, op positions and numbers of memories as they are called here."""
@@ -217,10 +218,13 @@ def _described(tensor: torch.Tensor) -> str:
     return f"a tensor of shape {tuple(tensor.shape)}"
 
 
-def has_drawn(state: torch.Tensor) -> bool:
-    """Whether the default generator has drawn a number since it was in a state."""
+def has_drawn(state: torch.Tensor, device: str = "cpu") -> bool:
+    """Whether the default generator of a device has drawn a number since it was in a state; of another: it may have."""
+    if device == "generator":
+        return True
     with UNSEEN(), MODES_OFF():  # a fake mode of the user's could not compare
-        return not torch.equal(state, torch.default_generator.get_state())
+        now = torch.default_generator.get_state() if device == "cpu" else torch.cuda.get_rng_state(device)
+        return not torch.equal(state, now)
 
 
 def generator_states(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

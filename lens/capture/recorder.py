@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from weakref import getweakrefcount, ref
 
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 
 from lens.capture.addresses import AddressBook
@@ -165,8 +166,8 @@ class Recorder(OperandRecorder):
         ops.append(
             (function.ref, position - begin, operands, args, kwargs, results, form, self.scope, site, duration, inside),
         )
-        if generators:
-            self.keeper.keep_generators(position, generators)
+        if generators and self.keeper.keep_generators(position, generators) and not function.ref.random:
+            ops[position] = (evolve(function.ref, random=True), *ops[position][1:])
         if self.stop is not None and results:
             self.stop.ran(self.described(function, results[0]), results[0], self.keeper)
 
