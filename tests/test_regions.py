@@ -28,6 +28,7 @@ from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -419,6 +420,37 @@ def test_gradients_that_autograd_takes_many_at_once_are_one_operation(forward, n
     assert all("tensor" in str(entry.tensor_contents) for entry in history)
     history.save(tmp_path / "trace.lens")
     report = lens.validation_report(model, x, backend=backend)
+    assert report.ok, report.failed
+
+
+def written_as_a_whole(y):
+    return TwoTensor(y, y.clone()).mul_(5)
+
+
+def written_in_part(y):
+    whole = TwoTensor(y, y.clone())
+    whole[:1].mul_(5)
+    return whole
+
+
+def written_deep_inside(y):
+    return TwoTensor(TwoTensor(y, y.clone()), TwoTensor(y * 3, y * 4)).mul_(5)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("write", [written_as_a_whole, written_in_part, written_deep_inside])
+def test_a_write_to_a_wrapper_is_one_to_what_it_wraps(write, backend):
+    def forward(s, x):
+        y = x * 1
+        first = y[:1]
+        return write(y) + 1, y + 1, first + 1
+
+    model = Model(forward)
+    history, outputs = traced(model, (X,), backend=backend)
+    saved = history["mul_1"].tensor_contents, history["clone_1"].tensor_contents
+    assert all(torch.equal(tensor, X) for tensor in saved)
+    assert all(torch.equal(made, plain) for made, plain in zip(outputs[1:], model(X)[1:], strict=True))
+    report = lens.validation_report(model, X, backend=backend)
     assert report.ok, report.failed
 
 

@@ -23,6 +23,7 @@ from lens.capture.entered import ModuleCalls
 from lens.capture.keeping import generator_states
 from lens.capture.nodes import node_class
 from lens.capture.operands import OperandRecorder
+from lens.capture.parts import copy_parts, renew_parts
 from lens.capture.selection import RunningOp, Selection
 from lens.capture.sites import CLOSED_CLASSES, Locator, is_closed
 from lens.capture.stopping import Stop
@@ -139,6 +140,8 @@ class Recorder(OperandRecorder):
         written = function.written(args, kwargs)
         if written:
             self.protect(written, operands, tensors_in((*args, *kwargs.values())), function, "out" in kwargs)
+            if self.encoder.has_met_subclass:
+                copy_parts(self, written)
         return written
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
@@ -168,6 +171,8 @@ class Recorder(OperandRecorder):
         )
         if generators and self.keeper.keep_generators(position, generators) and not function.ref.random:
             ops[position] = (evolve(function.ref, random=True), *ops[position][1:])
+        if written and self.encoder.has_met_subclass:
+            renew_parts(self, written)
         if self.stop is not None and results:
             self.stop.ran(self.described(function, results[0]), results[0], self.keeper)
 

@@ -6,20 +6,11 @@ only this: it came from that other tensor.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
 import torch
 
-from lens.capture.keeping import UNSEEN
+from lens.capture.parts import UNWRAP, WRAP, derive, parts_of
 from lens.capture.recorder import Recorder
 from lens.capture.regions import knows
-from lens.functions import Function, Kind, call_opaque
-from lens.ir.elements import FnRef
-
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
-_WRAP = Function(call_opaque, FnRef("lens", "wrap", opaque=True), Kind.OP)
-_UNWRAP = Function(call_opaque, FnRef("lens", "unwrap", opaque=True), Kind.OP)
 
 
 def value_by_wrapping(recorder: Recorder, tensor: torch.Tensor) -> int | None:
@@ -27,28 +18,13 @@ def value_by_wrapping(recorder: Recorder, tensor: torch.Tensor) -> int | None:
 
     Linear in the number of live tensors if the trace has met a subclass, else constant.
     """
-    inner = [part for part in _parts(tensor) if knows(recorder, part)]
+    inner = [part for part in parts_of(tensor) if knows(recorder, part)]
     if inner:
-        return _derive(recorder, _WRAP, inner, tensor)
+        return derive(recorder, WRAP, inner, tensor)
     if not recorder.encoder.has_met_subclass:
         return None
     for record in recorder.tensors.records():
         outer = record()
-        if outer is not None and any(part is tensor for part in _parts(outer)):
-            return _derive(recorder, _UNWRAP, [outer], tensor)
+        if outer is not None and any(part is tensor for part in parts_of(outer)):
+            return derive(recorder, UNWRAP, [outer], tensor)
     return None
-
-
-def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    if type(tensor) in _PLAIN:
-        return []
-    return [part for part in getattr(tensor, "__dict__", {}).values() if isinstance(part, torch.Tensor)]
-
-
-def _derive(recorder: Recorder, function: Function, sources: Sequence[torch.Tensor], tensor: torch.Tensor) -> int:
-    with UNSEEN():
-        call = recorder.start(function, (None, *sources), None, sys._getframe(2))
-        recorder.finish(call, tensor, 0.0)
-    record = recorder.tensors.find(tensor)
-    assert record is not None
-    return record.value
