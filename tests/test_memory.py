@@ -589,3 +589,17 @@ def test_what_is_written_to_may_be_given_by_name():
     history = traced(forward, torch.ones(2))
     assert not history["zeros_1"].tensor_contents.any()
     assert history["add_1"].parent_layers == ["ampupdatescale_1_6"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_write_to_a_part_of_a_quantized_tensor_replays(backend):
+    def forward(x):
+        quantized = torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+        quantized[0] = quantized[1]
+        return quantized.dequantize()
+
+    history = lens.trace(Body(forward), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), backend=backend)
+    report = check(history)
+    assert report.failed == (), str(report)
+    assert [verdict.status for verdict in report.verdicts] == ["proved"] * len(report.verdicts)

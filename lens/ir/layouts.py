@@ -31,8 +31,10 @@ class Layout:
 
     @classmethod
     def of(cls, tensor: Any, memory: int) -> Layout | None:
-        """The layout that a tensor has now; None for sparse, nested and quantized ones."""
-        if tensor.is_nested or tensor.is_quantized or str(tensor.layout) != "torch.strided":
+        """The layout that a tensor has now; None for sparse and nested ones, and for those quantized by channel."""
+        if tensor.is_nested or str(tensor.layout) != "torch.strided":
+            return None
+        if tensor.is_quantized and str(tensor.qscheme()) != "torch.per_tensor_affine":
             return None
         return cls(memory, tensor.storage_offset(), tuple(tensor.stride()), tensor.is_conj(), tensor.is_neg())
 

@@ -42,18 +42,21 @@ class Arena:
             self._memories[memory] = _allocate([(layout, tensors[value]) for value, layout in group.items()])
             for value, layout in group.items():
                 tensor = tensors[value]
-                self.placed[value] = self.show(layout, tensor.dtype, tuple(tensor.shape))
+                shape = tuple(tensor.shape)
+                self.placed[value] = self.show(layout, tensor.dtype, shape, tensor if tensor.is_quantized else None)
                 _fill(self.placed[value], tensor)
 
     def holds(self, layout: Layout | None) -> bool:
         """Whether the arena has the memory of this layout."""
         return layout is not None and layout.memory in self._memories
 
-    def show(self, layout: Layout, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor on memory that the arena has."""
+    def show(
+        self, layout: Layout, dtype: torch.dtype, shape: tuple[int, ...], like: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """A tensor on memory that the arena has; quantized as another one is, if that is given."""
         storage, start = self._memories[layout.memory]
         offset = layout.offset - start // dtype.itemsize
-        tensor = torch.empty(0, dtype=dtype, device=storage.device)
+        tensor = torch.empty(0, dtype=dtype, device=storage.device) if like is None else like.detach().clone()
         tensor.set_(storage, offset, shape, layout.strides)
         if layout.conj:
             tensor = tensor.conj()
