@@ -456,6 +456,22 @@ class Drawing(nn.Module):
         return x + torch.rand(3, generator=generator)
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "torch_dispatch"])
+def test_a_default_dtype_of_the_forward_is_that_of_the_program(backend):
+    def forward(x):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return torch.ones(2) * x, torch.full((2,), 0.1), torch.arange(2), torch.ones(2, dtype=torch.float32)
+        finally:
+            torch.set_default_dtype(before)
+
+    program = lens.trace(Body(forward), torch.ones(2), backend=backend).to_fx()
+    for given, wanted in zip(program(torch.rand(2)), forward(torch.rand(2)), strict=True):
+        assert given.dtype is wanted.dtype
+    assert "dtype" not in lens.trace(Body(lambda x: x + torch.ones(2)), torch.ones(2)).to_fx().code
+
+
 def test_a_generator_that_is_an_argument_is_the_one_given(tmp_path):
     x, history = torch.ones(3), lens.trace(Drawing(), torch.ones(3), {"generator": torch.Generator().manual_seed(0)})
     for program in (history.to_fx(), lens.load(history.save(tmp_path / "t.lens")).to_fx()):

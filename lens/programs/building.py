@@ -36,6 +36,8 @@ from lens.programs.sizes import Form, Size
 from lens.render.renderer import Traced
 from lens.replay.arguments import build
 from lens.replay.interpreter import why_not_run
+from lens.replay.operation import DEFAULTS
+from lens.schemas import schemas_of
 
 _NAME = re.compile(r"\W+")
 #: Names that the code of a ``GraphModule`` takes for something else.
@@ -268,7 +270,16 @@ class Builder:
         if describe(resolve(op.function)).copies and self.trace.values[op.results[0]].alias_of is not None:
             return self._copied_before(op, name)
         operands += [self._size(form) for form in self.integers.get(op.id, ())]
-        return add_call(self.graph, op, operands, self._op_objects(op), name)
+        return self._with_dtype(op, add_call(self.graph, op, operands, self._op_objects(op), name))
+
+    def _with_dtype(self, op: Op, node: fx.Node) -> fx.Node:
+        """The node of an op; what makes a tensor of the default dtype is told that of the run, if it is another now."""
+        made = self.trace.values[op.results[0]].type.dtype if op.results and not op.operands else ""
+        takes = schemas_of(resolve(op.function), op.function.name.partition(".")[0]) if made in DEFAULTS else ()
+        told = "dtype" in node.kwargs or DEFAULTS.get(made) is torch.get_default_dtype()
+        if not told and any(one.name == "dtype" for schema in takes for one in schema._schema.arguments):
+            node.kwargs = {**node.kwargs, "dtype": getattr(torch, made)}
+        return node
 
     def _copied_before(self, op: Op, name: str) -> fx.Node:
         """The node of a deep copy of a tensor whose memory the copy of another has: a view of that copy."""

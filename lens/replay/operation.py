@@ -27,7 +27,7 @@ from lens.replay.arena import Arena
 from lens.replay.arguments import build
 
 #: By the dtype of a result to which no operand gave it: torch's default dtype.
-_DEFAULTS = {
+DEFAULTS = {
     **{name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")},
     "complex32": torch.float16,
     "complex64": torch.float32,
@@ -180,7 +180,7 @@ class _Runner:
     def _default_dtype(self, op: Op, operands: list[torch.Tensor]) -> Iterator[None]:
         """torch's default dtype as it was in the run, where the results tell it: no operand gave them their dtype."""
         made = [] if any(map(_has_fractions, operands)) else [self.graph.values[v].type.dtype for v in op.results]
-        told = next((_DEFAULTS[name] for name in made if name in _DEFAULTS), None)
+        told = next((DEFAULTS[name] for name in made if name in DEFAULTS), None)
         before = torch.get_default_dtype()
         if told is None or told is before:
             yield
