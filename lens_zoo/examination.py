@@ -16,7 +16,7 @@ from attrs import define, field
 import lens
 from lens.history import ModelHistory
 from lens.ir.elements import Op, ValueId
-from lens.ir.facets import Distances, Labels, Recurrence
+from lens.ir.facets import Labels, Recurrence
 from lens.ir.graph import Graph
 from lens.ir.parser import parse
 from lens.ir.printer import print_graph
@@ -199,8 +199,6 @@ def _check_metadata(findings: Findings, history: ModelHistory) -> None:
         findings.fail("structure", f"[{problem.rule}] {problem.what}")
     for text in list(_label_problems(history))[:_SHOWN]:
         findings.fail("labels", text)
-    for text in list(_distance_problems(graph))[:_SHOWN]:
-        findings.fail("distances", text)
     findings.gaps = dict(Counter(gap.kind for gap in history.gaps))
 
 
@@ -222,27 +220,6 @@ def _label_problems(history: ModelHistory) -> Iterator[str]:
     numbers = [int(name.rsplit("_", 1)[1]) for name in names]
     if numbers != list(range(1, len(numbers) + 1)):
         yield "layers are not numbered in order of first execution"
-
-
-def _distance_problems(graph: Graph) -> Iterator[str]:
-    """Distances follow from those of the neighbours, in both directions."""
-    facet = graph[Distances]
-    near: dict[int, int] = dict.fromkeys(graph.inputs.values, 0)
-    for op in graph.ops:
-        sources = [near[v] for v in op.reads if v in near]
-        expected = min(sources) + 1 if sources else None
-        if facet.min_from_input[op.id] != expected:
-            yield f"op {op.id} is {expected} from the inputs, not {facet.min_from_input[op.id]}"
-        if expected is not None:
-            near.update(dict.fromkeys(op.writes, expected))
-    far: dict[int, int] = dict.fromkeys(graph.outputs.values, 0)
-    for op in reversed(graph.ops):
-        targets = [far[v] for v in op.writes if v in far]
-        expected = max(targets) + 1 if targets else None
-        if facet.max_to_output[op.id] != expected:
-            yield f"op {op.id} is up to {expected} from the outputs, not {facet.max_to_output[op.id]}"
-        if expected is not None:
-            far.update({v: max(expected, far.get(v, 0)) for v in op.reads})
 
 
 def _check_round_trips(findings: Findings, history: ModelHistory) -> None:

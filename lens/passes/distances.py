@@ -39,7 +39,7 @@ class DistancesPass:
 def _over_parents(graph: Graph, ends: Iterable[ValueId], *, backwards: bool) -> tuple[Column, Column]:
     """Per op, the least and the greatest distance from these values by ways over parents, else by any."""
     lows, highs = _ranges(graph, ends, attrgetter("reads"), backwards=backwards)
-    if not any(op.effects for op in graph.ops):
+    if not any(map(attrgetter("effects"), graph.ops)):
         return lows, highs
     near, far = _ranges(graph, ends, attrgetter("sources"), backwards=backwards)
     return _first_known(near, lows), _first_known(far, highs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -140,11 +141,14 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
     return drawing if options.style is None else restyle(drawing, options.style)
 
 
-def warn_of_collapse(drawing: Drawing, callers: int) -> None:
-    """Warn the user, so many calls above, if not all of the graph is shown."""
-    for note in drawing.notes:
-        if note.startswith("Collapsed"):
-            warnings.warn(note, stacklevel=callers + 1)
+def warn_of_collapse(drawing: Drawing) -> None:
+    """Warn whoever called lens, if not all of the graph is shown."""
+    notes = [note for note in drawing.notes if note.startswith("Collapsed")]
+    frame, callers = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "lens":
+        frame, callers = frame.f_back, callers + 1
+    for note in notes:
+        warnings.warn(note, stacklevel=callers)
 
 
 @frozen
@@ -157,7 +161,7 @@ class DotRenderer(Options, Renderer):
     def render(self, history: Traced) -> str:
         """The text before it is laid out. Linear."""
         drawing = compose(history.graph, self, history.flop_counter)
-        warn_of_collapse(drawing, 4)
+        warn_of_collapse(drawing)
         return to_dot(drawing, find_theme(self.theme), self.direction)
 
 
@@ -198,7 +202,7 @@ class Pictures:
         chosen = Options.of(options)
         with stage("drawing"):
             drawing = compose(self.graph, chosen, self.flop_counter)
-            warn_of_collapse(drawing, 2)
+            warn_of_collapse(drawing)
             look = find_theme(chosen.theme), chosen.direction
             write_out(path_of(path), to_dot(drawing, *look) if kind == "dot" else rendered(drawing, kind, *look))
         return str(path)
@@ -207,7 +211,7 @@ class Pictures:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
         chosen = Options.of(options)
         drawing = compose(self.graph, chosen, self.flop_counter)
-        warn_of_collapse(drawing, 2)
+        warn_of_collapse(drawing)
         return to_pydot(drawing, find_theme(chosen.theme), chosen.direction)
 
     def _repr_svg_(self) -> str | None:
