@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial, update_wrapper
-from threading import RLock, get_ident
+from threading import get_ident
 from time import perf_counter
 from types import FrameType, FunctionType, MethodType
 from typing import Any
@@ -20,17 +20,14 @@ import torch
 from torch import nn, overrides
 from torch.overrides import TorchFunctionMode
 
-from lens.capture.addresses import AddressBook
-from lens.capture.bindings import Place
-from lens.capture.first_imports import compiler_loaded
+from lens.capture.decorations import Decorations
 from lens.capture.item_slots import unknown_layout
-from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener, TraceMode, asks_by_attribute, pushed, wrap_guard
-from lens.capture.patches import LOCK, Entries, patched
+from lens.capture.opening import Opener, asks_by_attribute, wrap_guard
+from lens.capture.patches import LOCK, Entries
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
-from lens.capture.swapping import SwapTable
+from lens.capture.trace_modes import TraceMode
 from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, describe, unpatched
 
@@ -62,74 +59,16 @@ class DecorationBackend:
             sight = _DecorationSight(recording, decorations.recordings, stack)
             sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
             if emit.keep_fast_paths:
-                stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, recording.net))
+                sight.patch(overrides, "has_torch_function", wrap_guard, recording.net, in_regions=True)
             watch_regions(sight, self.record)
             stack.enter_context(decorations.known_to(recording, emit.addresses))
             yield
 
 
-class _Decorations:
-    """The replacements, and the recordings that they tell, by thread, innermost last."""
-
-    def __init__(self) -> None:
-        self.recordings: dict[int, list[_Recording]] = {}
-        self._table = SwapTable(self.wrap)
-        self._places: list[Place] = []
-        self._models: list[AddressBook] = []
-
-    @contextmanager
-    def known_to(self, recording: _Recording, model: AddressBook) -> Iterator[None]:
-        """Have the replacements in place and a recording of this thread told, while the block lasts.
-
-        The last trace that ends puts all originals back.
-        """
-        thread = get_ident()
-        try:
-            with LOCK:
-                self.recordings.setdefault(thread, []).append(recording)
-                if model not in self._models:  # else this is a job of its trace
-                    self._models.append(model)
-                    self._places += self._table.places(model.modules())
-                self._table.put(self._places)
-            with compiler_loaded(self.away), pushed(recording.net):
-                recording.netted = True
-                yield
-        finally:
-            with LOCK:
-                stack = self.recordings[thread]
-                stack[:] = [other for other in stack if other is not recording]  # an interrupt may have taken it off
-                if not stack:
-                    del self.recordings[thread]
-                if not self.recordings:
-                    places, models, self._places, self._models = self._places, self._models, [], []
-                    self._table.restore(places)
-                    self._table.free(module for model in models for module in model.modules())
-
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """Have the originals in place while the block lasts, which is not recorded; other threads have their nets."""
-        with LOCK:
-            self._table.restore(self._places)
-        try:
-            with UNSEEN():
-                yield
-        finally:
-            with LOCK:
-                self._table.put(self._places)
-
-    def wrap(self, original: Callable[..., Any], reported: Any) -> Replacement:
-        """The replacement of a function; ``reported`` is None for the call method of an operator object."""
-        return Replacement(original, None if reported is None else describe(reported), self.recordings)
-
-    def known_as(self, function: Any) -> Any:
-        """What the program finds in the place of a function of torch's while the replacements are in."""
-        return self._table.replacement(function)
-
-
 class _DecorationSight(Sight):
     """What a trace by decoration sees in its thread: everything while its recording is on the stack."""
 
-    def __init__(self, recording: _Recording, recordings: dict[int, list[_Recording]], stack: ExitStack) -> None:
+    def __init__(self, recording: _Recording, recordings: dict[int, list[Any]], stack: ExitStack) -> None:
         super().__init__(recording.recorder, None, stack)
         self.recording, self.recordings = recording, recordings
 
@@ -161,7 +100,7 @@ class Replacement:
     )
 
     def __init__(
-        self, original: Callable[..., Any], function: Function | None, recordings: dict[int, list[_Recording]]
+        self, original: Callable[..., Any], function: Function | None, recordings: dict[int, list[Any]]
     ) -> None:
         update_wrapper(self, original)
         self.lens_original = original
@@ -232,25 +171,22 @@ class Replacement:
         return getattr(self.lens_original, name)
 
 
-_MAKING = RLock()
-
-
-def _decorations() -> _Decorations:
+def _decorations() -> Decorations:
     """The one table of this process, made when it is first needed."""
-    with _MAKING:
+    with LOCK:
         return _made()
 
 
 @cache
-def _made() -> _Decorations:
-    return _Decorations()
+def _made() -> Decorations:
+    return Decorations(Replacement)
 
 
 class _Recording:
     """One trace. While it handles a call it is off the stack of its thread, as a torch function mode would be."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+        self.recorder, self.thread = recorder, get_ident()
         self.opener = Opener()
         self.net = _Net(self)
         #: Whether the net is on the stack of modes.
@@ -281,25 +217,28 @@ class _Recording:
         return len(above)
 
     @contextmanager
-    def without_net(self) -> Iterator[None]:
-        """Have the net off the stack in the block."""
+    def without_net(self) -> Iterator[int]:
+        """Have the net off the stack in the block; gives how many modes the model has entered."""
         above = self.take_in()
         try:
-            yield
+            # The net knows better: the model may have set the default device, a mode beneath everything.
+            yield overrides._len_torch_function_stack() - self.modes if above is None else above  # type: ignore
         finally:
             if above is not None:
                 self.spread(above)
 
     def has_mode_above(self) -> bool:
         """Whether the model has entered a mode; if it has not, the net is off the stack now."""
-        if not self.netted:
-            return bool(overrides._len_torch_function_stack() > self.modes)  # type: ignore[attr-defined]
-        top = overrides._pop_mode()  # type: ignore[no-untyped-call]
-        if top is self.net:
-            self.netted = False
-            return False
-        overrides._push_mode(top)  # type: ignore[no-untyped-call]
-        return True
+        count: int = overrides._len_torch_function_stack()  # type: ignore[attr-defined]
+        if self.netted and count:
+            top = overrides._pop_mode()  # type: ignore[no-untyped-call]
+            if top is self.net:
+                self.netted = False
+                return False
+            overrides._push_mode(top)  # type: ignore[no-untyped-call]
+            if self.net in overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+                return True
+        return count > self.modes
 
     def record(
         self,
@@ -350,8 +289,7 @@ class _Recording:
     ) -> Any:
         """Let the modes that the model has entered have the call first; what they call then is recorded."""
         types = tuple({type(arg) for arg in args if isinstance(arg, torch.Tensor)})
-        with self.without_net():
-            count = overrides._len_torch_function_stack() - self.modes  # type: ignore[attr-defined]
+        with self.without_net() as count:
             first, *others = [overrides._pop_mode() for _ in range(count)]  # type: ignore[no-untyped-call]
             try:
                 with ExitStack() as beneath:
@@ -399,7 +337,7 @@ class _Net(TraceMode):
 
     def __init__(self, recording: _Recording) -> None:
         super().__init__()
-        self.recording = recording
+        self.recording, self.recorder = recording, recording.recorder
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

@@ -8,17 +8,16 @@ code, but globals in which that question is answered with no.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import overrides
-from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
 
 from lens.capture.patches import Entries
+from lens.capture.trace_modes import TraceMode
 from lens.functions import dense_kernel, is_openable, unpatched
 
 _GUARDS = {
@@ -97,30 +96,6 @@ class Opener:
                     found[name] = _no
             self._globals[id(original)] = found
         return found
-
-
-class TraceMode(TorchFunctionMode):
-    """A mode of a trace: whether it is on is nothing that code is to act upon."""
-
-
-@contextmanager
-def pushed(mode: TraceMode) -> Iterator[None]:
-    """Have a mode on until the block ends. Then no mode of a trace is on that was not before, and all that were are.
-
-    An exception may come at any moment, also where a trace has just taken modes off or put others on.
-    """
-    before = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    overrides._push_mode(mode)  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        now = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        kept = [m for m in now if not isinstance(m, TraceMode) or any(m is other for other in before)]
-        lost = [m for m in before if all(m is not other for other in kept)]
-        for _ in now:
-            overrides._pop_mode()  # type: ignore[no-untyped-call]
-        for one in (*lost, *kept):
-            overrides._push_mode(one)  # type: ignore[no-untyped-call]
 
 
 def wrap_guard(original: Callable[..., bool], modes: Entries) -> Callable[..., bool]:

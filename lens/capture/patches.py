@@ -52,17 +52,12 @@ class Patch:
             self.entries.setdefault(get_ident(), []).append(entry)
             return self.entries
 
-    def drop(self, thread: int) -> None:
-        """Forget the newest entry of a thread; after the last one the original is back."""
-        entries = self.entries
+    def drop(self, thread: int, entry: Any) -> None:
+        """Forget an entry of a thread; after the last one the original is back. Any thread may say so."""
         with LOCK:
-            stack = entries.get(thread)
-            if stack:  # not so if an interrupt came while it was hidden
-                stack.pop()
-            if not stack:
-                entries.pop(thread, None)
+            _remove(self.entries, thread, entry)
             # Somebody else's replacement of ours is left alone.
-            if not entries and getattr(self.owner, self.name) is self._wrapper:
+            if not self.entries and getattr(self.owner, self.name) is self._wrapper:
                 self._take_away()
 
     def _take_away(self) -> None:
@@ -84,6 +79,37 @@ class Patch:
             compile_as(current, self._wrapper)
             self._wrapper.lens_inherited = self.name not in vars(self.owner)
         setattr(self.owner, self.name, self._wrapper)
+
+
+class _Cover(list[Any]):
+    """What stands for the entries of a thread while they are hidden; it takes those of traces that begin meanwhile."""
+
+    def __init__(self, beneath: list[Any]) -> None:
+        super().__init__()
+        self.beneath = beneath
+
+
+def _remove(entries: Entries, thread: int, entry: Any) -> None:
+    """Remove the newest such entry, hidden ones included. The list is left as it is: its thread may be reading it."""
+    covers: list[_Cover] = []
+    stack = entries.get(thread, [])
+    while isinstance(stack, _Cover) and all(one is not entry for one in stack):
+        covers.append(stack)
+        stack = stack.beneath
+    place = max((place for place, one in enumerate(stack) if one is entry), default=len(stack))
+    rest = [*stack[:place], *stack[place + 1 :]]
+    if isinstance(stack, _Cover):
+        stack[:] = rest
+    elif covers:
+        covers[-1].beneath = rest
+    else:
+        entries[thread] = rest
+    if _is_empty(entries.get(thread, [])):
+        entries.pop(thread, None)
+
+
+def _is_empty(stack: list[Any]) -> bool:
+    return not stack and (not isinstance(stack, _Cover) or _is_empty(stack.beneath))
 
 
 #: All patches of this process; there are as many as places that lens replaces.
@@ -132,24 +158,30 @@ def patched(owner: Any, name: str, wrap: Wrap, entry: Any) -> Iterator[Entries]:
     try:
         yield entries
     finally:
-        replaced.drop(thread)
+        replaced.drop(thread, entry)
 
 
 @contextmanager
 def hidden(patches: Sequence[Entries]) -> Iterator[None]:
     """Give this thread the original behaviour of these patches, until the block ends."""
     thread = get_ident()
-    shown = [entries.get(thread) for entries in patches]
+    covers: list[tuple[Entries, _Cover]] = []
     try:
-        for entries in patches:
-            entries[thread] = []  # kept, so that another thread's trace does not take the patch away
+        with LOCK:
+            for entries in patches:
+                covers.append((entries, _Cover(entries.get(thread, []))))
+                entries[thread] = covers[-1][1]
         yield
     finally:
-        for entries, stack in zip(patches, shown, strict=True):
-            if stack is None:
-                entries.pop(thread, None)
-            else:
-                entries[thread] = stack
+        with LOCK:
+            for entries, cover in reversed(covers):
+                stack = entries.get(thread)
+                while isinstance(stack, _Cover) and stack is not cover:  # an interrupt has left it there
+                    stack = stack.beneath
+                if stack is cover:  # not so if the trace has ended, in another thread
+                    entries[thread] = cover.beneath
+                    if _is_empty(cover.beneath):
+                        del entries[thread]
 
 
 @cache

@@ -79,6 +79,9 @@ class Recorder(OperandRecorder):
             returns (docs/adr/005-composites-at-leaf-level.md).
     """
 
+    #: Not so when it has been closed.
+    is_open = False
+
     def __init__(
         self,
         addresses: AddressBook,
@@ -88,6 +91,7 @@ class Recorder(OperandRecorder):
         composites: bool = True,
     ) -> None:
         super().__init__(addresses, selection, locator)
+        self.is_open = True
         self.keep_fast_paths = keep_fast_paths
         self.composites = composites
         self.scope: int | None = None

@@ -21,10 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from lens.capture.keeping import UNSEEN, has_drawn
 from lens.capture.leaves import TENSOR_TYPES
-from lens.capture.opening import PLAIN_TYPES, Opener, TraceMode
-from lens.capture.patches import Entries, Patch, Wrap, hidden, patch
+from lens.capture.opening import PLAIN_TYPES, Opener
+from lens.capture.patches import LOCK, Entries, Patch, Wrap, hidden, patch
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
+from lens.capture.trace_modes import TraceMode
 from lens.capture.unseen import same_bits
 from lens.functions import Function, Kind, call_opaque, describe, unpatched
 from lens.ir.elements import FnRef
@@ -64,9 +65,10 @@ class Sight:
         self.mode = mode
         self.stack = stack
         #: Everything patched for this trace, and what is covered up of it.
-        self._patched: list[Patch] = []
+        self._patched: list[tuple[Patch, Any]] = []
         self.patches: list[Entries] = []
-        stack.callback(self._unpatch, get_ident())
+        self._thread = get_ident()
+        stack.callback(self.unpatch)
         #: The work handed to other threads (``threads.Jobs``).
         self.jobs: Any = None
         #: Where on the tape autocast changed, and to what.
@@ -74,16 +76,25 @@ class Sight:
         #: Regions of which one call begins and another ends: the frame that makes both, and what to do at the end.
         self.begun: list[tuple[FrameType, ExitStack, list[list[Any]]]] = []
 
-    def patch(self, owner: Any, name: str, wrap: Wrap, entry: Any = None) -> None:
-        """Patch an attribute, if this torch has it, for this trace. The entry is the sight, if it is not given."""
-        if hasattr(owner, name):
-            replaced = patch(owner, name, wrap)
-            self.patches.append(replaced.add(self if entry is None else entry))
-            self._patched.append(replaced)
+    def patch(self, owner: Any, name: str, wrap: Wrap, entry: Any = None, in_regions: bool = False) -> None:
+        """Patch an attribute, if this torch has it, for this trace. The entry is the sight, if it is not given.
 
-    def _unpatch(self, thread: int) -> None:
-        while self._patched:
-            self._patched.pop().drop(thread)
+        In regions the original is back, unless the patch is there for these as well (``in_regions``).
+        """
+        if hasattr(owner, name):
+            entry = self if entry is None else entry
+            replaced = patch(owner, name, wrap)
+            entries = replaced.add(entry)
+            if not in_regions:
+                self.patches.append(entries)
+            self._patched.append((replaced, entry))
+
+    def unpatch(self) -> None:
+        """Take away everything patched for this trace. Any thread may say so."""
+        with LOCK:
+            while self._patched:
+                replaced, entry = self._patched.pop()
+                replaced.drop(self._thread, entry)
 
     @contextmanager
     def covered(self, observer: TorchFunctionMode) -> Iterator[None]:
@@ -120,7 +131,7 @@ class Observer(TraceMode):
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.recorder: Recorder = recorder
         self.opener = Opener()
         self.values: dict[int, int] = {}
         #: The tensors from outside, and how often they had been written to when they were noted.

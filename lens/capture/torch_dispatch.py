@@ -15,6 +15,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils import _python_dispatch
 
 from lens.capture.compiled import watch_compiled
 from lens.capture.keeping import UNSEEN
@@ -26,6 +27,7 @@ from lens.capture.recorder import Recorder, written_by
 from lens.capture.regions import Sight
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.threads import disclose_threads
+from lens.capture.trace_modes import left_out_of_order
 from lens.functions import Function, Kind, describe, tensors_in
 from lens.ir.tape import tests_truth
 
@@ -66,7 +68,7 @@ class TorchDispatchBackend:
             watch_python_data(mode, stack)
             disclose_threads(emit, stack)
             stack.push(mode.end)
-            stack.enter_context(mode)
+            stack.enter_context(_on(mode))
             yield
 
 
@@ -79,6 +81,38 @@ def calling_frame(frame: FrameType) -> FrameType:
     while frame.f_globals.get("__name__") in _WRAPPERS and frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+@contextmanager
+def _on(mode: _DispatchMode) -> Iterator[None]:
+    """Have a mode on until the block ends, and leave alone what has come onto the stack of modes meanwhile.
+
+    Raises:
+        LensError: the block ended as it should, but inside of a trace that began later.
+    """
+    mode.__enter__()  # type: ignore[no-untyped-call]
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        above = _take_off(mode)
+        if ended and any(isinstance(one, _DispatchMode) for one in above):
+            raise left_out_of_order()
+
+
+def _take_off(mode: _DispatchMode) -> list[Any]:
+    """Take a mode off the stack, if it is on; the modes above it."""
+    top = getattr(_python_dispatch, "_get_current_dispatch_mode", lambda: mode)  # private: without it, as if on top
+    above: list[Any] = []
+    while (one := top()) is not None:
+        one.__exit__(None, None, None)
+        if one is mode:
+            break
+        above.append(one)
+    for one in reversed(above):
+        one.__enter__()
+    return above
 
 
 class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

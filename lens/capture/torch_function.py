@@ -20,10 +20,11 @@ from torch import nn, overrides
 
 from lens.capture.fast_lane import fast_lane
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import PLAIN_TYPES, Opener, TraceMode, pushed, wrap_guard
-from lens.capture.patches import Entries, Property, patched
+from lens.capture.opening import PLAIN_TYPES, Opener, wrap_guard
+from lens.capture.patches import Entries, Property
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
+from lens.capture.trace_modes import TraceMode, pushed
 from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, describe, unpatched
 
@@ -55,7 +56,7 @@ class TorchFunctionBackend:
                 for name, wrap in _GUARDS:
                     sight.patch(nn.functional, name, wrap, mode)
             if emit.keep_fast_paths:  # asked by operators in a region, too
-                stack.enter_context(patched(overrides, "has_torch_function", wrap_guard, mode))
+                sight.patch(overrides, "has_torch_function", wrap_guard, mode, in_regions=True)
             stack.enter_context(pushed(mode))
             yield
 
@@ -71,7 +72,7 @@ class _Described(dict[Callable[..., Any], Function]):
 class _RecordingMode(TraceMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.recorder: Recorder = recorder
         self.opener = Opener()
         self.functions = _Described()
         #: Composites whose opened copy is running: if one comes back from inside itself, it runs as it is.

@@ -1,0 +1,89 @@
+"""The function modes of traces: how they come onto torch's stack of modes in a thread, and how they go again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import overrides
+from torch.overrides import TorchFunctionMode
+
+from lens.capture.recorder import Recorder
+from lens.errors import LensError
+
+
+class TraceMode(TorchFunctionMode):
+    """A mode of a trace: whether it is on is nothing that code is to act upon."""
+
+    #: That of its trace; None if it is on for one call only, whoever traces.
+    recorder: Recorder | None = None
+
+
+@contextmanager
+def pushed(mode: TraceMode) -> Iterator[None]:
+    """Have a mode on until the block ends. Then no mode of its trace is on, and those of other open traces are.
+
+    The program's own modes are as the block left them. But an interrupt may come at any moment, also where a trace has
+    just taken them off: after one all are on that were on before.
+
+    Raises:
+        LensError: the block ended as it should, but inside of a trace that began later.
+    """
+    before = _stack()
+    overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+    ended = interrupted = False
+    try:
+        yield
+        ended = True
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        known, now = set(map(id, before)), _stack()
+        kept = [one for one in now if id(one) in known or not isinstance(one, TraceMode) or _is_of_another(one, mode)]
+        here = set(map(id, kept))
+        lost = [one for one in before if id(one) not in here and _is_missed(one, interrupted)]
+        _put_in_place_of(now, [*lost, *kept])
+        if ended and any(isinstance(one, TraceMode) and id(one) not in known for one in kept):
+            raise left_out_of_order()
+
+
+def _stack() -> list[TorchFunctionMode]:
+    return overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _is_of_another(one: TraceMode, mode: TraceMode) -> bool:
+    return one.recorder is not None and one.recorder is not mode.recorder
+
+
+def _is_missed(one: TorchFunctionMode, interrupted: bool) -> bool:
+    """Whether a mode that is gone is to come back: not if its trace has ended, or if the program took it off."""
+    if isinstance(one, TraceMode):
+        return one.recorder is None or one.recorder.is_open
+    return interrupted
+
+
+def _put_in_place_of(old: list[TorchFunctionMode], new: list[TorchFunctionMode]) -> None:
+    for _ in old:
+        overrides._pop_mode()  # type: ignore[no-untyped-call]
+    for mode in new:
+        overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def left_out_of_order() -> LensError:
+    """The error where a trace ends before one that has begun later in its thread."""
+    return LensError(
+        "a trace was left while one was open that had begun later in the same thread",
+        where="with lens.tracing(...)",
+        hint="traces of one thread must be nested, and asyncio tasks share theirs: give each task a thread of its own",
+    )
+
+
+def _forget_all() -> None:
+    """In a forked process: the traces are those of the other one."""
+    now = _stack()
+    _put_in_place_of(now, [one for one in now if not isinstance(one, TraceMode)])
+
+
+os.register_at_fork(after_in_child=_forget_all)
