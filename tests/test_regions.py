@@ -612,6 +612,59 @@ def test_a_thread_that_outlives_the_forward_is_disclosed():
     assert len(history.graph.ops) == 1
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_nothing_of_a_trace_goes_on_in_a_thread_that_outlives_it(backend):
+    over, rounds, kept = threading.Event(), threading.Semaphore(0), []
+
+    def work(s, x):
+        while not over.is_set():
+            y = torch.ones(8).add_(1)
+            y[0] = 2
+            x.add_(y.sum())  # of the trace, which looks after it
+            s.fc(torch.func.vmap(torch.sin)(x))
+            kept.append(weakref.ref(y))
+            del y
+            rounds.release()
+
+    def forward(s, x):
+        threading.Thread(target=work, args=(s, x * 1), daemon=True).start()
+        assert rounds.acquire(timeout=60)
+        return x + 1
+
+    plain = nn.Module._call_impl, torch.relu, torch.Tensor.set_, threading.Thread.start
+    try:
+        lens.trace(Model(forward, fc=linear()), (X,), backend=backend)
+        assert all(rounds.acquire(timeout=60) for _ in range(len(kept) + 3))
+        del kept[:]
+        assert all(rounds.acquire(timeout=60) for _ in range(30))  # it has raised nothing
+        assert sum(ref() is not None for ref in list(kept)) <= 2
+        assert (nn.Module._call_impl, torch.relu, torch.Tensor.set_, threading.Thread.start) == plain
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_a_thread_that_cannot_be_started_is_as_it_was(backend, monkeypatch):
+    threads = [threading.Thread(target=lambda: None), threading.Thread(target=lambda: None)]
+    threads[1].run = own = lambda: None
+
+    def refuse(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    def forward(s, x):
+        with monkeypatch.context() as patch:
+            for name in ("_start_new_thread", "_start_joinable_thread"):
+                patch.setattr(threading, name, refuse, raising=False)
+            for thread in threads:
+                with pytest.raises(RuntimeError, match="new thread"):
+                    thread.start()
+        return x + 1
+
+    history = lens.trace(Model(forward), (X,), backend=backend)
+    assert [vars(thread).get("run") for thread in threads] == [None, own]
+    assert history.gaps == ()
+
+
 def in_two_threads(first, second):
     """Run both at once; ``first`` is started first and does its work last."""
     done = threading.Event()

@@ -57,6 +57,7 @@ class DecorationBackend:
             recording = _Recording(emit)
             decorations = _decorations()
             sight = _DecorationSight(recording, decorations.recordings, stack)
+            sight.when_retired(partial(decorations.forget, recording))
             sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
             if emit.keep_fast_paths:
                 sight.patch(overrides, "has_torch_function", wrap_guard, recording.net, in_regions=True)
@@ -75,7 +76,11 @@ class _DecorationSight(Sight):
     @contextmanager
     def covered(self, observer: TorchFunctionMode) -> Iterator[None]:
         """Nothing is recorded in the block; the observer sees its functions."""
-        stack = self.recordings[get_ident()]
+        stack = self.recordings.get(get_ident())
+        if stack is None:  # the trace of this job has just ended
+            with super().covered(observer):
+                yield
+            return
         place = stack.index(self.recording)
         del stack[place]
         try:

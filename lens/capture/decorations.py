@@ -69,10 +69,12 @@ class Decorations:
             if all(other is not recording for other in self._open):
                 return
             self._open = [other for other in self._open if other is not recording]
-            thread, stack = recording.thread, self.recordings.get(recording.thread, [])
-            stack[:] = [other for other in stack if other is not recording]  # an interrupt may have taken it off
+            thread = recording.thread
             if all(other.thread != thread for other in self._open):
-                self.recordings.pop(thread, None)
+                self.recordings.pop(thread, None)  # the list as it is: its thread may be reading it
+            else:
+                stack = self.recordings[thread]
+                stack[:] = [other for other in stack if other is not recording]  # an interrupt may have taken it off
             if not self._open:
                 self._put_back()
 

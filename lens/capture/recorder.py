@@ -353,6 +353,9 @@ class Recorder(OperandRecorder):
         vars(self.encoder).clear()
         vars(self).clear()
 
+    def retire(self) -> None:
+        """End the recording in the thread that it is for, from another one. A backend that can sets what does so."""
+
     def site(self, frame: FrameType | None = None) -> Site:
         """The user's line that led to a frame; by default the one that is running."""
         if frame is None:

@@ -96,6 +96,18 @@ class Sight:
                 replaced, entry = self._patched.pop()
                 replaced.drop(self._thread, entry)
 
+    def when_retired(self, stop: Callable[[], object]) -> None:
+        """Say what ends the recording in this thread when another says so, besides taking away what is patched."""
+
+        def retire() -> None:
+            stop()
+            self.unpatch()
+            if self.jobs is not None:
+                self.jobs.abandon()
+
+        self.recorder.retire = retire  # type: ignore[method-assign]
+        self.stack.callback(vars(self.recorder).pop, "retire", None)  # it holds the recorder
+
     @contextmanager
     def covered(self, observer: TorchFunctionMode) -> Iterator[None]:
         """Nothing is recorded in the block; the observer sees its functions instead of the backend's mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from threading import RLock
 from types import FrameType
 from typing import Any
 
@@ -23,7 +24,10 @@ class JobRecorder(Recorder):
 
     def __init__(self, main: Recorder, locator: Locator) -> None:
         super().__init__(main.addresses, main.keeper.selection, locator, main.keep_fast_paths, main.composites)
-        self.main = main
+        #: The trace's recorder; None when the trace has ended before the job.
+        self.main: Recorder | None = main
+        #: Held while the job looks at what the trace knows.
+        self._looking = RLock()
         self.sources: list[tuple[int, torch.Tensor]] = []
         #: The memories that these tensors have.
         self.given: set[int | None] = set()
@@ -39,8 +43,10 @@ class JobRecorder(Recorder):
 
         If its memory is exposed there, it is here, too: what is written to it from now on is found here.
         """
-        known = self.main.tensors.find(tensor) if self.main.memory.exposed else None
-        changed = known is not None and self.look_at(known, tensor)
+        with self._looking:
+            main = self.main
+            known = main.tensors.find(tensor) if main is not None and main.memory.exposed else None
+            changed = main is not None and known is not None and self.look_at(main, known, tensor)
         value = super().leaf(tensor, kind, addresses, site)
         self.sources.append((value, tensor))
         self.given.add(storage_of(tensor))
@@ -51,11 +57,16 @@ class JobRecorder(Recorder):
         self.memory.stop_counting(tensor)  # other threads may write to it too
         return value
 
-    def look_at(self, known: TensorRecord, tensor: torch.Tensor) -> bool:
+    def leave(self) -> None:
+        """The trace ends: look at nothing of it any more. Waits for the job where it is doing so."""
+        with self._looking:
+            self.main = None
+
+    def look_at(self, main: Recorder, known: TensorRecord, tensor: torch.Tensor) -> bool:
         """Whether the trace knows something else in exposed memory than there is; note what else there is like that."""
-        memory = self.main.memory
+        memory = main.memory
         if known.exposed and known.storage not in self.memory.exposed:
-            for member, other in self.main.tensors.members(known):
+            for member, other in main.tensors.members(known):
                 if member.exposed and memory.has_changed(member, other):
                     with self.keeper.unseen():
                         self.changed_others.append((member, other.detach().clone()))
@@ -71,13 +82,16 @@ class JobRecorder(Recorder):
     ) -> None:
         """Save what a write is about to destroy, here and in the trace."""
         super().protect(written, operands, given, function, resizes)
-        self.main.memory.copy_held([tensor for tensor in written if storage_of(tensor) in self.given])
+        with self._looking:
+            if self.main is not None:
+                self.main.memory.copy_held([tensor for tensor in written if storage_of(tensor) in self.given])
 
     def read(self, kind: str, args: Sequence[Any], result: Any, frame: FrameType | None) -> None:
         """Note that values left the tensor world; save what others can overwrite from now on, here and in the trace."""
         if kind in EXPOSING:
-            for tensor in tensors_in(args):
-                self.main.memory.copy_exposed(tensor)
+            with self._looking:
+                for tensor in tensors_in(args) if self.main is not None else ():
+                    self.main.memory.copy_exposed(tensor)  # type: ignore[union-attr]
         super().read(kind, args, result, frame)
 
 

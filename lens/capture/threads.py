@@ -62,6 +62,10 @@ class Jobs:
         self._running[number] = job
         return number, functools.partial(_run_job, self, number, work)
 
+    def withdraw(self, number: int) -> None:
+        """Forget a job that nobody runs."""
+        self._running.pop(number, None)
+
     def own(self, owner: Any, number: int) -> None:
         """Say which thread or future stands for a job."""
         self._owners[owner] = number
@@ -73,6 +77,8 @@ class Jobs:
             return body()
         try:
             with self._record(job):
+                if number not in self._running:  # the trace has ended just now
+                    job.retire()
                 return body()
         finally:
             if self._running.pop(number, None) is not None:
@@ -95,35 +101,21 @@ class Jobs:
 
     def close(self) -> None:
         """The trace ends: what still runs is not waited for, but disclosed."""
+        self.abandon()
+        self.collect()
+
+    def abandon(self) -> None:
+        """Record no more of what still runs. Any thread may say so."""
         for number in list(self._running):
             job = self._running.pop(number, None)
             if job is not None:
                 self._recorder.tape.unseen.append((_NOT_ENDED, job.call_site))
-                job.__class__ = _ClosedRecorder
-        self.collect()
+                job.leave()
+                job.retire()
 
 
 def _run_job(jobs: Jobs, number: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return jobs.run(number, lambda: work(*args, **kwargs))
-
-
-class _ClosedRecorder(JobRecorder):
-    """What the recorder of a job becomes when the trace is over: it writes nothing down."""
-
-    def start(self, *_: Any, **__: Any) -> Any:
-        return (None,) * 8
-
-    def finish(self, *_: Any) -> None: ...
-
-    def ended(self, *_: Any) -> None: ...
-
-    def protect(self, *_: Any, **__: Any) -> None: ...
-
-    def read(self, *_: Any) -> None: ...
-
-    def enter(self, *_: Any) -> Any: ...
-
-    def exit(self, *_: Any) -> None: ...
 
 
 def watch_threads(sight: Sight, record: Record) -> None:
@@ -160,16 +152,29 @@ def _jobs(entries: Entries) -> tuple[Sight, Jobs] | None:
 def _wrap_start(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
     def start(self: threading.Thread) -> None:
         here = _jobs(entries)
-        if here is not None and self.ident is None:
-            number, job = here[1].new(self.run, sys._getframe(1))
-            here[1].own(self, number)
+        if here is None or self.ident is not None:
+            original(self)
+            return
+        number, job = here[1].new(self.run, sys._getframe(1))
+        here[1].own(self, number)
+        own = vars(self).get("run")  # else the class has it
 
-            def run() -> None:
-                del self.run  # the class's own again
-                job()
+        def put_back() -> None:
+            vars(self).pop("run", None)
+            if own is not None:
+                self.run = own  # type: ignore[method-assign]
 
-            self.run = run  # type: ignore[method-assign]
-        original(self)
+        def run() -> None:
+            put_back()
+            job()
+
+        self.run = run  # type: ignore[method-assign]
+        try:
+            original(self)
+        finally:
+            if self.ident is None:  # it could not be started
+                put_back()
+                here[1].withdraw(number)
 
     return start
 
@@ -180,8 +185,12 @@ def _wrap_submit(original: Callable[..., Any], entries: Entries) -> Callable[...
         if here is None:
             return original(self, fn, *args, **kwargs)
         number, job = here[1].new(fn, sys._getframe(1))
-        with hidden(here[0].patches):  # the pool's own threads are no jobs
-            future = original(self, job, *args, **kwargs)
+        try:
+            with hidden(here[0].patches):  # the pool's own threads are no jobs
+                future = original(self, job, *args, **kwargs)
+        except RuntimeError:  # it is shut down, or no thread could be started
+            here[1].withdraw(number)
+            raise
         here[1].own(future, number)
         return future
 

@@ -48,6 +48,7 @@ class TorchFunctionBackend:
             mode = _RecordingMode(emit)
             stack.callback(vars(mode).pop, "__torch_function__", None)  # it holds the mode
             sight = Sight(emit, mode, stack)
+            sight.when_retired(mode.stop)
             sight.patch(nn.Module, MODULE_CALL, wrap_module_call, emit)
             watch_regions(sight, self.record)
             for owner, name in _UNTOLD:
@@ -90,6 +91,10 @@ class _RecordingMode(TraceMode):
     ) -> Any:
         return self.handle(func, types, args, kwargs)
 
+    def stop(self) -> None:
+        """Record nothing any more, wherever the mode is on."""
+        self.__torch_function__ = MethodType(_run, self)  # type: ignore[method-assign]
+
     def handle(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any] | None
     ) -> Any:
@@ -130,6 +135,10 @@ class _RecordingMode(TraceMode):
         finally:
             self.opened.discard(function)
             recorder.inside_site = outer_site
+
+
+def _run(_: object, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+    return func(*args, **kwargs or {})
 
 
 #: What writes to its tensor, or copies tensors, and tells no mode of it (torch 2.13; found through the other backends).
