@@ -10,7 +10,7 @@ from lens.capture.addresses import AddressBook
 from lens.capture.bindings import Place
 from lens.capture.first_imports import compiler_loaded
 from lens.capture.keeping import UNSEEN
-from lens.capture.patches import LOCK, Entries
+from lens.capture.patches import LOCK, Entries, put_back_in_children
 from lens.capture.swapping import SwapTable
 from lens.capture.trace_modes import TraceMode, pushed
 from lens.functions import Function, describe
@@ -42,6 +42,7 @@ class Decorations:
         self._table = SwapTable(self._wrap)
         self._places: list[Place] = []
         self._models: list[AddressBook] = []
+        put_back_in_children(self._forget_all)
 
     @contextmanager
     def known_to(self, recording: Told, model: AddressBook) -> Iterator[None]:
@@ -77,6 +78,12 @@ class Decorations:
                 stack[:] = [other for other in stack if other is not recording]  # an interrupt may have taken it off
             if not self._open:
                 self._put_back()
+
+    def _forget_all(self) -> None:
+        if self._open:
+            self._open = []
+            self.recordings.clear()
+            self._put_back()
 
     def _put_back(self) -> None:
         places, models, self._places, self._models = self._places, self._models, [], []

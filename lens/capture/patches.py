@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -56,9 +57,12 @@ class Patch:
         """Forget an entry of a thread; after the last one the original is back. Any thread may say so."""
         with LOCK:
             _remove(self.entries, thread, entry)
-            # Somebody else's replacement of ours is left alone.
-            if not self.entries and getattr(self.owner, self.name) is self._wrapper:
-                self._take_away()
+            self.leave()
+
+    def leave(self) -> None:
+        """Put the original back if nobody has an entry, and nobody else's replacement of ours is there."""
+        if not self.entries and getattr(self.owner, self.name) is self._wrapper:
+            self._take_away()
 
     def _take_away(self) -> None:
         """Put back what was there, without the replacements below that nobody needs any more."""
@@ -114,6 +118,33 @@ def _is_empty(stack: list[Any]) -> bool:
 
 #: All patches of this process; there are as many as places that lens replaces.
 _MADE: list[Patch] = []
+
+
+#: What else replaces attributes, and how it puts them back in a forked process.
+_OTHERS: list[Callable[[], object]] = []
+
+
+def put_back_in_children(put_back: Callable[[], object]) -> None:
+    """Have this called in every process that is forked from this one, before patches are taken away there."""
+    _OTHERS.append(put_back)
+
+
+def _put_all_back() -> None:
+    """In a forked process: the traces are those of the other one, and the threads of all but one."""
+    try:
+        for put_back in _OTHERS:
+            put_back()
+        over = awake()
+        for made in over:
+            made.entries.clear()
+        for made in over:
+            made.leave()
+    finally:
+        LOCK.release()
+
+
+if hasattr(os, "register_at_fork"):  # whoever forks holds the lock, so that no other thread is in the middle of it
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=_put_all_back)
 
 
 def awake() -> list[Patch]:

@@ -7,6 +7,7 @@ function as a whole, but for those that lead between tensors and Python data (``
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -101,11 +102,14 @@ def _on(mode: _DispatchMode) -> Iterator[None]:
             raise left_out_of_order()
 
 
+#: private: the innermost mode; without it, that of the trace that ends is taken to be on top
+_TOP: Callable[[], Any] | None = getattr(_python_dispatch, "_get_current_dispatch_mode", None)
+
+
 def _take_off(mode: _DispatchMode) -> list[Any]:
     """Take a mode off the stack, if it is on; the modes above it."""
-    top = getattr(_python_dispatch, "_get_current_dispatch_mode", lambda: mode)  # private: without it, as if on top
     above: list[Any] = []
-    while (one := top()) is not None:
+    while (one := mode if _TOP is None else _TOP()) is not None:
         one.__exit__(None, None, None)
         if one is mode:
             break
@@ -113,6 +117,21 @@ def _take_off(mode: _DispatchMode) -> list[Any]:
     for one in reversed(above):
         one.__enter__()
     return above
+
+
+def _take_all_off() -> None:
+    """In a forked process: the traces are those of the other one."""
+    others = []
+    while _TOP is not None and (one := _TOP()) is not None:
+        one.__exit__(None, None, None)
+        if not isinstance(one, _DispatchMode):
+            others.append(one)
+    for one in reversed(others):
+        one.__enter__()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_take_all_off)
 
 
 class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -86,4 +86,5 @@ def _forget_all() -> None:
     _put_in_place_of(now, [one for one in now if not isinstance(one, TraceMode)])
 
 
-os.register_at_fork(after_in_child=_forget_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
