@@ -136,7 +136,13 @@ _CHANCES: dict[str, Place] = {
     "scaled_dot_product_attention": (4, "dropout_p"),
 }
 #: Operators of torch's own. Few others that draw random numbers have the tag that says so.
-_OWN_OPERATORS = frozenset({"torch.ops.aten", "torch.ops.prims", "torch.ops.prim"})
+_OWN_OPERATORS = frozenset(
+    f"torch.ops.{name}"
+    for name in (
+        *("aten", "prims", "prim", "quantized", "_quantized", "onednn", "mkldnn", "mkldnn_prepacked", "sparse"),
+        *("xnnpack", "prepacked", "profiler", "c10d", "_c10d_functional", "inductor"),
+    )
+)
 _GUARDS = frozenset({"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"})
 
 
@@ -228,8 +234,7 @@ class Function:
         targets: list[Any] = [] if "out" in self.writes else [kwargs.get("out")]
         for place in self.writes:
             if isinstance(place, int):
-                named = next(iter(kwargs.values()), None) if place == 0 else None
-                targets.append(args[place] if place < len(args) else named)
+                targets.append(args[place] if place < len(args) else None if place else _first_of(kwargs))
             else:
                 targets.append(kwargs.get(place))
         if self.statistics is not None:
@@ -237,6 +242,11 @@ class Function:
             if _argument(switch, args, kwargs):
                 targets += [_argument(place, args, kwargs) for place in places]
         return list(tensors_in(targets))
+
+
+def _first_of(kwargs: Mapping[str, Any]) -> Any:
+    """The first argument of a call that gives it by name."""
+    return next((kwargs[name] for name in ("self", "input") if name in kwargs), next(iter(kwargs.values()), None))
 
 
 @lru_cache(maxsize=1024)

@@ -77,7 +77,9 @@ class Run(AbstractContextManager["Run"]):
         self.addresses = AddressBook(root)
         modules = self.addresses.by_address()
         selection = make_selection(settings.save, modules)
-        self.selection = selection.with_transform(settings.transform, settings.detach)
+        self.selection = selection.with_transform(
+            settings.transform, settings.detach, counted="aten" not in settings.backend.capabilities
+        )
         locator = Locator((MODULE_CALL_FILE, __file__))
         leaf_level = bool(settings.pipeline) and settings.pipeline[0] == GranularityPass("leaf")
         keep = settings.fast_paths == "keep"

@@ -160,6 +160,19 @@ def test_uninitialised_memory_says_nothing():
     assert lens.validate.check(first).ok
 
 
+@torch.library.custom_op("lens_diff_tests::empty", mutates_args=())
+def not_empty(x: torch.Tensor, scale: float) -> torch.Tensor:
+    return x * scale
+
+
+def test_an_operator_of_others_that_is_called_empty_is_compared():
+    one, other = (
+        lens.trace(Body(lambda x, scale=scale: torch.ops.lens_diff_tests.empty(x, scale)), torch.ones(3))
+        for scale in (1.0, 5.0)
+    )
+    assert ("empty_1_1", "values") in kinds(one.diff(other))
+
+
 def test_the_same_tensor_is_equal_to_itself_and_parts_have_shapes():
     masked = lens.trace(Body(lambda x: torch.masked.masked_tensor(x, x > 0) + 1), torch.ones(3))
     assert not masked.diff(masked).changes

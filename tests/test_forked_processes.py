@@ -1,5 +1,6 @@
 """Processes that are forked during a trace: nothing of it is on in them, and they may trace."""
 
+import gc
 import os
 import pickle
 import threading
@@ -11,6 +12,7 @@ from test_regions import TorchMarks
 from torch import nn
 
 import lens
+from lens.capture.quiet_gc import collector_off
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
 BACKENDS = ["torch_function", "decoration", "torch_dispatch"]
@@ -60,6 +62,21 @@ def test_a_process_forked_by_a_traced_thread_is_not_traced(backend):
         MODEL(X)
     assert len(history.graph.ops) == 2 * plain[1][0]
     assert len([scope for scope in history.graph.scopes if not scope.address]) == 2
+
+
+def test_the_collector_of_a_process_forked_by_a_traced_thread_is_as_it_was():
+    before = gc.isenabled(), gc.get_threshold()
+    found = []
+
+    class Forking(nn.Module):
+        def forward(self, x):
+            found.append(in_child(lambda: (gc.isenabled(), gc.get_threshold())))
+            return x + 1
+
+    lens.trace(Forking(), X)
+    assert found == [before]
+    with collector_off():
+        assert in_child(gc.isenabled) is before[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -603,3 +603,14 @@ def test_a_write_to_a_part_of_a_quantized_tensor_replays(backend):
     report = check(history)
     assert report.failed == (), str(report)
     assert [verdict.status for verdict in report.verdicts] == ["proved"] * len(report.verdicts)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_what_is_written_to_may_be_given_by_name_behind_others(backend):
+    def forward(x):
+        y = x * 2
+        torch.dropout_(p=0.5, train=True, input=y)
+        return y + 1
+
+    history = lens.trace(Body(forward), torch.ones(64), backend=backend)
+    assert torch.equal(history["mul_1"].tensor_contents, torch.full((64,), 2.0))

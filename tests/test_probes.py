@@ -474,7 +474,7 @@ def _(s, x):
 def _(s, x):
     y = x * 2
     memo = {}
-    again, shallow = copy.deepcopy(y, memo), copy.copy(y)
+    again, shallow = copy.deepcopy(y, memo), copy.copy(y).__deepcopy__(memo={})
     again.mul_(2)
     twin = copy.deepcopy(s.fc)
     with torch.no_grad():

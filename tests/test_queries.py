@@ -348,6 +348,19 @@ def test_entries_and_histories_are_copied_deeply():
         assert repr(copy.deepcopy(entry)) == repr(entry)
 
 
+def test_deep_copies_keep_strides_parameters_and_shared_memory():
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        history = lens.trace(lambda x: (model.weight, y := model(x), y.T, y.expand(500, 2, 2)), torch.ones(2, 3))
+    outputs = [history.payloads.read(value) for value in history.graph.outputs.values]
+    again = copy.deepcopy(history)
+    copies = [again.payloads.read(value) for value in again.graph.outputs.values]
+    assert [type(tensor) for tensor in copies] == [type(tensor) for tensor in outputs]
+    assert [tensor.stride() for tensor in copies] == [tensor.stride() for tensor in outputs]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in copies}) == 2
+    assert not {tensor.data_ptr() for tensor in copies} & {tensor.data_ptr() for tensor in outputs}
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda history: pickle.loads(pickle.dumps(history))])
 def test_what_was_overwritten_since_stays_so_and_all_else_is_copied(copied, tmp_path):
     model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)

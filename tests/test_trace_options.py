@@ -6,6 +6,7 @@ import inspect
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -394,13 +395,17 @@ class TestTransform:
         with torch.no_grad(), pytest.raises(lens.LensError, match=r"it wrote to the tensor(.|\n)*conv2d_1"):
             lens.trace(Net(), X, save=["conv2d"], transform=lambda t: t.sub_(t.mean()), detach=True)
 
-    def test_in_inference_mode_it_is_given_a_copy(self):
-        with torch.inference_mode():
+    @pytest.mark.parametrize(
+        ("backend", "mode"),
+        [("torch_function", torch.inference_mode), ("torch_dispatch", torch.no_grad), ("torch_dispatch", nullcontext)],
+    )
+    def test_where_torch_counts_no_writes_it_is_given_a_copy(self, backend, mode):
+        with mode():
             model, x = Net(), X.clone()
             plain = model(x)
-            with lens.tracing(model, transform=lambda t: t.zero_()) as history:
+            with lens.tracing(model, save=["head"], transform=lambda t: t.detach().zero_(), backend=backend) as history:
                 found = model(x)
-        assert not history["output_1"].tensor_contents.any()
+        assert not history["head"].tensor_contents.any()
         assert torch.equal(found, plain)
         assert torch.equal(x, X)
 

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from lens import registry
 from lens.capture.recorder import Recorder
-from lens.errors import BackendError, InputError, PluginError
+from lens.errors import BackendError, InputError, LensError, PluginError
 from lens.foreign import Raised, attempt, origin
 
 
@@ -150,6 +150,8 @@ def recording(backend: CaptureBackend, emit: Recorder) -> AbstractContextManager
     """What lets a backend record while it is entered. Raises BackendError if it gives nothing of the kind."""
     made = attempt(lambda: backend.record(emit))
     if isinstance(made, Raised):
+        if isinstance(made.error, LensError):
+            raise made.error
         what = f"the backend {backend.name!r} cannot record: {made}"
         raise BackendError(what, where=origin(made.error), hint=_MEND) from made.error
     if not isinstance(made, AbstractContextManager):

@@ -85,9 +85,11 @@ def _wrap_constructor(original: Callable[..., Any], entries: Entries) -> Callabl
 def _wrap_copy(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
     function = describe(original)
 
-    def copy(*args: Any) -> Any:
+    def copy(*args: Any, **kwargs: Any) -> Any:
         stack = entries.get(get_ident())
-        return stack[-1].construct(function, args, {}, sys._getframe(1), derived=True) if stack else original(*args)
+        if not stack:
+            return original(*args, **kwargs)
+        return stack[-1].construct(function, args, kwargs, sys._getframe(1), derived=True)
 
     return copy
 

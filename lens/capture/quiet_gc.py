@@ -10,6 +10,8 @@ from typing import Any
 
 from attrs import define, field
 
+from lens.capture.patches import put_back_in_children
+
 #: How many new objects make a collection of them due during a trace, nearly all of whose objects stay: some 6,000
 #: operations. Measured: 1.5 us less per operation of conv, batch norm and relu x 50 with 10,000 than with Python's 700,
 #: and with 50,000 another 1.2 to 1.5 us less on loops of 4,000 operations. The old objects, the few hundred thousand of
@@ -54,6 +56,12 @@ class _Setting:
                 if counted and not self.users:
                     self.put_back(self.was)
 
+    def put_back_at_once(self) -> None:
+        """In a forked process: the traces are those of the other one."""
+        if self.users:
+            self.put_back(self.was)
+        self.users, self.lock = 0, RLock()
+
 
 def _raise_threshold(was: tuple[int, ...]) -> None:
     if was[0]:
@@ -62,6 +70,8 @@ def _raise_threshold(was: tuple[int, ...]) -> None:
 
 _THRESHOLD = _Setting(gc.get_threshold, _raise_threshold, lambda was: gc.set_threshold(*was))
 _COLLECTOR = _Setting(gc.isenabled, lambda was: gc.disable(), lambda was: gc.enable() if was else None)
+for _setting in (_THRESHOLD, _COLLECTOR):
+    put_back_in_children(_setting.put_back_at_once)
 #: Have collections come due after more objects than usual. Collection itself stays on.
 collections_put_off = _THRESHOLD.changed
 #: Switch automatic collection off for a stretch of lens's own work, which makes no cycles but many objects. Measured on

@@ -93,9 +93,13 @@ class Selection:
         """Whether the results of operations of this layer type are held."""
         return fits(kind, self.types)
 
-    def with_transform(self, transform: Transform | None, detach: bool) -> Selection:
-        """The selection of values that are changed before they are kept. Raises InputError if they cannot be."""
-        return evolve(self, transform=None if transform is None else _as_function(transform), detach=detach)
+    def with_transform(self, transform: Transform | None, detach: bool, *, counted: bool = True) -> Selection:
+        """The selection of values that are changed before they are kept. Raises InputError if they cannot be.
+
+        ``counted``: whether torch counts writes where the function is called, as it does not below autograd.
+        """
+        made = None if transform is None else _as_function(transform, counted)
+        return evolve(self, transform=made, detach=detach)
 
 
 def make_selection(save: Save, modules: Mapping[str, nn.Module]) -> Selection:
@@ -208,7 +212,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
-def _as_function(transform: Transform) -> Change:
+def _as_function(transform: Transform, counted: bool) -> Change:
     if isinstance(transform, torch.dtype):
         return lambda tensor: tensor.to(transform) if tensor.is_floating_point() else tensor
     if isinstance(transform, (str, torch.device)):
@@ -225,14 +229,14 @@ def _as_function(transform: Transform) -> Change:
             where="lens.trace",
             hint="give a dtype, a device, or a function of the tensor",
         )
-    return _without_writing(transform)
+    return _without_writing(transform, counted)
 
 
-def _without_writing(transform: Change) -> Change:
+def _without_writing(transform: Change, counted: bool) -> Change:
     """The function, held to leave the model's own tensor as it is."""
 
     def made(tensor: torch.Tensor) -> torch.Tensor:
-        before = version_of(tensor)
+        before = version_of(tensor) if counted else None
         if before is None:  # torch would not tell
             return transform(tensor.clone())
         found = transform(tensor)

@@ -22,6 +22,8 @@ LeafKind = Literal["input", "parameter", "buffer", "constant", "external"]
 AUTOCAST = "autocast"
 LEAF_KINDS: tuple[LeafKind, ...] = ("input", "parameter", "buffer", "constant", "external")
 _UNINITIALISED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
+#: Operators of others may have such names, too.
+_TORCHS_OWN = ("torch", "torch.Tensor", "torch._C._VariableFunctions", "torch.ops.aten")
 
 
 @frozen(cache_hash=True)
@@ -160,7 +162,7 @@ class Op:
     @property
     def makes_garbage(self) -> bool:
         """Whether it makes uninitialised memory."""
-        name = self.function.name.partition(".")[0]
+        name = self.function.name.partition(".")[0] if self.function.namespace in _TORCHS_OWN else ""
         if name == "new":  # of sizes; of data it makes a tensor of these
             sizes = (isinstance(arg, int) or (isinstance(arg, Seq) and arg.kind == "size") for arg in self.args[1:])
             return all(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol
 from attrs import define, field, frozen
 
 from lens.errors import AbsentValueError, StaleValueError
+from lens.foreign import Raised, attempt
 from lens.ir.elements import OpId, ValueId
 from lens.ir.layouts import Layout
 
@@ -48,8 +50,12 @@ class Held:
         return (_held_now, (self.tensor,)) if self.stale is None else (Stale, (self.stale.what, self.stale.when))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Held | Stale:
-        # Torch itself refuses to copy a tensor with autograd behind it.
-        return _held_now(self.tensor.detach().clone()) if self.stale is None else self.stale
+        if self.stale is not None:
+            return self.stale
+        # Torch itself refuses to copy a tensor with autograd behind it, and nested ones.
+        tensor = self.tensor if self.tensor.is_leaf else self.tensor.detach()
+        copied = attempt(lambda: copy.deepcopy(tensor, memo))
+        return _held_now(self.tensor.detach().clone() if isinstance(copied, Raised) else copied)
 
 
 @frozen
