@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import lens
@@ -251,10 +252,8 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _found(history: ModelHistory, key: str) -> OpEntry | LayerEntry:
     """What a key leads to: a label or an address, else a number."""
-    if key not in history.index:
-        with suppress(ValueError):
-            return history[int(key)]
-    return history[key]
+    is_number = key not in history.index and re.fullmatch(r"-?\d{1,18}", key, re.ASCII)
+    return history[int(key)] if is_number else history[key]
 
 
 def _remark(text: str, arguments: argparse.Namespace) -> None:

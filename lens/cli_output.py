@@ -138,7 +138,7 @@ def facts_of(history: ModelHistory) -> dict[str, Any]:
 def _layers(history: ModelHistory) -> Iterator[dict[str, Any]]:
     """The rows of the summary: with the number that history[...] takes, and whether the tensor is saved, by names."""
     ordinals = {row.name: ordinal for ordinal, row in enumerate(history.numbered)}
-    saved = {row.name for row in history.index.rows if row.value in history.payloads}
+    saved = {entry._row.name for entry in history if entry.is_saved}
     for row in history.summary():
         name = row["layer"]
         titled = {title: fact for title, fact in row.items() if title}

@@ -16,7 +16,8 @@ def input_names(model: nn.Module) -> list[str]:
     """What a model takes in any case: its main input, and the tokens of its decoder if it has one."""
     config: Any = model.config
     decodes = getattr(config, "is_encoder_decoder", False) and _DECODER in inspect.signature(model.forward).parameters
-    return [str(getattr(model, "main_input_name", "input_ids")), *([_DECODER] if decodes else [])]
+    main = getattr(model, "main_input_name", "input_ids")
+    return [*([main] if isinstance(main, str) else main), *([_DECODER] if decodes else [])]
 
 
 def dtype_of(name: str) -> str:
@@ -57,7 +58,7 @@ def _film(sizes: _Sizes) -> str:
 
 def _pixels(sizes: _Sizes, frames: int | None) -> str:
     side = sizes.find("image_size", "input_size", "img_size", "crop_size", default=224)
-    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    height, width = ([*side] * 2)[-2:] if isinstance(side, (list, tuple)) and side else (side, side)
     channels = sizes.find("num_channels", "in_channels", "in_chans", default=3)
     return "x".join(map(str, (1, *([] if frames is None else [frames]), channels, height, width)))
 

@@ -155,6 +155,13 @@ def make():
 NEIGHBOUR = "from layers_beside_it import layer\n\ndef make():\n    return layer\n"
 
 
+def test_a_model_file_that_fails_is_no_module(tmp_path, capsys):
+    (tmp_path / "failing_model.py").write_text("1 / 0")
+    assert main(["trace", f"{tmp_path}/failing_model.py:make"]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert "failing_model" not in sys.modules
+
+
 @pytest.mark.parametrize("text", [DATACLASS, PICKLED, NEIGHBOUR], ids=["dataclass", "pickle", "neighbour"])
 @pytest.mark.parametrize("name", ["model_of_the_user.py", "json.py", "not a-name.3.py"])
 def test_a_file_is_loaded_as_python_does(text, name, tmp_path, monkeypatch, capsys):

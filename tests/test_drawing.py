@@ -17,6 +17,7 @@ from torch import nn
 import lens
 from lens.errors import RenderError
 from lens.render import drafting
+from lens.render.colouring import _step
 from lens.render.drafting import make_drawing
 from lens.render.drawing import Drawing, Edge, Node, pass_ranges
 from lens.render.drawing_text import print_drawing
@@ -396,3 +397,16 @@ def test_options_of_the_wrong_type_are_named(options):
 def test_a_style_may_give_numbers():
     (node, *_) = lens.trace(nn.ReLU(), torch.ones(2)).drawing(style=lambda node: {"penwidth": 3}).nodes
     assert dict(node.style) == {"penwidth": "3"}
+
+
+def test_every_amount_has_a_step_however_it_is_rounded():
+    for most in range(1, 3000):
+        assert _step(most * 1e-9, most * 1e-9, 5) == 4
+        assert [_step(amount, 5, 5) for amount in range(1, 6)] == [0, 1, 2, 3, 4]
+
+
+def test_what_a_style_raises_is_told_as_that():
+    history = lens.trace(torch.nn.ReLU(), torch.ones(2))
+    for draw in (history.to_pydot, history.to_mermaid, history.drawing):
+        with pytest.raises(RenderError, match=r"style raised KeyError(.|\n)*mend the function"):
+            draw(style=lambda node: {}["missing"])

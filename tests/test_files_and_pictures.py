@@ -91,6 +91,17 @@ def test_a_link_is_followed(history, tmp_path, old):
     assert lens.load(real).graph == history.graph
 
 
+def test_values_stand_beside_the_file_that_a_link_leads_to(history, tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.lens"
+    link.symlink_to("real/trace.lens")
+    history.save(link, beside=True)
+    assert (tmp_path / "real" / "trace.lens.safetensors").exists()
+    for path in (link, tmp_path / "real" / "trace.lens"):
+        loaded = lens.load(path)
+        assert all(loaded.payloads.read(value) is not None for value in loaded.payloads)
+
+
 def test_pictures_are_written(history, tmp_path):
     assert b"<svg" in open(history.draw(tmp_path / "a.svg"), "rb").read()
     assert open(history.draw(tmp_path / "a.png"), "rb").read().startswith(b"\x89PNG")

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import defaultdict
 from enum import Enum, IntEnum
 from pathlib import Path
 
@@ -325,13 +326,15 @@ def test_keys_of_dicts_may_be_what_source_code_has_no_word_for():
     class Keyed(nn.Module):
         def forward(self, given):
             left = given[0, "x"] * given[Side.LEFT] + given[Side.RIGHT, torch.float32]
-            return {(1, "y"): left, Side.LEFT: left + 1, torch.float64: {"plain": left - 1}}
+            counted = defaultdict(list, {1: left * 2})
+            return {(1, "y"): left, Side.LEFT: left + 1, torch.float64: {"plain": left - 1}, "counted": counted}
 
     given = {(0, "x"): torch.ones(2), Side.LEFT: torch.ones(2) * 3, (Side.RIGHT, torch.float32): torch.ones(2) * 5}
     program = pickle.loads(pickle.dumps(lens.trace(Keyed(), (given,)).to_fx()))
     given[Side.LEFT] = torch.zeros(2)
     found, expected = program(given), Keyed()(given)
-    assert list(found) == [(1, "y"), Side.LEFT, torch.float64]
+    assert list(found) == [(1, "y"), Side.LEFT, torch.float64, "counted"]
+    assert type(found["counted"]) is defaultdict
     assert all(torch.equal(a, b) for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True))
 
 
@@ -462,7 +465,8 @@ def test_a_default_dtype_of_the_forward_is_that_of_the_program(backend):
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            return torch.ones(2) * x, torch.full((2,), 0.1), torch.arange(2), torch.ones(2, dtype=torch.float32)
+            given = torch.ones(2, dtype=None), torch.ones(2, dtype=torch.float32)
+            return torch.ones(2) * x, torch.full((2,), 0.1), torch.arange(2), *given
         finally:
             torch.set_default_dtype(before)
 
@@ -614,6 +618,15 @@ def test_complex_numbers_that_are_not_finite_can_be_written_out():
     model = Body(lambda x: x + complex(0, float("nan")) * 1 - complex(float("-inf"), 1))
     program = pickle.loads(pickle.dumps(lens.trace(model, x).to_fx()))
     assert torch.equal(torch.view_as_real(program(x)).isnan(), torch.view_as_real(model(x)).isnan())
+    infinite = complex(0, float("inf"))
+
+    class Returning(nn.Module):
+        def forward(self, x, given=infinite):
+            return {infinite: x * 2, "b": given}
+
+    program = lens.trace(Returning(), (x, infinite)).to_fx()
+    assert list(program(x, infinite)) == [infinite, "b"]
+    assert program(x, infinite)["b"] == infinite
 
 
 def operations(model):

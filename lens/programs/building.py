@@ -6,6 +6,7 @@ it was in the run, and the node of a value that a write made anew is that of the
 
 from __future__ import annotations
 
+import cmath
 import operator
 import re
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Opaque, Seq, Slot, Template, children, map_nodes, slots
 from lens.programs.autocast import switch_autocast
-from lens.programs.calls import add_call, parts, plain_sizes, put_together, written_operands
+from lens.programs.calls import add_call, as_written, parts, plain_sizes, put_together, written_operands
 from lens.programs.fx_module import Program
 from lens.programs.gradients import detached_operands
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard, SharedGuard
@@ -276,7 +277,7 @@ class Builder:
         """The node of an op; what makes a tensor of the default dtype is told that of the run, if it is another now."""
         made = self.trace.values[op.results[0]].type.dtype if op.results and not op.operands else ""
         takes = schemas_of(resolve(op.function), op.function.name.partition(".")[0]) if made in DEFAULTS else ()
-        told = "dtype" in node.kwargs or DEFAULTS.get(made) is torch.get_default_dtype()
+        told = node.kwargs.get("dtype") is not None or DEFAULTS.get(made) is torch.get_default_dtype()
         if not told and any(one.name == "dtype" for schema in takes for one in schema._schema.arguments):
             node.kwargs = {**node.kwargs, "dtype": getattr(torch, made)}
         return node
@@ -330,7 +331,7 @@ class Builder:
                 found.update(self._object(node))
 
         map_nodes(key, note)
-        return build(plain_sizes(key), [], found)
+        return as_written(self.graph, build(plain_sizes(key), [], found))
 
     def _op_objects(self, op: Op) -> dict[int, Any]:
         """The nodes of the opaque objects of an op; what it calls is a module.
@@ -429,5 +430,7 @@ def _holds_slots(template: Template) -> bool:
 
 def _is_constant(template: Template) -> bool:
     """Whether a template is of constants in plain containers, which a node may have as an argument."""
+    if isinstance(template, complex) and not cmath.isfinite(template):  # source code has no word for it
+        return False
     plain = not isinstance(template, (Seq, Map)) or template.kind in ("tuple", "list", "size", "dict")
     return plain and not isinstance(template, (Slot, Opaque)) and all(map(_is_constant, children(template)))

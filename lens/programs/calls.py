@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import cmath
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -42,9 +43,9 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         RenderError: what an opaque operation calls is not there.
         ReplayError: its function or an argument is not there.
     """
-    args = [_written(graph, build(plain_sizes(arg), operands, objects)) for arg in op.args]
+    args = [as_written(graph, build(plain_sizes(arg), operands, objects)) for arg in op.args]
     kwargs = {
-        key: _written(graph, build(plain_sizes(arg), operands, objects)) for key, arg in op.kwargs if key != AUTOCAST
+        key: as_written(graph, build(plain_sizes(arg), operands, objects)) for key, arg in op.kwargs if key != AUTOCAST
     }
     function = op.function
     if function.opaque:
@@ -78,7 +79,7 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
     return graph.create_node("call_method", function.name, (rest.pop(next(iter(kwargs))),), rest, name)
 
 
-def _written(graph: fx.Graph, arg: Any) -> Any:
+def as_written(graph: fx.Graph, arg: Any) -> Any:
     """An argument as source code can say it, which has no word for a complex number with an infinite part."""
 
     def written(item: Any) -> Any:
@@ -156,11 +157,15 @@ def put_together(
             return make(cls, *inner) if hasattr(cls, "_make") else make(cls, inner)
         case Map(kind, pairs):
             entries: Any = {key_of(k): put_together(v, nodes, make, key_of) for k, v in pairs}
-            if any(isinstance(key, Node) for key, _ in pairs):  # source code has no word for such keys
+            if any(isinstance(key, (Node, complex)) for key, _ in pairs):  # source code has no word for such keys
                 entries = make(dict, list(entries.items()))
             elif kind != "dict" and all(isinstance(key, str) for key in entries):
                 return make(find_class(kind), **entries)
+            if kind == "collections.defaultdict":  # what made its missing values is not known
+                return make(defaultdict, None, entries)
             return entries if kind == "dict" else make(find_class(kind), entries)
+        case complex() if not cmath.isfinite(form):
+            return make(complex, form.real, form.imag)
         case _:
             return build(form, [], _Nothing())
 

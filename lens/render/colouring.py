@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from attrs import evolve
 
 from lens.errors import RenderError
+from lens.foreign import Raised, attempt, origin
 from lens.render.drawing import Drawing, Legend, Node
 from lens.render.sizes import human_bytes, human_count, human_seconds
 from lens.render.themes import ROLES, Theme
@@ -57,7 +58,7 @@ def _amount(node: Node, metric: str) -> float | None:
 
 
 def _step(amount: float, most: float, steps: int) -> int:
-    return math.ceil(steps * amount / most) - 1
+    return min(steps - 1, math.ceil(steps * amount / most) - 1)  # the quotient may be rounded up
 
 
 def legend_of_roles(drawing: Drawing, theme: Theme) -> Drawing:
@@ -71,11 +72,17 @@ def restyle(drawing: Drawing, style: StyleFunction) -> Drawing:
     """Give every node the attributes that a function of the user chooses for it, numbers as text.
 
     Raises:
-        RenderError: if it gives something else than a mapping.
+        RenderError: if it raises, or gives something else than a mapping.
     """
     nodes = []
     for node in drawing.nodes:
-        chosen = style(node)
+        chosen = attempt(lambda node=node: style(node))  # type: ignore[misc]
+        if isinstance(chosen, Raised):
+            raise RenderError(
+                f"style raised {chosen} for {node.label}",
+                where=origin(chosen.error),
+                hint="mend the function that style= was given",
+            ) from chosen.error
         if chosen and not isinstance(chosen, Mapping):
             raise RenderError(
                 f"style gave a {type(chosen).__name__} for {node.label}",

@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 from lens.errors import FileFormatError, GraphError
 from lens.ir.codec import CONVERTER, dump_facet, load_facet, structure
 from lens.ir.elements import OpId, ValueId
-from lens.ir.facets import Facet, Labels
+from lens.ir.facets import Distances, Facet, Labels
 from lens.ir.graph import Graph
 from lens.ir.layouts import Layout
 from lens.ir.payloads import Payload, PayloadStore
@@ -45,7 +45,7 @@ from lens.render.values import (
 )
 
 FORMAT = "lens-trace"
-VERSION = 2
+VERSION = 3
 #: Python itself calls no deeper than this, so no model does.
 _DEEPEST_SCOPE = 1000
 #: How msgpack begins a number of four bytes.
@@ -89,7 +89,7 @@ def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, be
             target.parent.mkdir(parents=True, exist_ok=True)
             if mark:
                 read = history.payloads.read
-                write_beside(beside_path(target), ((name, read(v)) for v, name in names.items()), mark)
+                write_beside(beside_path(target.resolve()), ((name, read(v)) for v, name in names.items()), mark)
             write_whole(target, _sealed(_chunks(history, names, payloads, mark)))
     except FileFormatError:
         raise
@@ -197,8 +197,10 @@ def _unpack(data: bytes, where: str) -> dict[str, Any]:
         walker.feed(data)
         walker.skip()  # are all parts there? Else a length that lies would be believed, and room for it made
         document: dict[str, Any] = msgpack.unpackb(data, strict_map_key=version > 1, **_TEXT)
-        if version == 1:
+        if version < 2:
             _from_version_1(document)
+        if version < 3:
+            _from_version_2(document)
         return document
 
 
@@ -235,6 +237,12 @@ def _from_version_1(document: dict[str, Any]) -> None:
     document["beside"] = ""
 
 
+def _from_version_2(document: dict[str, Any]) -> None:
+    """Up to version 2 distances went over written memory, too: where there is any they are worked out anew."""
+    if any(op.get("effects") for op in document["graph"]["ops"]):
+        document["facets"] = [facet for facet in document["facets"] if facet[0] != Distances.name]
+
+
 @contextmanager
 def _damage_told(where: str, *more: type[Exception]) -> Iterator[None]:
     """What reading damaged bytes raises (``more`` than other faulty data does), as a FileFormatError."""
@@ -265,7 +273,7 @@ def _check(graph: Graph) -> None:
 
 def _store(document: dict[str, Any], graph: Graph, path: Path) -> PayloadStore:
     mark = document["beside"]
-    beside = Beside(str(beside_path(path).absolute()), mark) if isinstance(mark, str) and mark else None
+    beside = Beside(str(beside_path(path.resolve())), mark) if isinstance(mark, str) and mark else None
     values: dict[ValueId, Payload] = {}
     for value, dtype, shape, content in document["values"]:
         if beside is not None and isinstance(content, str):
