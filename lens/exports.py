@@ -180,21 +180,19 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
     flag = wrong_flag(cls, options)
     if flag:
         raise RenderError(f"{flag} cannot be {options[flag]!r:.40}", where=f"{flag}=", hint="give True or False")
-    made: Renderer | Raised = attempt(lambda: cls(**options))
-    if isinstance(made, Raised):
-        why = made.error.args[0] if made.error.args else made.error  # attrs gives more than the text
-        hint = f"its options are {', '.join(known) or 'none'}"
-        _raise(
-            made.error, RenderError(f"{name} does not take these options: {why}", where=f"{options!r:.80}", hint=hint)
-        )
+
+    def refuse(error: Exception) -> NoReturn:
+        if isinstance(error, LensError):
+            raise error
+        why = error.args[0] if error.args else error  # attrs gives more than the text
+        raise RenderError(
+            f"{name} does not take these options: {why}",
+            where=f"{options!r:.80}",
+            hint=f"its options are {', '.join(known) or 'none'}",
+        ) from error
+
+    made: Renderer = attempt(lambda: cls(**options), refuse)
     return made
-
-
-def _raise(error: Exception, told: RenderError) -> NoReturn:
-    """Raise what a renderer raised, if that is an error of lens, else the error that tells it."""
-    if isinstance(error, LensError):
-        raise error
-    raise told from error
 
 
 def renderer_of(path: str | PathLike[str]) -> str:
@@ -218,13 +216,16 @@ def renderer_classes() -> dict[str, type[Renderer]]:
 
 def render(history: Any, renderer: Renderer) -> Rendered:
     """What a renderer makes of a history, with the facets that it requires. Raises RenderError."""
+
+    def tell(error: Exception) -> NoReturn:
+        if isinstance(error, LensError):
+            raise error
+        what = f"{renderer.name} failed: {Raised.of(error)}"
+        raise RenderError(what, where=origin(error), hint="mend the renderer") from error
+
     with stage(f"making {renderer.name}"):
         given = history.with_facets(*renderer.requires)
-        made = attempt(lambda: renderer.render(given))
-    if isinstance(made, Raised):
-        where = origin(made.error)
-        _raise(made.error, RenderError(f"{renderer.name} failed: {made}", where=where, hint="mend the renderer"))
-    return made
+        return attempt(lambda: renderer.render(given), tell)
 
 
 def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:

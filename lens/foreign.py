@@ -6,7 +6,7 @@ What such code raises is a finding, not an accident: a verdict tells it. So no s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar, overload
 
 from attrs import frozen
 
@@ -18,22 +18,50 @@ _WIDTH = 200
 class Raised:
     """What foreign code raised, in the place of its result; as text one line.
 
+    Not the exception itself: its frames lead to those that called, and so to whoever kept it, with all their tensors.
+
     Args:
-        error: The exception.
+        kind: The class of the exception.
+        message: Its text.
     """
 
-    error: Exception
+    kind: type[Exception]
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Raised:
+        """What stands for an exception."""
+        return cls(type(error), message_of(error))
 
     def __str__(self) -> str:
-        return f"{type(self.error).__name__}: {' '.join(str(self.error).split())[:_WIDTH] or 'no message'}"
+        return f"{self.kind.__name__}: {' '.join(self.message.split())[:_WIDTH] or 'no message'}"
 
 
-def attempt(run: Callable[[], _T]) -> _T | Raised:
-    """Run foreign code: its result, or what it raised. Only what ends the process or thread comes through."""
+@overload
+def attempt(run: Callable[[], _T], use: Callable[[Exception], NoReturn]) -> _T: ...
+@overload
+def attempt(run: Callable[[], _T], use: Callable[[Exception], object] | None = None) -> _T | Raised: ...
+def attempt(run: Callable[[], _T], use: Callable[[Exception], object] | None = None) -> _T | Raised:
+    """Run foreign code: its result, or what it raised. Only what ends the process or thread comes through.
+
+    Args:
+        run: The code.
+        use: Given the exception itself, before it is let go; may raise another in its place.
+    """
     try:
         return run()
     except Exception as error:  # noqa: BLE001 - see above
-        return Raised(error)
+        if use is not None:
+            use(error)
+        return Raised.of(error)
+
+
+def message_of(error: BaseException) -> str:
+    """The text of an exception, whose class may be foreign, too; empty if that raises."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - see above
+        return ""
 
 
 def origin(error: BaseException) -> str:

@@ -12,13 +12,13 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from attrs import field, frozen
 from attrs.validators import deep_mapping, instance_of
 
 from lens.errors import PluginError
-from lens.foreign import Raised, attempt
+from lens.foreign import attempt
 from lens.ir.facets import Facet, why_no_facet
 from lens.passes.protocol import Pass, why_no_pass
 from lens.render.renderer import why_no_renderer
@@ -216,14 +216,15 @@ class _Providers(Mapping["type[Facet]", Pass]):
 
     def _with_defaults(self, name: str) -> Pass:
         if name not in self._made:
-            made = attempt(self._classes[name])
-            if isinstance(made, Raised):
+
+            def refuse(error: Exception) -> NoReturn:
                 raise PluginError(
-                    f"pass {name!r} cannot be run for the facet that it provides: {made.error}",
+                    f"pass {name!r} cannot be run for the facet that it provides: {error}",
                     where=names("passes")[name],
                     hint="put it into the pipeline with its options, before what requires the facet",
-                ) from made.error
-            self._made[name] = made
+                ) from error
+
+            self._made[name] = attempt(self._classes[name], refuse)
         return self._made[name]
 
     def __iter__(self) -> Iterator[type[Facet]]:
@@ -235,11 +236,12 @@ class _Providers(Mapping["type[Facet]", Pass]):
 
 def _load(target: str, what: str) -> Any:
     module_name, _, attribute = target.partition(":")
-    found = attempt(lambda: getattr(import_module(module_name), attribute))
-    if isinstance(found, Raised):
+
+    def refuse(error: Exception) -> NoReturn:
         raise PluginError(
-            f"{what} cannot be loaded: {found.error}",
+            f"{what} cannot be loaded: {error}",
             where=target,
             hint="mend the manifest, or uninstall the package",
-        ) from found.error
-    return found
+        ) from error
+
+    return attempt(lambda: getattr(import_module(module_name), attribute), refuse)

@@ -169,7 +169,8 @@ class Run(AbstractContextManager["Run"]):
             self.recorder.exit(entered, output)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        failure = self.recorder.keeper.failure
+        keeper = self.recorder.keeper
+        failure = keeper.failure
         if isinstance(error, Stopped):  # out of a block that was ended because of the failure
             error = None
         try:
@@ -181,6 +182,7 @@ class Run(AbstractContextManager["Run"]):
             return
         finally:
             self.recorder.close()
+            keeper.forget_failure()
         if error is not None:
             error.lens_history = history  # type: ignore[attr-defined]
         elif failure is not None:

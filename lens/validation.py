@@ -73,14 +73,17 @@ class _Trial:
         self.model, self.args, self.kwargs, self.backend = model, args, kwargs, backend
         self.start = RunState.of(model, (args, kwargs))
         self.names = addresses_of(model)
-        found = attempt(lambda: trace(model, args, kwargs, backend=backend))
+        self.history: ModelHistory | None = None
+        found = attempt(lambda: trace(model, args, kwargs, backend=backend), self._take_history)
         self.raised = found if isinstance(found, Raised) else None
-        self.history: ModelHistory | None = None if isinstance(found, Raised) else found
-        if self.raised is not None:
-            if isinstance(self.raised.error, (InputError, BackendError)):
-                raise self.raised.error
-            self.history = getattr(self.raised.error, "lens_history", None)
+        if not isinstance(found, Raised):
+            self.history = found
         self.end = self.start.after(self.history)
+
+    def _take_history(self, error: Exception) -> None:
+        if isinstance(error, (InputError, BackendError)):
+            raise error
+        self.history = getattr(error, "lens_history", None)
 
     def report(self, completeness: bool) -> Report:
         """Everything that is to be found out."""
@@ -151,9 +154,12 @@ class _Trial:
 
     def _audited(self) -> Verdict:
         self.start.restore()
-        found = attempt(lambda: audit(self.model, self.args, self.kwargs, backend=self.backend))
-        if isinstance(found, Raised) and isinstance(found.error, BackendError):
-            raise found.error
+
+        def let_through(error: Exception) -> None:
+            if isinstance(error, BackendError):
+                raise error
+
+        found = attempt(lambda: audit(self.model, self.args, self.kwargs, backend=self.backend), let_through)
         if isinstance(found, Raised):  # the model ran before, so it is not the same at every call
             return Verdict("completeness", "exempt", f"the third run raises {found}", "nondeterministic")
         if found.ok:

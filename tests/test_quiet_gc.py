@@ -5,9 +5,12 @@ import signal
 import sys
 import threading
 import weakref
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
+from models import Body
 from torch import nn
 
 import lens
@@ -40,6 +43,58 @@ def test_cycles_that_die_between_traces_are_collected():
         lens.trace(net, torch.ones(4))
         most = max(most, len(alive))
     assert most < 500
+
+
+def in_thread(x):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(x.sin()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def raising(*_):
+    raise ValueError("no")
+
+
+def in_block(_, x, **options):
+    with lens.tracing(**options):
+        x.sin()
+
+
+FORWARDS = {
+    "vmap": torch.func.vmap(torch.sin),
+    "vjp": lambda x: torch.func.vjp(torch.sin, x)[1](x)[0],
+    "script": torch.jit.script(nn.Linear(4, 4)),
+    "thread": in_thread,
+    "raising": raising,
+}
+CALLS = {
+    "trace": lens.trace,
+    "report": lens.validation_report,
+    "save": partial(lens.trace, save=raising),
+    "stop_at": partial(lens.trace, stop_at=raising),
+    "transform": partial(lens.trace, transform=raising),
+    "block": partial(in_block, save=raising),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS)
+def test_nothing_of_a_trace_waits_for_the_collector(forward, call, backend):
+    alive = weakref.WeakSet()
+    with suppress(ValueError, RuntimeError):
+        call(Body(forward), torch.ones(2, 4), backend=backend)  # the first time is different
+    gc.collect()
+    gc.disable()
+    for _ in range(3):
+        x = torch.ones(2, 4)
+        alive.add(x)
+        with suppress(ValueError, RuntimeError):
+            call(Body(forward), x, backend=backend)
+    del x
+    assert not alive
 
 
 @pytest.mark.parametrize("name", ["set_threshold", "disable"])

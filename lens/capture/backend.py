@@ -89,9 +89,12 @@ def _info(name: str) -> BackendInfo:
 
 def _made(name: str) -> CaptureBackend:
     """The backend registered under a name. Raises PluginError or BackendError if it cannot be loaded or made."""
-    made = attempt(registry.find("backends", name))
-    if isinstance(made, Raised):
-        raise BackendError(f"it cannot be made: {made}", where=f"backend={name!r}", hint=_MEND) from made.error
+
+    def refuse(error: Exception) -> NoReturn:
+        what = f"it cannot be made: {Raised.of(error)}"
+        raise BackendError(what, where=f"backend={name!r}", hint=_MEND) from error
+
+    made = attempt(registry.find("backends", name), refuse)
     why_not = _why_no_backend(made)
     if why_not:
         raise BackendError(why_not, where=f"backend={name!r}", hint=_MEND)
@@ -148,12 +151,14 @@ def _find(name: str) -> CaptureBackend:
 
 def recording(backend: CaptureBackend, emit: Recorder) -> AbstractContextManager[None]:
     """What lets a backend record while it is entered. Raises BackendError if it gives nothing of the kind."""
-    made = attempt(lambda: backend.record(emit))
-    if isinstance(made, Raised):
-        if isinstance(made.error, LensError):
-            raise made.error
-        what = f"the backend {backend.name!r} cannot record: {made}"
-        raise BackendError(what, where=origin(made.error), hint=_MEND) from made.error
+
+    def refuse(error: Exception) -> NoReturn:
+        if isinstance(error, LensError):
+            raise error
+        what = f"the backend {backend.name!r} cannot record: {Raised.of(error)}"
+        raise BackendError(what, where=origin(error), hint=_MEND) from error
+
+    made = attempt(lambda: backend.record(emit), refuse)
     if not isinstance(made, AbstractContextManager):
         raise BackendError(
             f"record of the backend {backend.name!r} gave a {type(made).__name__}, not a context manager",

@@ -13,7 +13,7 @@ from lens.capture.alias_set import SEVERAL
 from lens.capture.selection import Change, Predicate, RunningOp, Selection
 from lens.capture.tensor_table import TensorRecord, storage_of, version_of
 from lens.capture.user_functions import Failure
-from lens.foreign import Raised, attempt
+from lens.foreign import attempt
 from lens.ir.elements import FnRef, OpId, ValueId
 from lens.ir.layouts import Layout
 from lens.ir.naming import layer_type
@@ -78,17 +78,19 @@ class Keeper:
         """What a function of the user says of an operation; no, once one has raised."""
         if self.failure is not None:
             return False
-        answer = attempt(lambda: bool(predicate(op)))
-        if isinstance(answer, Raised):
-            self.fail(Failure(option, answer.error, value, f"a tensor of shape {op.shape} of {op.dtype}"))
-            return False
-        return answer
+        shown = f"a tensor of shape {op.shape} of {op.dtype}"
+        answer = attempt(lambda: bool(predicate(op)), lambda error: self.fail(Failure(option, error, value, shown)))
+        return answer is True
 
     def fail(self, failure: Failure) -> None:
         """Note that a function of the user raised. The first is told."""
         if self.failure is None:
             self.failure = failure
             self.on_failure()
+
+    def forget_failure(self) -> None:
+        """Let go of what a function of the user raised: its frames know this keeper, and all that called it."""
+        self.failure = None
 
     def wants_module(self, module: ModuleNames) -> bool:
         """Whether the outputs of this module are wanted."""
@@ -120,13 +122,15 @@ class Keeper:
         if self.failure is not None:
             return
         given = tensor.detach() if self.selection.detach else tensor
+
+        def fail(error: Exception) -> None:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self.fail(Failure("transform", error, value, f"{_described(tensor)} of {dtype}"))
+
         with UNSEEN(), MODES_OFF():
-            kept: object = attempt(lambda: transform(given))
+            kept: object = attempt(lambda: transform(given), fail)
             if not isinstance(kept, torch.Tensor):
-                wrong = TypeError(f"it gave a {type(kept).__name__} instead of a tensor")
-                error = kept.error if isinstance(kept, Raised) else wrong
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                self.fail(Failure("transform", error, value, f"{_described(tensor)} of {dtype}"))
+                fail(TypeError(f"it gave a {type(kept).__name__} instead of a tensor"))  # unless it has failed
                 return
             if storage_of(kept) == storage_of(tensor):
                 kept = kept.clone()  # a later write must not reach it
@@ -193,6 +197,7 @@ class Keeper:
         self.picked.update(values[value] for value in other.picked)
         if other.failure is not None:
             self.fail(evolve(other.failure, value=values[other.failure.value]))
+            other.forget_failure()
         for value, layout in other.layouts.items():
             self.layouts[values[value]] = evolve(layout, memory=memories[layout.memory])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from threading import get_ident
 from time import perf_counter
 from types import FrameType, FunctionType
@@ -262,15 +263,17 @@ def run_region(
         may_write: Whether it may write to tensors that it was given without a function that an ``Observer`` sees.
     """
     sights: list[Sight] = [sight for sight in entries.get(get_ident()) or () if sight.open]
+    run: Callable[[], Any] = partial(target, *args, **kwargs)
+    for sight in sights:
+        region = running(sight, ref, (target, *args), kwargs, frame, closed_over, may_write)
+        run = partial(_run_within, region, run)
+    return run()
 
-    def run(level: int) -> Any:
-        if level < 0:
-            return target(*args, **kwargs)
-        with running(sights[level], ref, (target, *args), kwargs, frame, closed_over, may_write) as results:
-            results.append(run(level - 1))
-        return results[0]
 
-    return run(len(sights) - 1)
+def _run_within(region: AbstractContextManager[list[Any]], run: Callable[[], Any]) -> Any:
+    with region as results:
+        results.append(run())
+    return results[0]
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class Jobs:
         with UNSEEN():
             for job in ended:
                 splice(self._recorder, job)
+                job.close()
         return bool(ended)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from attrs import fields_dict, frozen
 
 from lens.capture.selection import RunningOp
 from lens.errors import InputError
+from lens.foreign import message_of
 from lens.ir.tape import SiteTable, Tape
 
 _HINTS = {"transform": "make it accept every tensor that save= selects, and give a tensor"}
@@ -31,7 +32,7 @@ class Failure:
     def told(self, place: str) -> InputError:
         """The error for the user, with the place of the tensor in the model."""
         return InputError(
-            f"{self.option}= raised {type(self.error).__name__}: {self.error}",
+            f"{self.option}= raised {type(self.error).__name__}: {message_of(self.error)}",
             where=f"{place}; {self.shown}",
             hint=_HINTS.get(self.option, _OF_PREDICATES),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NoReturn
 
 from attrs import evolve
 
@@ -74,15 +76,14 @@ def restyle(drawing: Drawing, style: StyleFunction) -> Drawing:
     Raises:
         RenderError: if it raises, or gives something else than a mapping.
     """
+
+    def tell(error: Exception) -> NoReturn:
+        what = f"style raised {Raised.of(error)} for {node.label}"
+        raise RenderError(what, where=origin(error), hint="mend the function that style= was given") from error
+
     nodes = []
     for node in drawing.nodes:
-        chosen = attempt(lambda node=node: style(node))  # type: ignore[misc]
-        if isinstance(chosen, Raised):
-            raise RenderError(
-                f"style raised {chosen} for {node.label}",
-                where=origin(chosen.error),
-                hint="mend the function that style= was given",
-            ) from chosen.error
+        chosen = attempt(partial(style, node), tell)
         if chosen and not isinstance(chosen, Mapping):
             raise RenderError(
                 f"style gave a {type(chosen).__name__} for {node.label}",

@@ -8,7 +8,7 @@ they view, a range may start anywhere, and a value may be replaced by another: w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import torch
 from attrs import field, frozen
@@ -54,12 +54,7 @@ class Interpreter:
         Raises:
             ReplayError: the function or an argument is not there, or the function raises.
         """
-        made = attempt(lambda: run_operation(self.graph, self.payloads, op, values))
-        if isinstance(made, Raised):
-            if isinstance(made.error, ReplayError):
-                raise made.error
-            raise ReplayError(f"run again it raises {made}", hint="do the values given fit the graph?") from made.error
-        return made
+        return attempt(lambda: run_operation(self.graph, self.payloads, op, values), _refuse)
 
     def written(self, op: Op, values: Tensors) -> set[ValueId]:
         """The operands that an op writes to."""
@@ -152,6 +147,12 @@ class Interpreter:
             where=str(leaf.location or ""),
             hint="give the model to take parameters and buffers from, or trace with save='all'",
         )
+
+
+def _refuse(error: Exception) -> NoReturn:
+    if isinstance(error, ReplayError):
+        raise error
+    raise ReplayError(f"run again it raises {Raised.of(error)}", hint="do the values given fit the graph?") from error
 
 
 def _is_explained(op: Op) -> bool:

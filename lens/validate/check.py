@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from attrs import define, evolve, field, frozen
@@ -136,6 +136,14 @@ class _StopError(Exception):
         self.status, self.detail, self.cause = status, detail, cause
 
 
+def _refuse_comparison(error: Exception) -> NoReturn:
+    """Give up an operation on tensors of a class that refuses to be compared."""
+    if isinstance(error, _StopError):
+        raise error
+    found = Raised.of(error)
+    raise _StopError("exempt", f"a tensor of another class than torch's cannot be compared: {found}") from error
+
+
 @define
 class _Check:
     interpreter: Interpreter
@@ -182,12 +190,7 @@ class _Check:
         plain = torch.Tensor, nn.Parameter
         if all(type(tensor) in plain for tensor in (*operands.values(), *saved.values())):
             return self._perturbed(op, operands, saved)
-        found = attempt(partial(self._perturbed, op, operands, saved))  # classes of tensors may refuse any function
-        if isinstance(found, Raised) and isinstance(found.error, _StopError):
-            raise found.error
-        if isinstance(found, Raised):
-            raise _StopError("exempt", f"a tensor of another class than torch's cannot be compared: {found}")
-        return found
+        return attempt(partial(self._perturbed, op, operands, saved), _refuse_comparison)  # these may refuse anything
 
     def _replayed(self, op: Op) -> tuple[dict[ValueId, torch.Tensor], dict[ValueId, torch.Tensor]]:
         """Operands and saved results of an op that gives them again."""

@@ -126,10 +126,13 @@ def audit(
     recorder.begin_census(module.rpartition(".")[0] or module)
     for names, tensor in named_tensors(model, positional_args, named_args):
         recorder.leaf(tensor, "input", names)
-    with stage("looking for what is missing"), CensusMode(recorder), recording(watched, recorder):
-        model(*positional_args, **named_args)
-    recorder.end_census()
-    return _judge(recorder, watched.name)
+    try:
+        with stage("looking for what is missing"), CensusMode(recorder), recording(watched, recorder):
+            model(*positional_args, **named_args)
+        recorder.end_census()
+        return _judge(recorder, watched.name)
+    finally:
+        recorder.close()
 
 
 def _judge(recorder: CensusRecorder, backend: str) -> Audit:
