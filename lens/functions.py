@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any, TypeAlias
 
 import torch
@@ -205,7 +205,7 @@ class Function:
         object.__setattr__(self, "moves", self.may_write and short in _MOVE)
         object.__setattr__(self, "reaches", short in _REACH)
         object.__setattr__(self, "copies", short == "__deepcopy__")
-        in_c = self.ref.namespace in _NAMESPACES and not isinstance(self.callable, FunctionType)
+        in_c = self.ref.namespace in _NAMESPACES and type(self.callable) in C_TYPES
         direct = in_c and self.kind is Kind.OP and not self.reaches
         bare, may_draw = direct and not self.random, direct and self.chance is not None and not self.may_write
         plain, fresh = bare and not self.may_write, in_c and self.returns_fresh
@@ -247,6 +247,10 @@ class Function:
 def _first_of(kwargs: Mapping[str, Any]) -> Any:
     """The first argument of a call that gives it by name."""
     return next((kwargs[name] for name in ("self", "input") if name in kwargs), next(iter(kwargs.values()), None))
+
+
+#: What functions of C are.
+C_TYPES = frozenset({BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType})
 
 
 @lru_cache(maxsize=1024)

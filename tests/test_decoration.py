@@ -422,6 +422,37 @@ def test_a_mode_that_the_model_enters_sees_each_call_first():
     assert print_graph(one.graph, **plain) == print_graph(other.graph, **plain)
 
 
+@pytest.mark.parametrize("passes", ["granularity{level=leaf},labels", "granularity{level=api},labels"])
+@pytest.mark.parametrize("backend", ["decoration", "torch_function", "torch_dispatch"])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["relu", "layer_norm"])
+def test_a_wrapper_in_the_place_of_a_function_runs_once(name, inside, backend, passes, monkeypatch):
+    calls = []
+
+    def wrap():
+        original = getattr(F, name)
+
+        @functools.wraps(original)
+        def wrapper(*args, **kwargs):
+            calls.append(name)
+            return original(*args, **kwargs) + 100
+
+        monkeypatch.setattr(F, name, wrapper)
+
+    def forward(x):
+        if inside:
+            wrap()
+        return F.layer_norm(x, (4,)) if name == "layer_norm" else F.relu(x)
+
+    if not inside:
+        wrap()
+    history = lens.trace(forward, torch.ones(2, 4), backend=backend, passes=passes)
+    assert calls == [name]
+    types = [str(op.function).rpartition(".")[2] for op in history.graph.ops]
+    assert len(types) == 2, types
+    assert int(history["output_1"].tensor_contents[0, 0]) in (100, 101)
+
+
 def test_tensors_are_no_sequences_to_c():
     class Own(torch.Tensor):
         pass

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from lens.capture.decorations import Decorations
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener, asks_by_attribute, wrap_guard
+from lens.capture.opening import Opener, asker, asks_by_attribute, wrap_guard
 from lens.capture.patches import LOCK, Entries
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
@@ -310,7 +310,7 @@ class _Recording:
         self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any], frame: FrameType
     ) -> Any:
         """A call of a function that the program had bound out of reach; torch has taken the net off for it."""
-        function = describe(unpatched(func))
+        function = describe(unpatched(asker(func, frame)))
         stack = _decorations().recordings.get(get_ident(), ())
         # autograd hands the modes of a thread to helpers of its own, which the trace does not see
         if self not in stack or (function.kind is Kind.METADATA and type(func) is not FunctionType):
@@ -366,8 +366,9 @@ class _Reporter(TraceMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        function = describe(unpatched(func))
-        run = self.replacement if self.stack else partial(_natively, function.callable, types)
+        asking = asker(func, sys._getframe(1))
+        function = describe(unpatched(asking))
+        run = self.replacement if self.stack and asking is func else partial(_natively, function.callable, types)
         if self.recording is None or self.stack is None:
             return run(*args, **(kwargs or {}))
         return self.recording.record(function, types, run, self.stack, args, kwargs or {}, sys._getframe(1))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from types import CellType, FunctionType
+from functools import cache
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ _GUARDS = {
     name: getattr(overrides, name)
     for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 }
+
+#: Calls a mode for a function that has asked.
+_TELL = overrides.handle_torch_function.__code__
 
 #: Tensor types whose functions nobody but a mode overrides.
 PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -49,6 +53,32 @@ def unquestioning_kernel(function: Any) -> Callable[..., Any] | None:
         return kernel
     known = {name: (lambda: None) if value is asks else value for name, value in kernel.__globals__.items()}
     return FunctionType(kernel.__code__, known, kernel.__name__, kernel.__defaults__, kernel.__closure__)
+
+
+def asker(func: Any, frame: FrameType) -> Any:
+    """The function that has asked whether somebody overrides it, and so is told to a mode.
+
+    It is told by its name, under which a program may have put a wrapper of its own. That is running already, and calls
+    the function; called once more, it would do its work twice.
+
+    Args:
+        func: What the mode is told.
+        frame: Where the mode was called.
+    """
+    if frame.f_code is not _TELL or frame.f_back is None:
+        return func
+    code, known = frame.f_back.f_code, frame.f_back.f_globals
+    named = (unpatched(names.get(code.co_name)) for names in (known, vars(torch.Tensor)))
+    plain = unpatched(func)
+    if getattr(plain, "__code__", None) is code or code.co_freevars or all(other is not plain for other in named):
+        return func
+    module = sys.modules.get(known.get("__name__", ""))
+    return func if module is None else _made_of(code, module)
+
+
+@cache
+def _made_of(code: CodeType, module: ModuleType) -> FunctionType:
+    return FunctionType(code, vars(module), code.co_name)
 
 
 class Opener:

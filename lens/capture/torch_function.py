@@ -20,13 +20,13 @@ from torch import nn, overrides
 
 from lens.capture.fast_lane import fast_lane
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import PLAIN_TYPES, Opener, wrap_guard
+from lens.capture.opening import PLAIN_TYPES, Opener, asker, wrap_guard
 from lens.capture.patches import Entries, Property
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.trace_modes import TraceMode, pushed
 from lens.capture.watching import watch_regions
-from lens.functions import Function, Kind, describe, unpatched
+from lens.functions import C_TYPES, Function, Kind, describe, unpatched
 
 
 class TorchFunctionBackend:
@@ -99,6 +99,8 @@ class _RecordingMode(TraceMode):
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any] | None
     ) -> Any:
         """Run any call and record it. Who calls this was called by the code that the call comes from."""
+        if type(func) not in C_TYPES:
+            func = asker(func, sys._getframe(2))
         function = self.functions[func]
         recorder = self.recorder
         if not function.recorded:
