@@ -27,6 +27,7 @@ from lens.capture.sites import Locator
 from lens.capture.stopping import Stop, StopAt, Stopped, make_stop
 from lens.capture.user_functions import place_of
 from lens.errors import InputError, LensError, UnknownKeyError
+from lens.foreign import attempt, message_of
 from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.entry_index import EntryRow, ordinals
@@ -178,13 +179,13 @@ class Run(AbstractContextManager["Run"]):
         except LensError as problem:
             if error is None:
                 raise
-            error.lens_history_error = problem  # type: ignore[attr-defined]  # the model's own error comes first
+            _attach(error, "lens_history_error", problem)  # the model's own error comes first
             return
         finally:
             self.recorder.close()
             keeper.forget_failure()
         if error is not None:
-            error.lens_history = history  # type: ignore[attr-defined]
+            _attach(error, "lens_history", history)
         elif failure is not None:
             failed = [v for v in history.payloads if history.payloads.values[v] is self._failed]
             label = history.index.name_of(failed[0]) if failed and history.graph.get(Labels) else ""
@@ -254,7 +255,12 @@ class Run(AbstractContextManager["Run"]):
         site = self.recorder.locator.raised_at(error)
         running = self.recorder.running()
         name = "" if running is None else str(running.ref)
-        return Fault(type(error).__name__, str(error), name, SiteTable().locate(site))
+        return Fault(type(error).__name__, message_of(error), name, SiteTable().locate(site))
+
+
+def _attach(error: BaseException, name: str, value: object) -> None:
+    """Give an exception of the model's an attribute, also if its class is frozen; if it has no room for it, none."""
+    attempt(lambda: object.__setattr__(error, name, value))
 
 
 def _named(key: str | int, history: ModelHistory) -> Sequence[EntryRow]:

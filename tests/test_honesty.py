@@ -3,6 +3,7 @@
 import pickle
 import threading
 
+import attrs
 import pytest
 import torch
 from models import Raises, TwoBranches
@@ -53,6 +54,34 @@ def test_the_model_runs_exactly_once():
     model.register_forward_hook(lambda *_: calls.append(1))
     lens.trace(model, torch.ones(2), save=["relu_1"])
     assert calls == [1]
+
+
+@attrs.frozen
+class Frozen(Exception):
+    code: int = 1
+
+
+class WithoutText(Exception):
+    def __str__(self):
+        return self.text
+
+
+class WithHistory(Exception):
+    lens_history = property(lambda self: None)
+
+
+@pytest.mark.parametrize("error", [Frozen(), WithoutText(), WithHistory()], ids=lambda error: type(error).__name__)
+def test_an_exception_of_any_class_comes_through_unchanged(error):
+    def forward(x):
+        x.sin()
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        lens.trace(forward, torch.ones(2))
+    assert caught.value is error
+    if not isinstance(error, WithHistory):
+        assert len(error.lens_history.graph.ops) == 1
+        assert error.lens_history.graph.meta.fault.type == type(error).__name__
 
 
 def test_gradients_are_those_of_a_plain_forward():
