@@ -10,6 +10,8 @@ from typing import NoReturn, TypeVar, overload
 
 from attrs import frozen
 
+from lens.signal_handlers import is_from_handler
+
 _T = TypeVar("_T")
 _WIDTH = 200
 
@@ -42,7 +44,8 @@ def attempt(run: Callable[[], _T], use: Callable[[Exception], NoReturn]) -> _T: 
 @overload
 def attempt(run: Callable[[], _T], use: Callable[[Exception], object] | None = None) -> _T | Raised: ...
 def attempt(run: Callable[[], _T], use: Callable[[Exception], object] | None = None) -> _T | Raised:
-    """Run foreign code: its result, or what it raised. Only what ends the process or thread comes through.
+    """Run foreign code: its result, or what it raised. Only what ends the process or thread comes through,
+    and what a signal handler raises, such as a time limit of the user's.
 
     Args:
         run: The code.
@@ -50,7 +53,9 @@ def attempt(run: Callable[[], _T], use: Callable[[Exception], object] | None = N
     """
     try:
         return run()
-    except Exception as error:  # noqa: BLE001 - see above
+    except Exception as error:
+        if is_from_handler(error):
+            raise
         if use is not None:
             use(error)
         return Raised.of(error)

@@ -18,7 +18,7 @@ from lens.capture.addresses import AddressBook
 from lens.capture.backend import CaptureBackend, recording
 from lens.capture.encoding import slot
 from lens.capture.inputs import named_tensors
-from lens.capture.interrupts import interrupts_wait
+from lens.capture.interrupts import InterruptsWait
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off
 from lens.capture.recorder import Recorder
@@ -151,9 +151,9 @@ class Run(AbstractContextManager["Run"]):
             ops = self.recorder.tape.ops
             with (
                 stage("running the model", lambda: len(ops)),
-                interrupts_wait() as let_through,
+                InterruptsWait() as signals,
                 recording(self.settings.backend, self.recorder),
-                let_through(),
+                signals.let_through(),
             ):
                 yield
         finally:

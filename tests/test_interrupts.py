@@ -9,6 +9,7 @@ import timeit
 import pytest
 import torch
 import torch.nn.functional as F
+from attrs import frozen
 from region_models import Model, X, linear
 from test_regions import TorchMarks
 from torch import nn
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lens
 from lens import capture
+from lens.capture import interrupts
 from lens.ir.verifier import find_problems
 from lens.validate.check import check
 
@@ -143,3 +145,86 @@ def test_an_interrupt_at_any_point_of_capture_leaves_a_history(backend):
         model.interrupter = Interrupter()
         assert len(lens.trace(model, X, backend=backend, passes="").graph.ops) == whole
     assert marks.left_behind(TorchMarks()) == []
+
+
+class TimeIsOver(Exception):
+    pass
+
+
+def time_is_over(*_):
+    raise TimeIsOver
+
+
+@pytest.fixture
+def alarm():
+    """A handler that raises, of a signal that is not Ctrl-C's."""
+    before = signal.signal(signal.SIGALRM, time_is_over), signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGALRM, before[0])
+    signal.signal(signal.SIGINT, before[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_time_limit_at_any_moment_leaves_nothing_behind(backend, alarm):
+    model = nn.Sequential(linear(), nn.ReLU())
+    whole = min(timeit.repeat(lambda: lens.trace(model, X, backend=backend), number=1, repeat=6))
+    marks, raised = TorchMarks(), 0
+    for i in range(100):
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, whole * (i + 1) / 110)
+                lens.trace(model, X, backend=backend)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except TimeIsOver:
+            raised += 1
+        assert marks.left_behind(TorchMarks()) == [], i
+        assert signal.getsignal(signal.SIGALRM) is time_is_over
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert raised > 30
+
+
+def test_a_time_limit_in_code_of_the_users_is_no_failure_of_that_code(alarm):
+    def slow(_):
+        signal.raise_signal(signal.SIGALRM)
+
+    with pytest.raises(TimeIsOver):
+        lens.trace(nn.ReLU(), X, save=slow)
+
+
+def test_a_time_limit_in_a_pass_is_no_failure_of_the_pass(alarm):
+    @frozen
+    class Slow:
+        name, requires, provides, preserves = "slow", (), (), ()
+
+        def run(self, graph, context):
+            signal.raise_signal(signal.SIGALRM)
+
+    with pytest.raises(TimeIsOver):
+        lens.trace(nn.ReLU(), X, passes=[Slow()])
+
+
+@pytest.mark.parametrize("at", range(60))
+def test_an_interrupt_at_any_point_of_letting_interrupts_through_leaves_the_handler(at, alarm):
+    """The handlers are those of before, and are called again."""
+    points = 0
+
+    def reach(frame, event, _):
+        nonlocal points
+        if event in ("call", "c_return") and frame.f_code.co_filename in (interrupts.__file__, signal.__file__):
+            points += 1
+            if points == at:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(reach)
+    try:
+        lens.trace(nn.ReLU(), X, passes="")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGALRM) is time_is_over
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

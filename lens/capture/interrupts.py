@@ -1,45 +1,95 @@
-"""Keeping Ctrl-C away from the moments in which a trace is put in place and taken away again."""
+"""Keeping signals, such as Ctrl-C, away from the moments in which a trace is put in place and taken away again."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Any, TypeAlias
 
-LetThrough: TypeAlias = Callable[[], AbstractContextManager[None]]
+from lens.signal_handlers import Handler, handlers
 
 
-@contextmanager
-def interrupts_wait() -> Iterator[LetThrough]:
-    """Have SIGINT wait until the block ends, except in blocks of what this gives (only the main thread gets any)."""
-    handler: Any = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield nullcontext
-        return
-    waiting: list[tuple[int, FrameType | None]] = []
+class InterruptsWait(AbstractContextManager["InterruptsWait"]):
+    """Has signals whose handlers are Python's wait until the block ends, except in a block of ``let_through``.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        waiting.append((number, frame))
+    Only the main thread gets any. No generators: an exception would keep one alive in its traceback, and what it does
+    at its end would come when all is over.
+    """
 
-    def resume() -> None:
-        signal.signal(signal.SIGINT, handler)
-        while waiting:
-            handler(*waiting.pop())
+    def __init__(self) -> None:
+        self._handlers: dict[int, Handler] = {}
+        self._waiting: list[tuple[int, FrameType | None]] = []
+        #: Whether signals go on to their handlers, also if one comes while these are being put back.
+        self._open = True
 
-    @contextmanager
-    def let_through() -> Iterator[None]:
-        nonlocal handler
-        resume()
+    def __enter__(self) -> InterruptsWait:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = handlers()
+            try:
+                self.hold()
+            except BaseException:
+                self.resume()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resume()
+
+    def let_through(self) -> _LetThrough:
+        """For the time of a block, have signals reach their handlers; first those that have waited."""
+        return _LetThrough(self)
+
+    def hold(self) -> None:
+        """Have signals wait from now on. The program may have put in handlers of its own meanwhile."""
         try:
-            yield
+            self._put_in()
+        except BaseException:  # of a signal that was not held yet
+            self._put_in()
+            raise
         finally:
-            handler = signal.signal(signal.SIGINT, note)  # the program may have put in its own
+            self._open = False
 
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield let_through
-    finally:
-        resume()
+    def resume(self) -> None:
+        """Put the handlers back, and give them what has waited."""
+        self._open = True
+        try:
+            self._put_back()
+        except BaseException:  # of a signal whose handler is back already
+            self._put_back()
+            raise
+        while self._waiting:
+            number, frame = self._waiting.pop(0)
+            self._handlers[number](number, frame)
+
+    def _put_in(self) -> None:
+        for number in self._handlers:
+            before = signal.signal(number, self._note)
+            if callable(before) and before != self._note:
+                self._handlers[number] = before
+
+    def _put_back(self) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._open:
+            self._handlers[number](number, frame)
+        else:
+            self._waiting.append((number, frame))
+
+
+class _LetThrough(AbstractContextManager[None]):
+    def __init__(self, waiting: InterruptsWait) -> None:
+        self._waiting = waiting
+
+    def __enter__(self) -> None:
+        try:
+            self._waiting.resume()
+        except BaseException:
+            self._waiting.hold()  # what is to be taken away yet is, undisturbed
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.hold()

@@ -16,6 +16,7 @@ from lens.ir.payloads import PayloadStore
 from lens.ir.rewrite import GraphMap, Restructured
 from lens.ir.verifier import verify
 from lens.passes.protocol import Pass, PassContext, PassResult, why_no_pass
+from lens.signal_handlers import is_from_handler
 
 VerifyLevel = Literal["off", "cheap", "full"]
 
@@ -174,6 +175,8 @@ class _Blame:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, PassError):
+            return
+        if is_from_handler(error):
             return
         raise PassError(
             f"pass {self.one.name!r} failed: {type(error).__name__}: {error}",
