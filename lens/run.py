@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,9 @@ from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.protocol import Pass
 from lens.stages import stage
+
+#: What a call gives whose code has not run yet.
+_LAZY = (GeneratorType, CoroutineType, AsyncGeneratorType)
 
 
 @frozen
@@ -116,6 +120,9 @@ class Run(AbstractContextManager["Run"]):
             assert recorder.stop is not None
             self.stopped = recorder.stop.reached
             return
+        if isinstance(output, _LAZY):
+            what = f"the model returned a {type(output).__name__}, whose code runs only when it is used"
+            recorder.tape.unseen.append((what, None))
         recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
         if recorder.stop is not None and recorder.keeper.failure is None:
             warnings.warn(f"the run went to its end: {recorder.stop.missing} was never reached", stacklevel=3)

@@ -6,7 +6,7 @@ import threading
 import attrs
 import pytest
 import torch
-from models import Raises, TwoBranches
+from models import Body, Raises, TwoBranches
 from torch import nn
 
 import lens
@@ -252,3 +252,31 @@ def test_a_trace_inside_a_traced_forward():
     assert history["add_1"].parent_layers == ["relu_1_2"]
     assert history["fc"].layer_label == "linear_1_1"
     assert torch_state() == before
+
+
+def generator(x):
+    yield x.sin()
+
+
+async def coroutine(x):
+    return x.sin()
+
+
+async def async_generator(x):
+    yield x.sin()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("forward", [generator, coroutine, async_generator])
+def test_a_forward_that_has_not_run_when_it_returns_is_a_gap(forward):
+    (gap,) = lens.trace(Body(forward), torch.ones(2)).gaps
+    assert forward.__name__ in str(gap)
+    assert "lens.tracing" in gap.advice
+
+
+def test_a_generator_that_a_block_uses_is_recorded():
+    model, x = Body(generator), torch.ones(2)
+    with lens.tracing(model) as history:
+        list(model(x))
+    assert [op.function.name for op in history.graph.ops] == ["sin"]
+    assert history.gaps == ()

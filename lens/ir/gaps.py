@@ -35,6 +35,7 @@ _UNSEEN = {
     "same memory": "the order in the graph need not be the real one, and values of that memory may be wrong; have one "
     "thread wait for the other",
     "have no scope": "make it a part of the model, or call torch.compile(module) instead",
+    "runs only when it is used": "none of it is in the graph; use it inside of `with lens.tracing(model)`",
     "backward pass": "what it adds to the grad of tensors is not in the graph; use torch.autograd.grad to see it",
     "": "wait for it in the forward to see it",
 }
