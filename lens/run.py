@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +43,8 @@ from lens.passes.manager import PassManager
 from lens.passes.protocol import Pass
 from lens.stages import stage
 
+#: Where the code lies that may stand between the user's call and a warning.
+_OURS = (*(f"{path}{os.sep}" for path in (*lens.__path__, *torch.__path__)), contextlib.__file__)
 #: What a call gives whose code has not run yet.
 _LAZY = (GeneratorType, CoroutineType, AsyncGeneratorType)
 
@@ -125,7 +130,7 @@ class Run(AbstractContextManager["Run"]):
             recorder.tape.unseen.append((what, None))
         recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
         if recorder.stop is not None and recorder.keeper.failure is None:
-            warnings.warn(f"the run went to its end: {recorder.stop.missing} was never reached", stacklevel=3)
+            _warn(f"the run went to its end: {recorder.stop.missing} was never reached")
 
     @contextmanager
     def block(self) -> Iterator[None]:
@@ -233,8 +238,7 @@ class Run(AbstractContextManager["Run"]):
                 if not self.stopped:
                     raise
                 reason = history.index.why_no_entry(str(key)) or "it did not run"
-                what = f"save= names {key!r}, which has no layer up to the end at {self.stopped}: {reason}"
-                warnings.warn(what, stacklevel=4)
+                _warn(f"save= names {key!r}, which has no layer up to the end at {self.stopped}: {reason}")
         return history.payloads.keep(wanted)
 
     def _meta(self, error: BaseException | None) -> Meta:
@@ -263,6 +267,14 @@ class Run(AbstractContextManager["Run"]):
         running = self.recorder.running()
         name = "" if running is None else str(running.ref)
         return Fault(type(error).__name__, message_of(error), name, SiteTable().locate(site))
+
+
+def _warn(message: str) -> None:
+    """Warn at the line of the user's call: the first that is neither lens's nor of what lens runs under."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _attach(error: BaseException, name: str, value: object) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lens import registry
 from lens.capture.backend import CaptureBackend, chosen_backend
+from lens.capture.compiled import never_compiled
 from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.capture.quiet_gc import collections_put_off
 from lens.capture.selection import Save, Transform
@@ -27,6 +28,7 @@ Passes: TypeAlias = "str | Sequence[Pass]"
 FastPaths: TypeAlias = Literal["keep", "open"]
 
 
+@never_compiled
 def trace(
     model: nn.Module | Callable[..., Any],
     args: Any = (),

@@ -9,6 +9,7 @@ from attrs import evolve
 from torch import nn
 
 from lens.capture.backend import CaptureBackend, chosen_backend
+from lens.capture.compiled import never_compiled
 from lens.capture.inputs import check_call, check_seed, named, positional
 from lens.errors import BackendError, InputError
 from lens.foreign import Raised, attempt
@@ -26,6 +27,7 @@ from lens.validate.report import Report, Verdict
 _SHOWN = 3
 
 
+@never_compiled
 def validation_report(
     model: nn.Module,
     inputs: Any,

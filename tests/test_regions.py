@@ -1051,3 +1051,17 @@ def test_what_a_memory_began_with_is_found_once_for_all_values_on_the_way():
     assert known == {1: 0, 2: 0, 3: 0}
     tape.values[1] = tape.values[0]  # is not asked again
     assert _root(tape, 4, known) == 0
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_trace_inside_a_compiled_function_runs_uncompiled(backend):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def features(x):
+        return lens.trace(model, x, backend=backend)["output_1"].tensor_contents + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(features, backend="eager")
+    assert torch.equal(compiled(X), model(X) + 1)
+    assert torch.equal(compiled(X), model(X) + 1)
+    assert lens.validation_report(model, X, backend=backend).ok

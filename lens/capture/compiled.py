@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from threading import get_ident
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from lens.capture.patches import Entries
 from lens.capture.regions import Sight
 from lens.functions import unpatched
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 #: What ``history.gaps`` says where a module is called by a way that the trace does not watch.
 NO_SCOPE = "a module outside of the model that module.compile() has compiled was called; its operations have no scope"
 
@@ -22,6 +26,22 @@ NO_SCOPE = "a module outside of the model that module.compile() has compiled was
 _STANCE = "_callback_from_stance"
 #: private: empty as long as nothing was compiled, or the compiler was reset since; without it, as if something was
 _USED = "cached_backends"
+
+
+def never_compiled(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function, which a compiled function that calls it runs as it is. The compiler is not loaded for that."""
+    disabled: list[Callable[_P, _T]] = []  # made once: 200 us
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+        return disabled[0](*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # private: else it tries to compile this
+    return call
 
 
 def watch_compiled(sight: Sight) -> None:
