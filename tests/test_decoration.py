@@ -453,6 +453,17 @@ def test_a_wrapper_in_the_place_of_a_function_runs_once(name, inside, backend, p
     assert int(history["output_1"].tensor_contents[0, 0]) in (100, 101)
 
 
+def test_the_first_trace_of_a_process_may_be_where_torch_functions_are_disabled():
+    code = """if True:
+        import torch, lens
+        with torch._C.DisableTorchFunction():
+            lens.trace(torch.nn.ReLU(), torch.ones(2), backend="decoration")
+        (op,) = lens.trace(torch.add, (torch.ones(2), 1), backend="decoration").graph.ops
+        assert str(op.function) == "torch.add", op
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_tensors_are_no_sequences_to_c():
     class Own(torch.Tensor):
         pass

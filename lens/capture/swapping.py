@@ -12,6 +12,7 @@ import operator
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import (
     BuiltinFunctionType,
@@ -41,6 +42,8 @@ Wrap: TypeAlias = Callable[[Any, Any], Callable[..., Any]]
 _UNTOLD = frozenset({"from_numpy", "frombuffer", "from_file", "as_subclass", "_make_subclass", "__new__"})
 _C_MODULES = ("_nn", "_linalg", "_special", "_fft", "_sparse", "_nested")
 _BASE = Tensor.__mro__[1]
+#: private: has modes told, also where the program has switched that off; without it the first trace cannot be there
+_MODES_HEARD: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "_EnableTorchFunction", nullcontext)
 #: Longer tuples are data.
 _MOST_PARTS = 1000
 #: What operators are probed with. Made here, once: while a trace begins, modes of others may look on.
@@ -307,7 +310,7 @@ def _reported(operator: Any) -> Any:
     for arguments in ((_PROBED, _PROBED), (_PROBED,)):
         probe = _Probe()
         try:
-            with probe:
+            with _MODES_HEARD(), probe:
                 operator(*arguments)
         except TypeError:
             continue
