@@ -23,6 +23,7 @@ from lens.capture.backend import CaptureBackend, recording
 from lens.capture.encoding import slot
 from lens.capture.inputs import named_tensors
 from lens.capture.interrupts import InterruptsWait
+from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.quiet_gc import collector_off
 from lens.capture.recorder import Recorder
@@ -84,7 +85,8 @@ class Run(AbstractContextManager["Run"]):
         self.begun = time.perf_counter()
         self.root = root
         self.settings = settings
-        self.addresses = AddressBook(root)
+        with UNSEEN():
+            self.addresses = AddressBook(root)
         modules = self.addresses.by_address()
         selection = make_selection(settings.save, modules)
         self.selection = selection.with_transform(
@@ -114,10 +116,11 @@ class Run(AbstractContextManager["Run"]):
         if self.settings.seed is not None:
             torch.manual_seed(self.settings.seed)
         recorder = self.recorder
-        for names, tensor in named_tensors(target, args, kwargs):
-            recorder.leaf(tensor, "input", names)
-        recorder.tape.inputs = recorder.bundle((args, kwargs))
-        recorder.prepare()
+        with UNSEEN():
+            for names, tensor in named_tensors(target, args, kwargs):
+                recorder.leaf(tensor, "input", names)
+            recorder.tape.inputs = recorder.bundle((args, kwargs))
+            recorder.prepare()
         try:
             with self._recording():
                 output = target(*args, **kwargs) if target is self.root else self._in_scope(target, args, kwargs)
@@ -128,7 +131,8 @@ class Run(AbstractContextManager["Run"]):
         if isinstance(output, _LAZY):
             what = f"the model returned a {type(output).__name__}, whose code runs only when it is used"
             recorder.tape.unseen.append((what, None))
-        recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
+        with UNSEEN():
+            recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
         if recorder.stop is not None and recorder.keeper.failure is None:
             _warn(f"the run went to its end: {recorder.stop.missing} was never reached")
 
@@ -139,7 +143,8 @@ class Run(AbstractContextManager["Run"]):
             torch.manual_seed(self.settings.seed)
         recorder = self.recorder
         recorder.stranger = "input"
-        recorder.prepare()
+        with UNSEEN():
+            recorder.prepare()
         try:
             with self._recording():
                 yield
@@ -208,7 +213,7 @@ class Run(AbstractContextManager["Run"]):
 
     def _history(self, error: BaseException | None) -> ModelHistory:
         keeper, ops = self.recorder.keeper, self.recorder.tape.ops
-        with stage("analysing", lambda: len(ops)), collector_off():
+        with stage("analysing", lambda: len(ops)), collector_off(), UNSEEN():
             self.recorder.end()
             self.recorder.memory.disclose()
             ids = number_values(self.recorder.tape)

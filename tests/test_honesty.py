@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import Body, Raises, TwoBranches
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import lens
 from lens.errors import LensError
@@ -280,3 +281,22 @@ def test_a_generator_that_a_block_uses_is_recorded():
         list(model(x))
     assert [op.function.name for op in history.graph.ops] == ["sin"]
     assert history.gaps == ()
+
+
+#: What a recording asks of a tensor.
+ASKED = {"__get__", "is_inference"}
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_mode_around_a_trace_sees_the_calls_of_the_model_and_none_of_lens_own_work(backend):
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    model, x, seen = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout()), torch.ones(2, 4), []
+    with Watch():
+        lens.trace(model, x, backend=backend)
+    assert [name for name in seen if name not in ASKED] == ["linear", "relu", "dropout"]
+    assert len(seen) <= 3 * 11
+    assert backend != "torch_dispatch" or len(seen) == 3
