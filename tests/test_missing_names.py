@@ -25,6 +25,7 @@ NAMES = [
     ("torch._C", "_linalg _special _fft _sparse _nested", []),
     ("torch._C", "_dispatch_has_kernel_for_dispatch_key", []),
     ("torch._C", "ScriptFunction ScriptMethod", []),
+    ("torch._C", "_jit_pass_constant_propagation_immutable_types", []),
     ("torch.utils._python_dispatch", "TorchDispatchMode", ["torch_dispatch"]),
     ("torch.utils._python_dispatch", "_disable_current_modes", []),
     ("torch.multiprocessing.reductions", "StorageWeakRef", ["torch_dispatch"]),

@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import lens
+from lens.capture import scripted
 from lens.capture.splicing import _root
 from lens.ir.parser import parse
 from lens.ir.printer import print_graph
@@ -593,6 +594,30 @@ def test_what_a_scripted_function_writes_in_another_is_an_effect(backend):
     history = lens.trace(Model(forward), (X,), backend=backend)
     assert torch.equal(history["mul_1"].tensor_contents, X * 2)
     assert history["add_1"].parent_layers == ["scriptfunction_1_2"]
+
+
+def could_write_in_place(x):
+    return F.relu(F.dropout(x, 0.5, False))
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_branches_of_scripted_code_that_never_run_write_nothing(backend, monkeypatch):
+    asked = []
+    may_write = scripted._may_write
+    monkeypatch.setattr(scripted, "_may_write", lambda graph: asked.append(may_write(graph)) or asked[-1])
+    script = torch.jit.script(could_write_in_place)
+    given = []
+
+    def forward(model, x):
+        for _ in range(3):
+            given.append(x + 1)
+            x = script(given[-1])
+        return x
+
+    history = lens.trace(Model(forward), (X,), backend=backend)
+    assert asked == [False]
+    for entry, tensor in zip(history["add_1"].passes, given, strict=True):
+        assert entry.tensor_contents.data_ptr() == tensor.data_ptr(), "a copy"
 
 
 def test_a_thread_that_outlives_the_forward_is_disclosed():
