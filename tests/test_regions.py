@@ -455,6 +455,52 @@ def test_a_write_to_a_wrapper_is_one_to_what_it_wraps(write, backend):
     assert report.ok, report.failed
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_what_a_write_to_a_wrapper_leaves_alone_keeps_its_origin(backend):
+    def forward(s, x):
+        y = x * 1
+        boxed = region_models.Boxed(y)
+        boxed.scale = s.scale
+        boxed.add_(1)
+        return y * s.scale
+
+    model = Model(forward, scale=nn.Parameter(torch.ones(X.shape)))
+    history = lens.trace(model, (X,), backend=backend)
+    assert history["mul_2"].parameter_addresses == ["scale"]
+    assert history["mul_2"].parent_layers == ["unwrap_1_3" if backend == "torch_dispatch" else "unwrap_1_4"]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_wrappers_may_refer_to_each_other(backend):
+    def forward(s, x):
+        boxed, other = region_models.Boxed(x * 1), region_models.Boxed(x * 2)
+        boxed.partner, other.partner = other, boxed
+        boxed.add_(1)
+        return other.inner + 1
+
+    history = lens.trace(Model(forward), (X,), backend=backend)
+    assert history[-2].parent_layers == ["mul_2_2"]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_write_to_a_wrapper_costs_nothing_for_views_that_nobody_looks_at(backend):
+    def forward(s, x):
+        y = x * 1
+        views = [y[:1] for _ in range(20)]
+        boxed = region_models.Boxed(y)
+        for _ in range(3):
+            boxed.add_(1)
+        return views[0] * 2
+
+    history = lens.trace(Model(forward), (X,), backend=backend)
+    assert torch.equal(history["mul_2"].tensor_contents, (X[:1] + 3) * 2)
+    assert history.graph.producer(history.graph.ops[-1].operands[0]) is history.graph.ops[-2]
+    effects = [len(op.effects) for op in history.graph.ops if op.function.name == "unwrap"]
+    assert effects == [1, 1, 1]
+    report = lens.validation_report(Model(forward), X, backend=backend)
+    assert report.ok, report.failed
+
+
 def test_autograd_functions_are_scopes():
     history = lens.trace(region_models.autograd_function(), (X,))
     scope = history.graph.scopes[1]

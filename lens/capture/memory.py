@@ -186,6 +186,14 @@ class Memory(UnseenWrites):
                 for member, other in self.touched(record, where):
                     self.snap(member, other)
 
+    def note_unseen_write(self, position: int, tensor: torch.Tensor) -> None:
+        """Note that a tensor was written to out of sight, as the op at this position, whose result it is, tells."""
+        record = self.tensors.find(tensor)
+        assert record is not None
+        self.snap(record, tensor)
+        self.spread([(position, Footprint.of(tensor))], record, tensor)
+        self.drop_pending(record)
+
     def _move(self, record: TensorRecord, tensor: torch.Tensor) -> bool:
         """Note that a tensor lies elsewhere, maybe in other memory, and that the others lie and are as they were."""
         left = record.storage

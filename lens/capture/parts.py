@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from lens.capture.footprint import Footprint
-from lens.capture.keeping import UNSEEN
+from lens.capture.keeping import MODES_OFF, UNSEEN
 from lens.capture.tensor_table import storage_of
+from lens.capture.unseen import same_bits
 from lens.functions import Function, Kind, call_opaque
 from lens.ir.elements import FnRef
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lens.capture.recorder import Recorder
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+#: Those of less than a byte: torch cannot copy them.
+_PACKED = {getattr(torch, f"{kind}{bits}", None) for kind in ("int", "uint") for bits in range(1, 8)}
 WRAP = Function(call_opaque, FnRef("lens", "wrap", opaque=True), Kind.OP)
 UNWRAP = Function(call_opaque, FnRef("lens", "unwrap", opaque=True), Kind.OP)
 
@@ -39,32 +41,77 @@ def derive(recorder: Recorder, function: Function, sources: Sequence[torch.Tenso
     return record.value
 
 
-def copy_parts(recorder: Recorder, written: Iterable[torch.Tensor]) -> None:
-    """Copy what is held of the memory of parts, because their wrappers are about to be written to."""
-    for wrapper in written:
-        parts = [part for part, _ in _computing(wrapper)]
-        for part in filter(parts_of, parts):
-            recorder.value_of(part)  # what it is made of is not there any more after the write
-        recorder.memory.copy_held(parts)
+class _Watched(list[torch.Tensor]):
+    """What a call writes to, with copies of what the wrappers among it compute with, by id."""
+
+    def __init__(self, written: Iterable[torch.Tensor], copies: dict[int, torch.Tensor]) -> None:
+        super().__init__(written)
+        self.copies = copies
 
 
-def renew_parts(recorder: Recorder, written: Iterable[torch.Tensor]) -> None:
-    """Give what lies in the memory of parts new values: their wrappers have been written to."""
-    for outermost in written:
-        for part, wrapper in _computing(outermost):
-            where = Footprint.of(part)
-            for record in recorder.tensors.records_on(storage_of(part)):
-                tensor = record()
-                if tensor is part:
-                    derive(recorder, UNWRAP, [wrapper], part)
-                elif tensor is not None and Footprint.of(tensor).meets(where):
-                    recorder.memory.renew(record, tensor)
+def copy_parts(recorder: Recorder, written: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Copy what is held of the memory of parts, because their wrappers are about to be written to.
+
+    What comes back are the same tensors, for ``renew_parts``.
+    """
+    parts = [part for part, _ in _computing(written)]
+    for part in filter(parts_of, parts):
+        recorder.value_of(part)  # what it is made of is not there any more after the write
+    recorder.protect(parts)  # those that were met; what lies in the memory of others:
+    recorder.memory.copy_held([part for part in parts if recorder.tensors.find(part) is None])
+    innermost = [part for part in parts if not _has_dispatch(part)]
+    if len(innermost) < 2:
+        return written
+    with recorder.keeper.unseen(), MODES_OFF():  # torch counts no write in a dispatch
+        return _Watched(written, {id(part): part.detach().clone() for part in filter(_is_comparable, innermost)})
 
 
-def _computing(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The tensors, at any depth, that one with a dispatch of its own computes with, each with what keeps it."""
-    if type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
-        return
-    for part in parts_of(tensor):
-        yield part, tensor
-        yield from _computing(part)
+def renew_parts(recorder: Recorder, written: Sequence[torch.Tensor]) -> None:
+    """Let parts come out of their wrappers anew, which have been written to, but for those that are as they were.
+
+    What else lies in their memory is an effect of that, for who looks at it.
+    """
+    pairs = _computing(written)
+    kept = _unchanged(recorder, pairs, written.copies) if isinstance(written, _Watched) else set()
+    for part, wrapper in pairs:
+        is_known = recorder.tensors.find(part) is not None or recorder.tensors.records_on(storage_of(part))
+        if is_known and id(part) not in kept:
+            derive(recorder, UNWRAP, [wrapper], part)
+            recorder.memory.note_unseen_write(len(recorder.tape.ops) - 1, part)
+
+
+def _unchanged(
+    recorder: Recorder, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], copies: dict[int, torch.Tensor]
+) -> set[int]:
+    """The ids of the parts that a write has left as they were; of none, if it shows in no part."""
+    ids = {id(part) for part, _ in pairs}
+    with recorder.keeper.unseen(), MODES_OFF():
+        same = {id(part) for part, _ in pairs if id(part) in copies and same_bits(part, copies[id(part)])}
+    for part, _ in reversed(pairs):  # what a part keeps stands after it
+        inside = [id(inner) for inner in parts_of(part) if id(inner) in ids]
+        if inside and same.issuperset(inside):
+            same.add(id(part))
+    return set() if same == ids else same
+
+
+def _is_comparable(part: torch.Tensor) -> bool:
+    odd = part.is_meta or part.is_quantized or part.is_nested or part.dtype in _PACKED
+    return part.layout is torch.strided and not odd
+
+
+def _has_dispatch(tensor: torch.Tensor) -> bool:
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
+def _computing(wrappers: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The tensors, at any depth, that those with a dispatch of their own compute with, each after what keeps it."""
+    reached = list(wrappers)
+    met = set(map(id, reached))
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for tensor in reached:
+        for part in parts_of(tensor) if _has_dispatch(tensor) else ():
+            if id(part) not in met:  # wrappers may refer to each other
+                met.add(id(part))
+                found.append((part, tensor))
+                reached.append(part)
+    return found

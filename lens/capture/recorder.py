@@ -145,7 +145,7 @@ class Recorder(OperandRecorder):
         if written:
             self.protect(written, operands, tensors_in((*args, *kwargs.values())), function, "out" in kwargs)
             if self.encoder.has_met_subclass:
-                copy_parts(self, written)
+                return copy_parts(self, written)
         return written
 
     def finish(self, call: Call, result: Any, duration: float) -> None:
