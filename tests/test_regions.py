@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 import lens
 from lens.capture import scripted
 from lens.capture.splicing import _root
+from lens.errors import StaleValueError
 from lens.ir.parser import parse
 from lens.ir.printer import print_graph
 from lens.ir.tape import Tape
@@ -480,6 +481,20 @@ def test_wrappers_may_refer_to_each_other(backend):
 
     history = lens.trace(Model(forward), (X,), backend=backend)
     assert history[-2].parent_layers == ["mul_2_2"]
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_a_part_that_torch_cannot_copy_is_lost_where_its_wrapper_is_written_to(backend):
+    def forward(s, x):
+        boxed = region_models.Boxed(x * 1)
+        boxed.packed = torch.empty(3, dtype=torch.uint4)
+        boxed.add_(1)
+        return boxed.inner * 2
+
+    history = lens.trace(Model(forward), (X,), backend=backend)
+    with pytest.raises(StaleValueError):
+        _ = history["empty_1"].tensor_contents
+    assert torch.equal(history["output_1"].tensor_contents, (X + 1) * 2)
 
 
 @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])

@@ -145,7 +145,11 @@ class Keeper:
         if tensor is not None and record.storage is not None and storage_of(tensor) != record.storage:
             self.lose(record)
         elif tensor is not None:
-            copy = tensor.detach().clone()
+            try:
+                copy = tensor.detach().clone()
+            except NotImplementedError:  # of types of less than a byte torch has no copies
+                self.lose(record)
+                return
             for value in record.held:
                 self.held[value] = (copy, version_of(copy))
         record.held = ()
