@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from attrs import field, frozen
@@ -20,6 +20,7 @@ from attrs import field, frozen
 from lens.errors import ReplayError
 from lens.ir.elements import FnRef, split_function_name
 from lens.schemas import has_random_tag, returns_fresh, returns_view, schemas_of, shows_or_copies
+from lens.writes import UPDATES_STATISTICS, Place, writes_of
 
 
 class Kind(IntEnum):
@@ -100,31 +101,12 @@ _METADATA = frozenset(
 _TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "grad", "real", "imag"})
 #: Python methods that must run as they are: their bodies handle the tensor object itself, not its values.
 _NEVER_OPENED = frozenset({"__deepcopy__", "__reduce_ex__", "__setstate__", "__cuda_array_interface__"})
-#: Names that end in an underscore and change no values.
-_NOT_IN_PLACE = frozenset({"requires_grad_", "share_memory_", "rename_", "pin_memory_", "detach_", "_coalesced_"})
 #: Functions that show another part of the memory than that of the tensors given to them.
 _REACH = frozenset({"as_strided", "as_strided_", "set_", "resize_", "resize_as_", "__deepcopy__"})
 #: Functions that change where in memory a tensor lies, and no memory.
 _MOVE = frozenset({"as_strided_", "set_", "resize_", "resize_as_", "data"}) | {
     *("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"),
 }
-#: A parameter: its position and its name.
-Place: TypeAlias = tuple[int, str]
-#: Functions that write running statistics if a flag says so: the flag, and the statistics. Schemas declare these
-#: writes always or never.
-_BATCH_STATISTICS: tuple[Place, tuple[Place, ...]] = ((5, "training"), ((3, "running_mean"), (4, "running_var")))
-_UPDATES_STATISTICS: dict[str, tuple[Place, tuple[Place, ...]]] = {
-    **dict.fromkeys(("batch_norm", "native_batch_norm", "_native_batch_norm_legit"), _BATCH_STATISTICS),
-    **dict.fromkeys(("_batch_norm_impl_index", "cudnn_batch_norm", "miopen_batch_norm"), _BATCH_STATISTICS),
-    "instance_norm": ((5, "use_input_stats"), ((3, "running_mean"), (4, "running_var"))),
-}
-#: Functions that write to their arguments without torch counting it: those of the fused optimizers and of the scaler.
-UNCOUNTED = frozenset(
-    [
-        *("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_"),
-        *("_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"),
-    ]
-)
 #: Functions that draw random numbers without the tag in their schema: a dropout argument inside, or no schema.
 _HIDDEN_RANDOM = frozenset(
     ["lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu", "rrelu_", "kaiming_uniform_"]
@@ -253,13 +235,6 @@ def _first_of(kwargs: Mapping[str, Any]) -> Any:
 C_TYPES = frozenset({BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType})
 
 
-@lru_cache(maxsize=1024)
-def statistics_of(name: str) -> tuple[Place, ...]:
-    """Where the running statistics stand among the parameters of a function of this name, whatever its flag says."""
-    known = _UPDATES_STATISTICS.get(name.partition(".")[0])
-    return () if known is None else known[1]
-
-
 def _argument(place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     position, name = place
     return args[position] if position < len(args) else kwargs.get(name)
@@ -292,11 +267,11 @@ def describe(function: Callable[..., Any]) -> Function:
         return Function(function, FnRef(namespace, name), Kind.METADATA)
     composite = is_openable(function)
     schemas = schemas_of(function, short)
-    writes = _writes(function, short, schemas)
+    writes = writes_of(function, short, schemas)
     ref = FnRef(
         namespace,
         name,
-        mutates=bool(writes) or (short in _UPDATES_STATISTICS and not composite),
+        mutates=bool(writes) or (short in UPDATES_STATISTICS and not composite),
         random=short in _HIDDEN_RANDOM or namespace == "torch.nn.init" or has_random_tag(schemas),
         view=any(returns_view(schema._schema) for schema in schemas),
         composite=composite,
@@ -306,7 +281,7 @@ def describe(function: Callable[..., Any]) -> Function:
         ref,
         Kind.COMPOSITE if composite else Kind.OP,
         writes=writes,
-        statistics=_in_place_flag(function) if composite else _UPDATES_STATISTICS.get(short),
+        statistics=_in_place_flag(function) if composite else UPDATES_STATISTICS.get(short),
         returns_fresh=returns_fresh(short, schemas),
     )
 
@@ -439,30 +414,3 @@ def _filled(cell: Any) -> bool:
         return cell.cell_contents is not None
     except ValueError:  # an empty cell: a name that is bound later
         return False
-
-
-def _writes(function: Any, name: str, schemas: list[Any]) -> tuple[int | str, ...]:
-    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return _declared_writes(name, schemas)
-    in_place = name.endswith("_") and not name.endswith("__")
-    operator = name == "__setitem__" or (name.startswith("__i") and name.endswith("__"))
-    not_operators = ("__invert__", "__init__", "__iter__", "__index__", "__int__")
-    if operator and name not in not_operators:
-        return (0,)
-    if name in _NOT_IN_PLACE or isinstance(function, FunctionType):
-        return (0,) if in_place and name not in _NOT_IN_PLACE else ()
-    declared = _declared_writes(name, [schema for schema in schemas if schema._overloadname == "default"])
-    return (0, *(place for place in declared if place != 0)) if in_place else declared
-
-
-def _declared_writes(name: str, schemas: list[Any]) -> tuple[int | str, ...]:
-    """Positions and names of the arguments that schemas say are written to; the first one has no name."""
-    places: set[int | str] = set()
-    for schema in schemas:
-        for position, argument in enumerate(schema._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                places.update([] if argument.kwarg_only else [position])
-                places.update([argument.name] if position else [])
-    if name in _UPDATES_STATISTICS:
-        places.difference_update(*_UPDATES_STATISTICS[name][1])
-    return tuple(sorted(places, key=str))

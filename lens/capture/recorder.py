@@ -29,9 +29,10 @@ from lens.capture.sites import CLOSED_CLASSES, Locator, is_closed
 from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
-from lens.functions import UNCOUNTED, Function, statistics_of, tensors_in
+from lens.functions import Function, tensors_in
 from lens.ir.tape import RawTemplate, ReadRow, Site
 from lens.ir.templates import Slot
+from lens.writes import WRITE_UNCOUNTED, statistics_of
 
 #: A call between ``start`` and ``finish``: function, number of op rows before it, operands, templates of its
 #: arguments, site, tensors that it writes to, generator states. A bare tuple: a named one costs 0.3 us per call.
@@ -420,7 +421,7 @@ class Recorder(OperandRecorder):
         for position, (function, _, operands, args, kwargs, results, *_) in enumerate(self._ops):
             if not function.mutates:
                 continue
-            if function.name.partition(".")[0] in UNCOUNTED:
+            if function.name.partition(".")[0] in WRITE_UNCOUNTED:
                 found.update(results)
                 updates.add(position)
             for place, name in statistics_of(function.name):
