@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -43,9 +39,8 @@ from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.protocol import Pass
 from lens.stages import stage
+from lens.user_warnings import warn_user
 
-#: Where the code lies that may stand between the user's call and a warning.
-_OURS = (*(f"{path}{os.sep}" for path in (*lens.__path__, *torch.__path__)), contextlib.__file__)
 #: What a call gives whose code has not run yet.
 _LAZY = (GeneratorType, CoroutineType, AsyncGeneratorType)
 
@@ -134,7 +129,7 @@ class Run(AbstractContextManager["Run"]):
         with UNSEEN():
             recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
         if recorder.stop is not None and recorder.keeper.failure is None:
-            _warn(f"the run went to its end: {recorder.stop.missing} was never reached")
+            warn_user(f"the run went to its end: {recorder.stop.missing} was never reached")
 
     @contextmanager
     def block(self) -> Iterator[None]:
@@ -243,7 +238,7 @@ class Run(AbstractContextManager["Run"]):
                 if not self.stopped:
                     raise
                 reason = history.index.why_no_entry(str(key)) or "it did not run"
-                _warn(f"save= names {key!r}, which has no layer up to the end at {self.stopped}: {reason}")
+                warn_user(f"save= names {key!r}, which has no layer up to the end at {self.stopped}: {reason}")
         return history.payloads.keep(wanted)
 
     def _meta(self, error: BaseException | None) -> Meta:
@@ -272,14 +267,6 @@ class Run(AbstractContextManager["Run"]):
         running = self.recorder.running()
         name = "" if running is None else str(running.ref)
         return Fault(type(error).__name__, message_of(error), name, SiteTable().locate(site))
-
-
-def _warn(message: str) -> None:
-    """Warn at the line of the user's call: the first that is neither lens's nor of what lens runs under."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
 
 
 def _attach(error: BaseException, name: str, value: object) -> None:

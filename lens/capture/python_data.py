@@ -26,9 +26,7 @@ _CONSTRUCTORS = (
     *("tensor", "as_tensor", "asarray", "sparse_coo_tensor", "sparse_compressed_tensor"),
     *("sparse_csr_tensor", "sparse_csc_tensor", "sparse_bsr_tensor", "sparse_bsc_tensor"),
 )
-_METHODS = ("new_tensor", "new")
-#: Copies the memory as bytes, which no operator shows.
-_COPIES = ("__deepcopy__",)
+_METHODS = ("new_tensor", "new", "__deepcopy__")
 _READS = ("tolist", "numpy", "__dlpack__", "data_ptr")
 #: Instructions whose numbers are an index, or the value of an item: torch takes lists of tensors there apart itself.
 _SUBSCRIPTS = frozenset({"BINARY_SUBSCR", "STORE_SUBSCR", "DELETE_SUBSCR"})
@@ -50,7 +48,6 @@ def watch_python_data(watcher: Watcher, stack: ExitStack) -> None:
     for owner, names, wrap in (
         (torch, _CONSTRUCTORS, _wrap_constructor),
         (torch.Tensor, _METHODS, _wrap_constructor),
-        (torch.Tensor, _COPIES, _wrap_copy),
         (torch.Tensor, _READS, _wrap_read),
     ):
         for name in names:
@@ -76,22 +73,10 @@ def _wrap_constructor(original: Callable[..., Any], entries: Entries) -> Callabl
         if not stack:
             return original(*args, **kwargs)
         data = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, (list, tuple))]
-        derived = next(tensors_in(data), None) is not None
+        derived = function.copies or next(tensors_in(data), None) is not None
         return stack[-1].construct(function, args, kwargs, sys._getframe(1), derived=derived)
 
     return construct
-
-
-def _wrap_copy(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
-    function = describe(original)
-
-    def copy(*args: Any, **kwargs: Any) -> Any:
-        stack = entries.get(get_ident())
-        if not stack:
-            return original(*args, **kwargs)
-        return stack[-1].construct(function, args, kwargs, sys._getframe(1), derived=True)
-
-    return copy
 
 
 def _wrap_read(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ function as a whole, but for those that lead between tensors and Python data (``
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from lens.capture.keeping import UNSEEN
 from lens.capture.memory_places import MemoryPlaces
 from lens.capture.module_calls import watch_modules
 from lens.capture.nodes import node_class
+from lens.capture.patches import put_back_in_children
 from lens.capture.python_data import is_subscript, watch_python_data
 from lens.capture.recorder import Recorder, written_by
 from lens.capture.regions import Sight
@@ -130,8 +130,7 @@ def _take_all_off() -> None:
         one.__enter__()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_take_all_off)
+put_back_in_children(_take_all_off)
 
 
 class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

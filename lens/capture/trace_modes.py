@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import overrides
 from torch.overrides import TorchFunctionMode
 
+from lens.capture.patches import put_back_in_children
 from lens.capture.recorder import Recorder
 from lens.errors import LensError
 
@@ -86,5 +86,4 @@ def _forget_all() -> None:
     _put_in_place_of(now, [one for one in now if not isinstance(one, TraceMode)])
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+put_back_in_children(_forget_all)

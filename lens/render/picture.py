@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from os import PathLike
@@ -28,6 +26,7 @@ from lens.render.rolling import roll
 from lens.render.themes import Theme, find_theme
 from lens.render.titles import rendered
 from lens.stages import stage
+from lens.user_warnings import warn_user
 
 if TYPE_CHECKING:
     import pydot
@@ -143,12 +142,9 @@ def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] 
 
 def warn_of_collapse(drawing: Drawing) -> None:
     """Warn whoever called lens, if not all of the graph is shown."""
-    notes = [note for note in drawing.notes if note.startswith("Collapsed")]
-    frame, callers = sys._getframe(1), 2
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "lens":
-        frame, callers = frame.f_back, callers + 1
-    for note in notes:
-        warnings.warn(note, stacklevel=callers)
+    for note in drawing.notes:
+        if note.startswith("Collapsed"):
+            warn_user(note)
 
 
 @frozen
