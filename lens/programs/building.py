@@ -357,7 +357,7 @@ class Builder:
 
     def _object(self, opaque: Opaque, *, called: bool = False) -> dict[int, fx.Node]:
         """The node of an opaque object by its index: an argument of the model as it is given, any other, and what is
-        ``called``, in an attribute of the program. None if the trace does not have it."""
+        ``called``, in an attribute of the program. Empty if the trace does not have it."""
         index = opaque.index
         if index in self.given and not called:
             return {index: self.given[index]}
