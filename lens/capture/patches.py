@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from threading import get_ident
 from typing import Any, TypeAlias
@@ -42,6 +42,8 @@ class Patch:
         self._wrap = wrap
         self._original: Any = None
         self._wrapper: Any = None
+        #: Puts the original back, if that is no replacement of lens's.
+        self._back: partial[Any] | None = None
         self.entries: Entries = {}
         _MADE.append(self)
 
@@ -56,7 +58,11 @@ class Patch:
     def drop(self, thread: int, entry: Any) -> None:
         """Forget an entry of a thread; after the last one the original is back. Any thread may say so."""
         with LOCK:
-            _remove(self.entries, thread, entry)
+            stack = self.entries.get(thread)
+            if type(stack) is list and len(stack) == 1 and stack[0] is entry:
+                del self.entries[thread]
+            else:
+                _remove(self.entries, thread, entry)
             self.leave()
 
     def leave(self) -> None:
@@ -66,6 +72,9 @@ class Patch:
 
     def _take_away(self) -> None:
         """Put back what was there, without the replacements below that nobody needs any more."""
+        if self._back is not None:
+            self._back()
+            return
         lowest = self._wrapper
         while is_asleep(lowest.lens_original):
             lowest = lowest.lens_original
@@ -81,7 +90,11 @@ class Patch:
             self._original, self._wrapper = current, self._wrap(current, self.entries)
             self._wrapper.lens_original, self._wrapper.lens_patch = current, self
             compile_as(current, self._wrapper)
-            self._wrapper.lens_inherited = self.name not in vars(self.owner)
+            self._wrapper.lens_inherited = inherited = self.name not in vars(self.owner)
+            self._back = None
+            if not hasattr(current, "lens_original"):
+                undo = partial(setattr, self.owner, self.name, current)
+                self._back = partial(delattr, self.owner, self.name) if inherited else undo
         setattr(self.owner, self.name, self._wrapper)
 
 
