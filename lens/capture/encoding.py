@@ -52,7 +52,7 @@ class ArgumentEncoder:
         #: The opaque objects met so far, by index, for replay.
         self.objects: list[Any] = []
         self._object_numbers: dict[int, int] = {}
-        self._lists: dict[tuple[int, int], Seq] = {}
+        self._sequences: dict[tuple[type, int, int], RawTemplate] = {}
         #: Whether a tensor subclass was among the arguments.
         self.has_met_subclass = False
         #: How each type is encoded; types met for the first time are added.
@@ -88,14 +88,10 @@ class ArgumentEncoder:
 
     def slots_in(self, kind: type, first: int, end: int) -> RawTemplate:
         """The template of a list or tuple of tensors only, whose slots are those from ``first`` to ``end``."""
-        if end > len(SLOTS):
-            slots = tuple([slot(i) for i in range(first, end)])
-            return Seq("list", slots) if kind is list else slots
-        if kind is tuple:
-            return SLOTS[first:end]
-        found = self._lists.get((first, end))
+        found = self._sequences.get((kind, first, end))
         if found is None:
-            found = self._lists[first, end] = Seq("list", SLOTS[first:end])
+            slots = tuple([slot(i) for i in range(first, end)])
+            found = self._sequences[kind, first, end] = Seq("list", slots) if kind is list else slots
         return found
 
     def _encoder_for(self, kind: type) -> Callable[[Any, Visit], RawTemplate]:

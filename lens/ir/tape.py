@@ -233,7 +233,7 @@ class _Sealing:
         found = self.met.get(key)
         if found is None:
             found = tuple([item if type(item) in _AS_THEY_ARE else seal_template(item) for item in raw])  # type: ignore[misc]
-            if _FINISHED.issuperset(map(type, found)):  # others are made anew for every call
+            if _OFTEN_SHARED.issuperset(map(type, raw)):  # others are made anew for every call
                 self.met[key] = found
         return found
 
@@ -302,17 +302,20 @@ class _Sealing:
         )
 
 
-_op, _value, _scope, _leaf = quick(Op), quick(Value), quick(Scope), quick(Leaf)
+_op, _value, _scope, _leaf, _seq = quick(Op), quick(Value), quick(Scope), quick(Leaf), quick(Seq)
 _FINISHED = frozenset({type(None), bool, int, float, complex, str, Slot})
 _AS_THEY_ARE = _FINISHED - {float}
+_OFTEN_SHARED = _FINISHED | {tuple, Seq}
 
 
 def seal_template(raw: RawTemplate) -> Template:
     """A raw template with its bare tuples turned into nodes. Linear in its size."""
+    if type(raw) in _AS_THEY_ARE:  # before the patterns, which are tried one after the other
+        return raw  # type: ignore[return-value]
+    if type(raw) is tuple and _AS_THEY_ARE.issuperset(map(type, raw)):
+        return _seq("tuple", raw)
     if type(raw) is float:
         return one_nan(raw)
-    if type(raw) in _FINISHED:  # before the patterns, which are tried one after the other
-        return raw  # type: ignore[return-value]
     match raw:
         case tuple():
             return Seq("tuple", tuple([seal_template(item) for item in raw]))

@@ -19,7 +19,7 @@ class Slot:
     index: int
 
 
-@frozen
+@frozen(weakref_slot=False)  # made quickly at sealing
 class Seq:
     """A list, tuple, ``torch.Size`` or named tuple (``kind`` is then its qualified class name)."""
 
