@@ -90,7 +90,7 @@ class ArgumentEncoder:
         """The template of a list or tuple of tensors only, whose slots are those from ``first`` to ``end``."""
         found = self._sequences.get((kind, first, end))
         if found is None:
-            slots = tuple([slot(i) for i in range(first, end)])
+            slots = SLOTS[first:end] if end <= len(SLOTS) else tuple([slot(i) for i in range(first, end)])
             found = self._sequences[kind, first, end] = Seq("list", slots) if kind is list else slots
         return found
 
