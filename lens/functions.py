@@ -140,6 +140,7 @@ class Function:
         reaches: It may show memory that none of its arguments shows.
         random: It draws random numbers, or may.
         copies: ``__deepcopy__``, which is given a memo: the addresses of what has been copied before.
+        hands_out: It gives a tensor that was put there before, and makes none: ``grad``.
         plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
         fresh: A plain function all of whose results are new, each in memory of its own.
         fresh_unless: The position of the flag that keeps one from being so (batch norm's ``training``), if it has one.
@@ -174,6 +175,7 @@ class Function:
     moves: bool = field(init=False)
     reaches: bool = field(init=False)
     copies: bool = field(init=False)
+    hands_out: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "may_write", bool(self.writes or self.statistics))
@@ -187,8 +189,9 @@ class Function:
         object.__setattr__(self, "moves", self.may_write and short in _MOVE)
         object.__setattr__(self, "reaches", short in _REACH)
         object.__setattr__(self, "copies", short == "__deepcopy__")
+        object.__setattr__(self, "hands_out", self.ref.name == "grad.__get__")
         in_c = self.ref.namespace in _NAMESPACES and type(self.callable) in C_TYPES
-        direct = in_c and self.kind is Kind.OP and not self.reaches
+        direct = in_c and self.kind is Kind.OP and not (self.reaches or self.hands_out)
         bare, may_draw = direct and not self.random, direct and self.chance is not None and not self.may_write
         plain, fresh = bare and not self.may_write, in_c and self.returns_fresh
         flag = self.statistics[0][0] if self.statistics is not None and not self.writes else None

@@ -1079,6 +1079,22 @@ def test_a_backward_pass_in_the_forward_is_disclosed(backward, backend):
     assert not lens.trace(Model(lambda s, x: checkpointed_gradient(s, x), b=block()), X, backend=backend).gaps
 
 
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_a_gradient_that_was_set_is_what_it_was_set_to(backend):
+    def forward(s, x):
+        x = x.detach().requires_grad_()
+        doubled = x.grad = x.detach() * 2
+        read = x.grad + 1
+        doubled.mul_(3)
+        return read + x.grad
+
+    history = lens.trace(Model(forward), X, backend=backend)
+    doubled, tripled = (entry for entry in history if entry.layer_type == "mul")
+    first, last = (entry for entry in history if entry.layer_type == "add")
+    assert first.parent_layers == [doubled.layer_label]
+    assert last.parent_layers == [first.layer_label, tripled.layer_label]
+
+
 def checkpointed_gradient(s, x):
     x = x.detach().requires_grad_()
     return torch.autograd.grad(checkpoint(s.b, x, use_reentrant=False).sum(), x)[0]

@@ -152,10 +152,13 @@ class Recorder(OperandRecorder):
     def finish(self, call: Call, result: Any, duration: float) -> None:
         """Note what a call returned, how long it took (seconds), and what it wrote to.
 
-        A call that made no tensor, wrote to none and has no interior was no operation; it leaves no row.
+        A call that made no tensor, wrote to none and has no interior was no operation; it leaves no row. Nor does one
+        that hands out a tensor whose value is known.
         """
         function, begin, operands, args, kwargs, site, written, generators = call
         self._begun = None
+        if function.hands_out and result is not None and self.tensors.is_up_to_date(result):
+            return
         ops = self._ops
         position = len(ops)
         if operands is None:

@@ -152,6 +152,11 @@ class TensorTable:
         known = (fresh is not None and fresh[0]() is tensor) or (record is not None and record() is tensor)
         return known or number in self.reserved
 
+    def is_up_to_date(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was met before, and no write since then has been missed, as far as torch counts them."""
+        record = self.find(tensor)
+        return record is not None and record.has_seen(tensor)
+
     def records(self) -> list[TensorRecord]:
         """The records of all tensors met, of dead ones too. Linear."""
         self._meet_all_fresh()
