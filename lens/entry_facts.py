@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from lens.ir.elements import AUTOCAST, Leaf, Location, Op, Value
+from lens.ir.elements import Leaf, Location, Op, Value
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
 from lens.ir.templates import Node, Opaque, Seq, Slot, Template, map_nodes, slots
@@ -184,8 +184,8 @@ class CallFacts(EntryView):
         return {name: self._argument(arg) for name, arg in self._kwargs if not _holds_tensors(arg)}
 
     @property
-    def _kwargs(self) -> list[tuple[str, Template]]:
-        return [] if self._op is None else [(name, arg) for name, arg in self._op.kwargs if name != AUTOCAST]
+    def _kwargs(self) -> tuple[tuple[str, Template], ...]:
+        return () if self._op is None else self._op.keywords
 
     def _argument(self, template: Template) -> Any:
         """An argument, with names of the tensors that were not saved and descriptions of objects that are not kept."""

@@ -153,13 +153,11 @@ class ModuleFacts(GraphFacts):
 
     @property
     def _scopes(self) -> list[Scope]:
-        graph, row = self._history.graph, self._row
-        found, scope = graph.get(Containment), None
-        if row.op is not None:
-            scope = found.ops[row.op] if found else graph.ops[row.op].scope
-        elif row.leaf is not None and found and self.is_buffer_layer:
-            scope = found.leaves[row.leaf]
-        return [s for s in graph.scope_chain(scope) if s.parent is not None]
+        graph, found = self._history.graph, self._history.graph.get(Containment)
+        if self._op is not None:
+            return list(graph.modules_of(self._op))
+        scope = found.leaves[self._row.leaf] if found and self._row.leaf is not None and self.is_buffer_layer else None
+        return [s for s in graph.scope_chain(scope) if not s.is_model]
 
     def _scopes_with(self, end: str) -> list[str]:
         values = set(self._history.index.values_of[self._row.number])

@@ -183,7 +183,7 @@ class HistoryEntries:
         """Per value, the module calls that have it among their ``inputs`` or ``outputs``."""
         ends: dict[str, dict[ValueId, list[ScopeId]]] = {"inputs": {}, "outputs": {}}
         for scope in self.graph.scopes:
-            if scope.parent is not None:
+            if not scope.is_model:
                 for end, found in ends.items():
                     for value in getattr(scope, end):
                         found.setdefault(value, []).append(scope.id)

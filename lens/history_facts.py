@@ -152,7 +152,7 @@ class HistoryFacts(HistoryEntries):
     def module_pass_children(self) -> dict[str, list[str]]:
         """Module call (``address:call``) -> the calls made directly inside it, none for the innermost."""
         names = [f"{scope.address}:{scope.call}" for scope in self.graph.scopes]
-        children: dict[str, list[str]] = {names[s.id]: [] for s in self.graph.scopes if s.parent is not None}
+        children: dict[str, list[str]] = {names[s.id]: [] for s in self.graph.scopes if not s.is_model}
         for scope in self.graph.scopes:
             if scope.parent is not None and names[scope.parent] in children:
                 children[names[scope.parent]].append(names[scope.id])
@@ -161,8 +161,8 @@ class HistoryFacts(HistoryEntries):
     @property
     def top_level_module_passes(self) -> list[str]:
         """Module calls (``address:call``) that are inside no other."""
-        roots = {scope.id for scope in self.graph.scopes if scope.parent is None}
-        return [f"{s.address}:{s.call}" for s in self.graph.scopes if s.parent in roots]
+        roots = {None, *(scope.id for scope in self.graph.scopes if scope.is_model)}
+        return [f"{s.address}:{s.call}" for s in self.graph.scopes if s.parent in roots and not s.is_model]
 
     @property
     def pass_start_time(self) -> float:

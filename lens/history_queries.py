@@ -117,9 +117,9 @@ class HistoryQueries(HistoryEntries):
         found: dict[ValueId, EntryRow] = {}
         for scope in self.graph.scopes:
             if (
-                scope.parent is not None
+                not scope.is_model
                 and _is_named(scope, wanted)
-                and (depth is None or len(self.graph.scope_chain(scope.id)) == depth + 1)
+                and (depth is None or sum(not s.is_model for s in self.graph.scope_chain(scope.id)) == depth)
                 and (not nested or scope.stop - scope.start > 1)
             ):
                 found.update((v, row) for v in scope.outputs if (row := self.index.entry_of(v)) is not None)

@@ -77,6 +77,13 @@ def test_flops_of_models_are_those_of_torch(name):
             assert (by_module[own] or 0) == sum(kinds.values()), address
 
 
+def test_flops_are_the_same_under_autocast():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    with torch.autocast("cpu"):
+        history = lens.trace(model, torch.ones(2, 3, 3, 3))
+    assert history.total_flops == 2 * 2 * 27 * 4 + 2 * 2 * 4 * 2
+
+
 def test_a_model_that_calls_itself_counts_its_operations_once():
     class Again(nn.Module):
         def __init__(self):

@@ -495,6 +495,24 @@ class TestTracing:
         assert history["encoder"].child_layers == ["linear_2_3"]
         assert history["decoder"].parameter_addresses == ["decoder.weight", "decoder.bias"]
 
+    def test_modules_called_in_the_block_are_what_operations_belong_to(self):
+        enc, dec, x = nn.Sequential(nn.Linear(4, 2), nn.ReLU()), nn.Linear(2, 4), torch.ones(1, 4)
+        with lens.tracing({"enc": enc, "dec": dec}) as history:
+            dec(enc(x)).sum()
+        homes = {"linear_1_1": "enc.0", "relu_1_2": "enc.1", "linear_2_3": "dec", "sum_1_4": ""}
+        assert {label: history[label].containing_module_origin or "" for label in homes} == homes
+        assert [entry.layer_label for entry in history.layers(module="enc")] == ["linear_1_1", "relu_1_2"]
+        assert [entry.layer_label for entry in history.module_outputs(depth=1)] == ["relu_1_2", "linear_2_3"]
+        assert history.top_level_module_passes == ["enc:1", "dec:1"]
+        rows = {row["module"].strip(): row["ops"] for row in history.summary("module")}
+        assert rows == {"(model)": 4, "enc": 2, "enc.0": 1, "enc.1": 1, "dec": 1}
+        drawing = history.drawing(collapse=["enc"])
+        assert [node.label for node in drawing.nodes] == ["input_1", "@enc", "linear_2_3", "sum_1_4", "output_1"]
+        nodes = [node for node in history.to_fx().graph.nodes if node.name in homes]
+        assert {node.name: node.meta["custom"]["lens_module"] for node in nodes} == homes
+        assert [*history.to_pandas("operations")["module"].fillna("")] == [*homes.values()]
+        assert {label: history.to_networkx().nodes[label].get("module", "") for label in homes} == homes
+
     def test_no_model(self):
         a = torch.ones(3)
         with lens.tracing() as history:

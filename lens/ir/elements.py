@@ -160,6 +160,11 @@ class Op:
         return self.results + tuple(new for _, new in self.effects)
 
     @property
+    def keywords(self) -> tuple[tuple[str, Template], ...]:
+        """The keyword arguments of its function: ``kwargs`` without the autocast state."""
+        return tuple(pair for pair in self.kwargs if pair[0] != AUTOCAST)
+
+    @property
     def makes_garbage(self) -> bool:
         """Whether it makes uninitialised memory."""
         name = self.function.name.partition(".")[0] if self.function.namespace in _TORCHS_OWN else ""
@@ -220,6 +225,11 @@ class Scope:
     inputs: tuple[ValueId, ...] = ()
     outputs: tuple[ValueId, ...] = ()
     location: Location | None = None
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is the call of the model itself, not of a module of it."""
+        return self.parent is None and not self.address
 
 
 @frozen

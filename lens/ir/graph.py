@@ -20,7 +20,7 @@ from lens.ir.elements import (
     Value,
     ValueId,
 )
-from lens.ir.facets import Facet, why_no_facet
+from lens.ir.facets import Containment, Facet, why_no_facet
 
 F = TypeVar("F", bound=Facet)
 
@@ -91,6 +91,20 @@ class Graph:
         """The op that made a value; None for leaves."""
         op = self.values[value].producer
         return None if op is None else self.ops[op]
+
+    def leaf_of(self, value: ValueId) -> Leaf | None:
+        """The leaf that a value is; None if an op made it."""
+        leaf = self.values[value].leaf
+        return None if leaf is None else self.leaves[leaf]
+
+    def modules_of(self, op: Op) -> tuple[Scope, ...]:
+        """The calls of modules that an op belongs to, outermost first, without that of the model itself."""
+        return tuple(scope for scope in self.scopes_of(op) if not scope.is_model)
+
+    def scopes_of(self, op: Op) -> tuple[Scope, ...]:
+        """The same with the call of the model."""
+        containment = self.get(Containment)
+        return self.scope_chain(op.scope if containment is None else containment.ops[op.id])
 
     @cached_property
     def _ancestor_scopes(self) -> dict[ScopeId, tuple[Scope, ...]]:

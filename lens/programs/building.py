@@ -152,12 +152,12 @@ class Builder:
             self.roots.append(value.id if alias is None or alias > value.id else self.roots[alias])
         objects = self.payloads.objects
         for op in self.trace.ops:
-            may_write, integers = op.function.mutates or op.kwargs, self.integers.get(op.id, ())
+            may_write, integers = op.function.mutates or op.keywords, self.integers.get(op.id, ())
             written = self.written[op.id] = written_operands(op, objects, len(integers)) if may_write else []
             targets = {self.roots[op.operands[i]] for i in written}
             for old, _ in op.effects:
-                if targets and self.roots[old] not in targets and self.trace.values[self.roots[old]].leaf is not None:
-                    leaf = self.trace.leaves[self.trace.values[self.roots[old]].leaf or 0]
+                leaf = self.trace.leaf_of(self.roots[old])
+                if targets and self.roots[old] not in targets and leaf is not None:
                     raise RenderError(
                         f"{op.function} writes to memory that {leaf.kind} {' '.join(leaf.addresses[:1])} shares with "
                         "another tensor of the model or of its inputs",
@@ -409,8 +409,8 @@ class Builder:
 
 def _argument_name(trace: Graph, arg: Template) -> str:
     for index in slots(arg):
-        leaf = trace.values[trace.inputs.values[index]].leaf
-        word = None if leaf is None else _FIRST_WORD.match(trace.leaves[leaf].addresses[0])
+        leaf = trace.leaf_of(trace.inputs.values[index])
+        word = None if leaf is None else _FIRST_WORD.match(leaf.addresses[0])
         if word is not None and word[0] != "args":
             return word[0]
     return ""

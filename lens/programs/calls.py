@@ -16,7 +16,7 @@ from torch import fx
 
 from lens.errors import RenderError
 from lens.functions import describe, resolve
-from lens.ir.elements import AUTOCAST, FnRef, Op
+from lens.ir.elements import FnRef, Op
 from lens.ir.templates import Map, Node, Seq, Slot, Template, map_nodes
 from lens.replay.arguments import build, find_class
 
@@ -44,9 +44,7 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         ReplayError: its function or an argument is not there.
     """
     args = [as_written(graph, build(plain_sizes(arg), operands, objects)) for arg in op.args]
-    kwargs = {
-        key: as_written(graph, build(plain_sizes(arg), operands, objects)) for key, arg in op.kwargs if key != AUTOCAST
-    }
+    kwargs = {key: as_written(graph, build(plain_sizes(arg), operands, objects)) for key, arg in op.keywords}
     function = op.function
     if function.opaque:
         if not isinstance(args[0], fx.Node):
@@ -183,11 +181,11 @@ class _Nothing(dict[int, Any]):
 def written_operands(op: Op, objects: Mapping[int, Any], more: int = 0) -> list[int]:
     """The positions of the operands that an op writes to; ``more`` slots after them hold integers."""
     function = describe(resolve(op.function))
-    if not function.may_write and not op.kwargs:
+    if not function.may_write and not op.keywords:
         return []
     stand_ins: list[Any] = [*(torch.empty(0) for _ in op.operands), *[0] * more]
     known = _Nothing(objects)
     args = [build(arg, stand_ins, known) for arg in op.args]
-    kwargs = {key: build(arg, stand_ins, known) for key, arg in op.kwargs}
+    kwargs = {key: build(arg, stand_ins, known) for key, arg in op.keywords}
     places = {id(tensor): place for place, tensor in enumerate(stand_ins)}
     return [places[id(tensor)] for tensor in function.written(args, kwargs) if id(tensor) in places]

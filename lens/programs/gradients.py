@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lens.ir.elements import Leaf, Op, ValueId
+from lens.ir.elements import Op, ValueId
 from lens.ir.graph import Graph
 
 #: Kinds of leaves that outlive a call of the model.
@@ -31,7 +31,7 @@ def detached_operands(trace: Graph, op: Op, roots: Sequence[ValueId], written: S
         return set()
     found = set()
     for i, value in enumerate(op.operands):
-        leaf = _leaf(trace, roots[value])
+        leaf = trace.leaf_of(roots[value])
         dtype = getattr(torch, trace.values[value].type.dtype)
         if leaf is not None and leaf.trainable if i in written else dtype.is_floating_point or dtype.is_complex:
             found.add(i)
@@ -43,11 +43,6 @@ def _stops_gradients(trace: Graph, op: Op, roots: Sequence[ValueId], targets: se
         return False
     if any(name == "out" for name, _ in op.kwargs):
         return True
-    leaves = [_leaf(trace, root) for root in targets]
+    leaves = map(trace.leaf_of, targets)
     lasting = any(leaf is not None and leaf.kind in _LASTING for leaf in leaves)
     return lasting and all(trace.values[value].grad_fn is None for value in op.results)
-
-
-def _leaf(trace: Graph, value: ValueId) -> Leaf | None:
-    leaf = trace.values[value].leaf
-    return None if leaf is None else trace.leaves[leaf]

@@ -6,14 +6,12 @@ import linecache
 from typing import Any
 
 from lens.ir.elements import Location, Op
-from lens.ir.facets import Containment, Labels
+from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 
 
 def node_meta(graph: Graph, op: Op) -> dict[str, Any]:
     """``nn_module_stack`` (module calls), ``stack_trace`` (the line) and ``custom`` (label, pass, function)."""
-    containment = graph.get(Containment)
-    scope = op.scope if containment is None else containment.ops[op.id]
     labels = graph[Labels]
     custom: dict[str, Any] = {"lens_function": str(op.function)}
     if labels.results[op.id]:
@@ -21,7 +19,7 @@ def node_meta(graph: Graph, op: Op) -> dict[str, Any]:
         custom["lens_pass"] = labels.pass_num[op.id]
     if op.location is not None:
         custom["lens_location"] = str(op.location)
-    chain = graph.scope_chain(scope)
+    chain = graph.scopes_of(op)
     custom["lens_module"] = chain[-1].address if chain else ""
     stack = {f"{s.address}@{s.call}": (s.address, s.cls) for s in chain}
     return {"nn_module_stack": stack, "stack_trace": _trace(op.location), "custom": custom}

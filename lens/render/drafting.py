@@ -55,7 +55,7 @@ class _Drafting:
         self.containment = graph.get(Containment)
         self.ops_inside: Counter[ScopeId] = Counter()
         for op in graph.ops:
-            self.ops_inside.update(scope.id for scope in graph.scope_chain(self._op_scope(op)))
+            self.ops_inside.update(scope.id for scope in graph.modules_of(op))
         self.box_of: dict[ScopeId | None, str | None] = {None: None}
         for scope in graph.scopes:
             self.box_of[scope.id] = _cluster_id(scope.id) if self._has_box(scope) else self.box_of[scope.parent]
@@ -81,11 +81,8 @@ class _Drafting:
             return True
         return buffers and (statistics or not self.index.is_statistic(row))
 
-    def _op_scope(self, op: Op) -> ScopeId | None:
-        return op.scope if self.containment is None else self.containment.ops[op.id]
-
     def _has_box(self, scope: Scope) -> bool:
-        return scope.parent is not None and self.ops_inside[scope.id] > 1
+        return not scope.is_model and self.ops_inside[scope.id] > 1
 
     def _cluster(self, scope: Scope) -> Cluster:
         calls = self.index.calls[scope.address]
@@ -138,7 +135,7 @@ class _Drafting:
         op = None if row.op is None else self.graph.ops[row.op]
         if op is None:
             return self._leaf_node(row, size, tests, gaps)
-        scopes = [s for s in self.graph.scope_chain(self._op_scope(op)) if s.parent is not None]
+        scopes = self.graph.modules_of(op)
         bottom = scopes[-1] if scopes and self.ops_inside[scopes[-1].id] == 1 else None
         weights = self._weights(op)
         final = bool(self.conditionals and self.conditionals.final[op.id])
@@ -197,8 +194,9 @@ class _Drafting:
         facts = [f"{row.name}: {op.function}", f"{value.type}", f"{human_seconds(op.duration)}"]
         if value.grad_fn:
             facts.append(value.grad_fn)
-        if op.scope is not None and self.graph.scopes[op.scope].address:
-            facts.append(f"in {self.index.scope_label(self.graph.scopes[op.scope])}")
+        modules = self.graph.modules_of(op)
+        if modules:
+            facts.append(f"in {self.index.scope_label(modules[-1])}")
         return "\n".join([*facts, str(op.location)] if op.location else facts)
 
     def _weights(self, op: Op) -> tuple[Weight, ...]:

@@ -56,7 +56,7 @@ def _node(history: Traced, row: EntryRow) -> dict[str, Any]:
         "seconds": op.duration,
         "parameters": [leaf.addresses[0] for leaf in parameters_of(graph, op) if leaf.addresses],
     }
-    scopes = graph.scope_chain(op.scope)[1:]
+    scopes = graph.modules_of(op)
     optional = {
         "module": history.index.scope_label(scopes[-1]) if scopes else None,
         "flops": history.flop_counter and history.flop_counter(op.id),

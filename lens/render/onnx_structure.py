@@ -118,8 +118,8 @@ class _Writer:
         inputs = block.inputs if block.scope else [leaf.value for leaf in self.graph.leaves if leaf.kind == "input"]
         names = {}
         for value in (*inputs, *_made(block)):
-            row, leaf = self.index.by_value.get(value), self.graph.values[value].leaf
-            text = self.graph.leaves[leaf].addresses[0] if leaf is not None else row.label if row else "value"
+            row, leaf = self.index.by_value.get(value), self.graph.leaf_of(value)
+            text = leaf.addresses[0] if leaf is not None else row.label if row else "value"
             names[value] = _free(text, taken)
         return names
 
@@ -168,8 +168,8 @@ class _Writer:
 
     def _flows(self, value: ValueId) -> bool:
         """Whether a value is an edge: parameters, buffers and the like are named by the nodes that read them."""
-        leaf = self.graph.values[value].leaf
-        return leaf is None or self.graph.leaves[leaf].kind == "input"
+        leaf = self.graph.leaf_of(value)
+        return leaf is None or leaf.kind == "input"
 
     def _leaf_text(self, value: ValueId) -> str:
         known = self.graph.values[value]
@@ -207,12 +207,11 @@ def _made(block: _Block) -> Iterable[ValueId]:
 
 def _blocks(graph: Graph, depth: int) -> tuple[_Block, list[_Block]]:
     """The block of the model itself, and those of its module calls down to a depth, in the order of their ends."""
-    scopes = graph[Containment].ops
     root = _Block(None, None, 0)
     blocks: list[_Block] = []
     stack = [root]
     for op in graph.ops:
-        chain = [scope for scope in graph.scope_chain(scopes[op.id]) if scope.parent is not None][:depth]
+        chain = graph.modules_of(op)[:depth]
         common = 0
         while common < min(len(chain), len(stack) - 1) and stack[common + 1].scope is chain[common]:
             common += 1

@@ -165,8 +165,7 @@ def _modules(history: ModelHistory, depth: int | None, limit: int | None) -> Tab
     """A row per module, its submodules included, in the order of the model; the model itself first."""
 
     def names_of(op: Op) -> list[str]:
-        rows = history.index.by_op[op.id]
-        inside = history.entry(rows[0].number)._scopes if rows else ()
+        inside = history.graph.modules_of(op)
         return list(dict.fromkeys(["", *(scope.address for scope in inside)]))  # the model may call itself
 
     totals = _totals(history, names_of)

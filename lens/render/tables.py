@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.elements import Leaf, Location, Op, Scope
+from lens.ir.elements import Leaf, Location, Op
 from lens.ir.facets import Ancestry, Conditionals, Distances, Recurrence
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
@@ -71,7 +71,7 @@ def _operations(history: Traced) -> Iterator[Row]:
             str(op.function),
             *((None, None) if row is None else (row.pass_num, row.pass_total)),
             None if layers is None else layers.layer[op.id],
-            _module(history, op.scope),
+            next((index.scope_label(scope) for scope in reversed(graph.modules_of(op))), None),
             *_facts(op, "scope operands writes"),
             print_arguments(op, [f"%{value}" for value in op.operands]),
             *_facts(op.function, "mutates random view composite opaque"),
@@ -143,20 +143,14 @@ def argument_names(op: Op) -> list[str]:
 
 def parameters_of(graph: Graph, op: Op) -> list[Leaf]:
     """The parameters that an op reads, each once, in the order of its arguments. Linear in its operands."""
-    leaves = (graph.values[v].leaf for v in dict.fromkeys(op.operands))
-    found = (graph.leaves[leaf] for leaf in leaves if leaf is not None)
-    return [leaf for leaf in found if leaf.kind == "parameter"]
+    leaves = map(graph.leaf_of, dict.fromkeys(op.operands))
+    return [leaf for leaf in leaves if leaf is not None and leaf.kind == "parameter"]
 
 
 def print_arguments(op: Op, texts: Sequence[str]) -> str:
     """The arguments of a call as text; ``texts`` are those of its operands. Linear."""
     named = (f"{name}={print_template(arg, texts)}" for name, arg in op.kwargs)
     return ", ".join([*(print_template(arg, texts) for arg in op.args), *named])
-
-
-def _module(history: Traced, scope: int | None) -> str | None:
-    found: Scope | None = None if scope is None else history.graph.scopes[scope]
-    return None if found is None or found.parent is None else history.index.scope_label(found)
 
 
 def _place(location: Location | None) -> Row:

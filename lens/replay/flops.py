@@ -52,7 +52,7 @@ class FlopCounter:
         try:
             tensors = [torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in types]
             args = [build(arg, tensors, self._objects) for arg in op.args]
-            kwargs = {name: build(arg, tensors, self._objects) for name, arg in op.kwargs}
+            kwargs = {name: build(arg, tensors, self._objects) for name, arg in op.keywords}
             function = _operator(op.function)
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 function(*args, **kwargs)

@@ -81,8 +81,8 @@ class _Runner:
         return [v for v in op.reads if not self._is_parameter(v)]
 
     def _is_parameter(self, value: ValueId) -> bool:
-        leaf = self.graph.values[value].leaf
-        return leaf is not None and self.graph.leaves[leaf].kind == "parameter"
+        leaf = self.graph.leaf_of(value)
+        return leaf is not None and leaf.kind == "parameter"
 
     def written(self, op: Op, values: Tensors) -> set[ValueId]:
         function = describe(resolve(op.function))
@@ -103,8 +103,8 @@ class _Runner:
 
     def _had_grad(self, value: ValueId) -> bool:
         """Whether a derivative by this value could have been asked for in the run."""
-        known = self.graph.values[value]
-        return known.grad_fn is not None or (known.leaf is not None and self.graph.leaves[known.leaf].trainable)
+        leaf = self.graph.leaf_of(value)
+        return self.graph.values[value].grad_fn is not None or (leaf is not None and leaf.trainable)
 
     def _run(self, op: Op, values: Tensors) -> dict[ValueId, torch.Tensor]:
         function = describe(resolve(op.function))
@@ -138,7 +138,7 @@ class _Runner:
     def _arguments(self, op: Op, operands: list[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
         objects = self.payloads.objects
         args = [build(arg, operands, objects) for arg in op.args]
-        return args, {name: build(arg, operands, objects) for name, arg in op.kwargs if name != AUTOCAST}
+        return args, {name: build(arg, operands, objects) for name, arg in op.keywords}
 
     def _arena(self, op: Op, values: Tensors, written: list[torch.Tensor]) -> Arena:
         """Copies of what the op writes, of what it changes through shared memory, and of operands that lie there: in

@@ -15,7 +15,7 @@ from lens.ir.graph import Graph
 from lens.ir.printer import print_template
 from lens.render.renderer import Renderer, Traced
 from lens.render.sizes import human_seconds
-from lens.render.tables import argument_names
+from lens.render.tables import argument_names, parameters_of
 from lens.render.themes import LIGHT
 
 #: A piece of JSON.
@@ -63,29 +63,29 @@ class _Explorer:
         nodes = [self._leaf(leaf) for leaf in graph.leaves if leaf.kind != "parameter"]
         nodes += [self._op(op) for op in graph.ops]
         nodes += [self._output(place, value) for place, value in enumerate(graph.outputs.values)]
-        groups = {self.namespaces[s.id]: _group(s) for s in graph.scopes if s.parent is not None}
+        groups = {self.namespaces[s.id]: _group(s) for s in graph.scopes if not s.is_model}
         meta = graph.meta
         facts = {"model": meta.model, "backend": meta.backend, "torch": meta.torch, "lens": meta.lens}
         return {"id": meta.model or "model", "nodes": nodes, "groupNodeAttributes": {"": facts, **groups}}
 
     def _namespace(self, scope: Scope) -> str:
         """The calls around a module and itself, each by what its address adds to the one around it."""
-        if scope.parent is None:
+        if scope.is_model:
             return ""
-        outer = self.graph.scopes[scope.parent]
-        name = scope.address.removeprefix(f"{outer.address}.") if outer.address else scope.address
+        outer = None if scope.parent is None else self.graph.scopes[scope.parent]
+        name = scope.address.removeprefix(f"{outer.address}.") if outer else scope.address
         call = f":{scope.call}" if self.index.calls[scope.address] > 1 else ""
         part = f"{name}{call}".replace("/", "\u2215") or scope.cls
-        return f"{self.namespaces[outer.id]}/{part}".removeprefix("/")
+        return f"{self.namespaces[scope.parent]}/{part}".removeprefix("/")
 
     def _op(self, op: Op) -> Json:
         rows = self.index.by_op.get(op.id, [])
         texts = [self.index.name_of(v) for v in op.operands]
-        names = argument_names(op)
+        names, weights = argument_names(op), [leaf.value for leaf in parameters_of(self.graph, op)]
         attributes: list[tuple[str, Any]] = [("function", str(op.function))]
         for place, template in [*((str(i), a) for i, a in enumerate(op.args)), *op.kwargs]:
             attributes.append((f"argument {place}", print_template(template, texts)[:_LONGEST_VALUE]))
-        attributes += [("tensor", f"{self.index.name_of(v)} {self.graph.values[v].type}") for v in self._parameters(op)]
+        attributes += [("tensor", f"{self.index.name_of(v)} {self.graph.values[v].type}") for v in weights]
         attributes += [("condition", test) for v in op.results for test in self.tests.get(v, ())]
         attributes += self._recurrence(op)
         if op.location is not None:
@@ -93,9 +93,10 @@ class _Explorer:
         attributes.append(("time", human_seconds(op.duration)))
         edges = [(v, names[i] if i < len(names) else "written") for i, v in enumerate(op.reads)]
         label = rows[0].name if rows else str(op.function)
-        scope = op.scope if self.containment is None else self.containment.ops[op.id]
-        role = "parameters" if self._parameters(op) else "condition" if any(v in self.tests for v in op.results) else ""
-        return self._node(f"op{op.id}", label, self.namespaces[scope], attributes, edges, op.writes, role)
+        modules = self.graph.modules_of(op)
+        role = "parameters" if weights else "condition" if any(v in self.tests for v in op.results) else ""
+        namespace = self.namespaces[modules[-1].id if modules else None]
+        return self._node(f"op{op.id}", label, namespace, attributes, edges, op.writes, role)
 
     def _leaf(self, leaf: Leaf) -> Json:
         row = self.index.by_value.get(leaf.value)
@@ -145,15 +146,10 @@ class _Explorer:
 
     def _source(self, value: ValueId) -> str | None:
         """The node that made a value; None for parameters, which are attributes of those that read them."""
-        record = self.graph.values[value]
-        if record.producer is not None:
-            return f"op{record.producer}"
-        leaf = None if record.leaf is None else self.graph.leaves[record.leaf]
+        producer, leaf = self.graph.values[value].producer, self.graph.leaf_of(value)
+        if producer is not None:
+            return f"op{producer}"
         return None if leaf is None or leaf.kind == "parameter" else f"leaf{leaf.id}"
-
-    def _parameters(self, op: Op) -> list[ValueId]:
-        leaves = ((v, self.graph.values[v].leaf) for v in op.operands)
-        return [v for v, leaf in leaves if leaf is not None and self.graph.leaves[leaf].kind == "parameter"]
 
     def _recurrence(self, op: Op) -> list[tuple[str, Any]]:
         """Which pass of its layer, with links to the one before and the one after."""
