@@ -28,7 +28,7 @@ from lens.cli_output import (
 )
 from lens.cli_validate import add_validate
 from lens.errors import LensError, PluginError
-from lens.options import options_text
+from lens.options import options_of, options_text
 
 if TYPE_CHECKING:
     from lens.entry import LayerEntry, OpEntry
@@ -307,13 +307,13 @@ def _passes(arguments: argparse.Namespace) -> None:
 
 def _pass_facts(classes: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What a pass takes, does, needs and gives; or why it cannot be used here."""
-    from attrs import NOTHING, fields_dict, has
+    from attrs import NOTHING
 
     try:
         cls = classes[name]
     except PluginError as error:
         return {"unavailable": error.what}
-    options = {option: attribute.default for option, attribute in (fields_dict(cls) if has(cls) else {}).items()}
+    options = {option: attribute.default for option, attribute in options_of(cls).items()}
     return {
         "options": {option: "(required)" if default is NOTHING else default for option, default in options.items()},
         "what": (cls.__doc__ or "").strip().partition("\n")[0],

@@ -7,15 +7,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from attrs import fields_dict, has
-
 from lens import registry
-from lens.errors import InputError, LensError, RenderError, nearest
+from lens.errors import InputError, LensError, RenderError
 from lens.foreign import Raised, attempt, origin
 from lens.ir.facets import Facet, why_no_facets
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.options import wrong_flag
+from lens.options import check_options, options_text
 from lens.passes.manager import PassManager
 from lens.render.files import path_of, write_out
 from lens.render.networks import network
@@ -172,14 +170,7 @@ class Exports:
 def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
     """The registered renderer of a name. Raises PluginError or RenderError if there is no such renderer or option."""
     cls = registry.find("renderers", name)
-    known = fields_dict(cls) if has(cls) else {}
-    for option in options:
-        if option not in known:
-            hint = f"its options are {nearest(option, known)}" if known else "it has no options"
-            raise RenderError(f"{name} has no option {option!r}", where=f"{option}=", hint=hint)
-    flag = wrong_flag(cls, options)
-    if flag:
-        raise RenderError(f"{flag} cannot be {options[flag]!r:.40}", where=f"{flag}=", hint="give True or False")
+    check_options(name, cls, options)
 
     def refuse(error: Exception) -> NoReturn:
         if isinstance(error, LensError):
@@ -188,7 +179,7 @@ def make_renderer(name: str, options: Mapping[str, Any]) -> Renderer:
         raise RenderError(
             f"{name} does not take these options: {why}",
             where=f"{options!r:.80}",
-            hint=f"its options are {', '.join(known) or 'none'}",
+            hint=f"its options: {options_text(cls) or 'none'}",
         ) from error
 
     made: Renderer = attempt(lambda: cls(**options), refuse)

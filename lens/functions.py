@@ -52,49 +52,13 @@ READS = {
 #: Methods that tell facts about a tensor and make none.
 _METADATA = frozenset(
     [
-        "dim",
-        "size",
-        "stride",
-        "numel",
-        "nelement",
-        "ndimension",
-        "storage_offset",
-        "is_contiguous",
-        "is_floating_point",
-        "is_complex",
-        "is_signed",
-        "is_same_size",
-        "element_size",
-        "get_device",
-        "has_names",
-        "is_pinned",
-        "is_shared",
-        "is_set_to",
-        "is_conj",
-        "is_neg",
-        "is_inference",
-        "is_coalesced",
-        "sparse_dim",
-        "dense_dim",
-        "untyped_storage",
-        "storage",
-        "_typed_storage",
-        "__len__",
-        "__hash__",
-        "is_distributed",
-        "dim_order",
-        "__dlpack_device__",
-        "result_type",
-        "can_cast",
-        "register_hook",
-        "register_post_accumulate_grad_hook",
-        "retain_grad",
-        "record_stream",
-        "_is_view",
-        "_fix_weakref",
-        "backward",
-        "__repr__",
-        "__format__",
+        *("dim", "size", "stride", "numel", "nelement", "ndimension", "storage_offset", "is_contiguous"),
+        *("is_floating_point", "is_complex", "is_signed", "is_same_size", "element_size", "get_device", "has_names"),
+        *("is_pinned", "is_shared", "is_set_to", "is_conj", "is_neg", "is_inference", "is_coalesced", "sparse_dim"),
+        *("dense_dim", "untyped_storage", "storage", "_typed_storage", "__len__", "__hash__", "is_distributed"),
+        *("dim_order", "__dlpack_device__", "result_type", "can_cast", "register_hook"),
+        *("register_post_accumulate_grad_hook", "retain_grad", "record_stream", "_is_view", "_fix_weakref"),
+        *("backward", "__repr__", "__format__"),
     ]
 )
 #: Properties that are tensors; every other property is metadata.
@@ -317,8 +281,8 @@ def resolve(ref: FnRef) -> Callable[..., Any]:
     return owner  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=256)
-def _owner(namespace: str) -> Any:
+def owner_of(namespace: str) -> Any:
+    """What stands under a full name: a module, a class, or another object; None if nothing does."""
     words = namespace.split(".")
     for cut in range(len(words), 0, -1):
         try:
@@ -329,6 +293,9 @@ def _owner(namespace: str) -> Any:
             owner = getattr(owner, word, None)
         return owner
     return None
+
+
+_owner = lru_cache(maxsize=256)(owner_of)  # of functions: a class of a notebook may be another the next time
 
 
 #: Objects of torch's that hold functions on tensors and nothing else.

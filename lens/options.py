@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import NOTHING, fields_dict, has
+from attrs import NOTHING, Attribute, fields, has
+
+from lens.errors import LensError, RenderError, nearest
 
 #: Words of Python that JSON writes otherwise.
 _PYTHON: Mapping[str, object] = {"True": True, "False": False, "None": None}
@@ -25,10 +27,14 @@ def read_word(word: str) -> object:
     return _PYTHON.get(word, word)
 
 
+def options_of(cls: Any) -> dict[str, Attribute[Any]]:
+    """The fields of a class by what it calls them when it is made; none if it is no attrs class."""
+    return {attribute.alias: attribute for attribute in fields(cls) if attribute.init} if has(cls) else {}
+
+
 def options_text(cls: Any) -> str:
     """The options of a class with their defaults, as ``read_option`` takes these; empty if it has none."""
-    options = fields_dict(cls) if has(cls) else {}
-    return ", ".join(f"{option}={_text(attribute.default)}" for option, attribute in options.items())
+    return ", ".join(f"{option}={_text(attribute.default)}" for option, attribute in options_of(cls).items())
 
 
 def _text(default: object) -> str:
@@ -40,8 +46,18 @@ def _text(default: object) -> str:
         return str(default)
 
 
-def wrong_flag(cls: Any, given: Mapping[str, object]) -> str:
-    """The first option that is true or false and is given something else; empty if there is none."""
-    options = fields_dict(cls) if has(cls) else {}
-    flags = (option for option, attribute in options.items() if attribute.type in (bool, "bool"))
-    return next((flag for flag in flags if not isinstance(given.get(flag, True), bool)), "")
+def check_options(
+    what: str, cls: Any, given: Mapping[str, object], kind: type[LensError] = RenderError, where: str = ""
+) -> None:
+    """Raise ``kind`` if a class has no such option, or if one that is true or false is given something else.
+
+    A class that is no attrs class says itself what it takes.
+    """
+    options = options_of(cls)
+    for name, value in given.items() if has(cls) else ():
+        if name not in options:
+            hint = f"its options are {nearest(name, options)}" if options else "it has no options"
+            raise kind(f"{what} has no option {name!r}", where=where or f"{name}=", hint=hint)
+        if options[name].type in (bool, "bool") and not isinstance(value, bool):
+            wrong = f"{name} of {what} cannot be {value!r:.40}"
+            raise kind(wrong, where=where or f"{name}=", hint="give True or False")

@@ -426,8 +426,8 @@ def test_options_are_read_as_they_are_listed(histories, tmp_path, capsys):
         (["missing.lens", "--to", "csv"], "cannot be read"),
         (["nonsense:x", "--to", "csv"], "not a model spec"),
         (["TRACE", "-o", "t.xyz"], "none has this ending"),
-        (["TRACE", "--to", "dot", "--option", "legend=no"], "legend cannot be 'no'"),
-        (["model.py:make", "--to", "fx", "--option", "guards=0"], "guards cannot be 0"),
+        (["TRACE", "--to", "dot", "--option", "legend=no"], "legend of dot cannot be 'no'"),
+        (["model.py:make", "--to", "fx", "--option", "guards=0"], "guards of fx cannot be 0"),
     ],
 )
 def test_lens_export_says_what_is_wrong(arguments, message, histories, tmp_path, capsys):

@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import sys
 import time
 import tracemalloc
 import zlib
@@ -37,6 +38,7 @@ from lens.ir.printer import print_graph
 from lens.render import values
 from lens.render.tables import TABLES
 from lens.render.trace_file import FORMAT, VERSION, read_trace
+from lens.replay.arguments import find_class
 from lens.replay.flops import _operator
 
 DATA = Path(__file__).parent / "data"
@@ -512,6 +514,17 @@ def test_functions_that_a_file_names_do_not_run(function, tmp_path):
     assert history["linear_1:1"].flops is None
     with pytest.raises(ReplayError, match="is no function of torch"):
         _operator(history.graph.ops[0].function)
+
+
+def test_a_class_is_looked_up_each_time(monkeypatch):
+    name = f"{__name__}.Later"
+    with pytest.raises(ReplayError, match="cannot be found"):
+        find_class(name)
+    for later in (dict, list):  # as a notebook defines it, and again
+        monkeypatch.setattr(sys.modules[__name__], "Later", later, raising=False)
+        assert find_class(name) is later
+    with pytest.raises(ReplayError, match="cannot be found"):
+        find_class("Later")
 
 
 def test_a_newer_version_is_told_from_its_first_bytes(tmp_path):

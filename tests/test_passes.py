@@ -215,9 +215,29 @@ def test_words_of_python_are_what_they_are_there():
     assert parse_pipeline(print_pipeline(made), {"choosy": Choosy, "flagged": Flagged}) == made
 
 
+def test_a_class_that_is_no_attrs_class_says_itself_what_it_takes():
+    def make(width):
+        return Choosy(width)
+
+    assert parse_pipeline("plain{width=3}", {"plain": make}) == (Choosy(3),)
+    with pytest.raises(PassError, match=r"does not take these options: .*'other'"):
+        parse_pipeline("plain{other=3}", {"plain": make})
+
+
+def test_an_option_goes_by_the_name_that_it_is_given_by():
+    @frozen
+    class Private(Choosy):
+        _width: int = 2
+        name = "private"
+
+    made = parse_pipeline("private{width=3}", {"private": Private})
+    assert made == (Private(width=3),)
+    assert print_pipeline(made) == "private{width=3}"
+
+
 @pytest.mark.parametrize("value", ["no", "1", "None"])
 def test_a_flag_takes_nothing_else(value):
-    with pytest.raises(PassError, match=r"option 'on' of pass 'flagged' cannot be .*\n.*\n.*True or False"):
+    with pytest.raises(PassError, match=r"on of pass 'flagged' cannot be .*\n.*\n.*True or False"):
         parse_pipeline(f"flagged{{on={value}}}", {"flagged": Flagged})
 
 
@@ -229,7 +249,7 @@ def test_a_flag_takes_nothing_else(value):
         ("choosy{value}", "not a pipeline"),
         ("choosy{value=1", "not a pipeline"),
         ("choosy{value=a}b}", "not a pipeline"),
-        ("choosy{other=1}", r"does not take these options: .*'other'\n  where: choosy{other=1}"),
+        ("choosy{other=1}", r"pass 'choosy' has no option 'other'\n  where: choosy{other=1}\n.*its options are value"),
         (
             "granularity{level=foo}",
             r"does not take these options: 'level' must be in \('leaf', 'api'\) \(got 'foo'\)\n",

@@ -288,7 +288,7 @@ class FaultyRenderer(Renderer):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({}, r"faulty does not take these options: (.|\n)*its options are column"),
+        ({}, r"faulty does not take these options: (.|\n)*its options: column=\(required\)"),
         ({"column": 3}, "faulty does not take these options: 'column' must be <class 'str'>"),
         ({"column": "shape"}, r"faulty failed: ZeroDivisionError: division by zero\n  where: .*test_plugins.py:"),
         ({"column": "lens"}, "^its own$"),

@@ -6,12 +6,9 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
-
-from attrs import fields_dict, has
 
 from lens.errors import PassError
-from lens.options import read_word, wrong_flag
+from lens.options import check_options, options_of, read_word
 from lens.passes.protocol import Pass
 
 _NAME = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?P<opens>\{)?")
@@ -86,24 +83,21 @@ def print_pipeline(passes: tuple[Pass, ...]) -> str:
 
 
 def _options_text(one: Pass) -> str:
-    kind: Any = type(one)
-    if not has(kind):
-        return ""
     options = [
-        f"{name}={_option_text(one, name)}"
-        for name, attribute in fields_dict(kind).items()
-        if getattr(one, name) != attribute.default
+        f"{option}={_option_text(one, option, getattr(one, attribute.name))}"
+        for option, attribute in options_of(type(one)).items()
+        if getattr(one, attribute.name) != attribute.default
     ]
     return "{" + ",".join(options) + "}" if options else ""
 
 
-def _option_text(one: Pass, name: str) -> str:
+def _option_text(one: Pass, option: str, value: object) -> str:
     try:
-        return json.dumps(getattr(one, name))
+        return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise PassError(
-            f"option {name!r} of pass {one.name!r} has no text: {error}",
-            where=f"{name}={getattr(one, name)!r:.80}",
+            f"option {option!r} of pass {one.name!r} has no text: {error}",
+            where=f"{option}={value!r:.80}",
             hint="give the pass itself where a text is not needed",
         ) from error
 
@@ -115,11 +109,7 @@ def _make(name: str, options: Mapping[str, object], text: str, known: Mapping[st
             where="the pipeline",
             hint=f"known passes: {', '.join(sorted(known))}",
         )
-    flag = wrong_flag(known[name], options)
-    if flag:
-        raise PassError(
-            f"option {flag!r} of pass {name!r} cannot be {options[flag]!r:.40}", where=text, hint="give True or False"
-        )
+    check_options(f"pass {name!r}", known[name], options, PassError, where=text)
     try:
         return known[name](**options)
     except (TypeError, ValueError) as error:

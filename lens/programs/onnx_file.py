@@ -26,7 +26,7 @@ from lens.ir.graph import Graph
 from lens.ir.types import TensorType
 from lens.programs.building import make_program
 from lens.programs.fx_module import Program
-from lens.render.files import path_of
+from lens.render.files import path_of, writing
 from lens.render.renderer import Traced
 
 #: What torch's exporters raise, besides their own errors, for a program that they cannot take.
@@ -60,13 +60,9 @@ def input_types(graph: Graph) -> list[TensorType]:
 
 def save(converted: Any, path: str | PathLike[str]) -> str:
     """Write an ``ONNXProgram``, the weights beside it if they are more than 1 GiB, and give the path."""
-    try:
+    with writing("the export", path_of(path), RenderError):
         path_of(path).parent.mkdir(parents=True, exist_ok=True)
         converted.save(path, external_data=_nbytes(converted) > _LARGEST)
-    except OSError as error:
-        raise RenderError(
-            f"the export cannot be written: {error.strerror}", where=str(path), hint="choose another path"
-        ) from error
     return str(path)
 
 

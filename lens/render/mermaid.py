@@ -46,7 +46,7 @@ class MermaidRenderer(Options, Renderer):
 
     def render(self, history: Traced) -> str:
         """The text of the flowchart. Raises RenderError if it is above Mermaid's limits, or on an unknown style."""
-        drawing = compose(history.graph, self, history.flop_counter)
+        drawing = compose(history, self)
         warn_of_collapse(drawing)
         text = to_mermaid(drawing, find_theme(self.theme), self.direction)
         for count, most, what in ((len(drawing.edges), MOST_EDGES, "edges"), (len(text), MOST_TEXT, "characters")):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from functools import cached_property
+from collections.abc import Collection, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from attrs import fields_dict, frozen
+from attrs import frozen
 
-from lens.errors import RenderError, nearest
-from lens.ir.elements import OpId
-from lens.ir.graph import Graph
-from lens.options import wrong_flag
+from lens.errors import RenderError
+from lens.options import check_options
 from lens.render.collapsing import collapse_depth, collapse_modules, fit
 from lens.render.colouring import StyleFunction, colour_by, legend_of_roles, restyle
 from lens.render.drafting import make_drawing
@@ -87,14 +84,7 @@ class Options:
     @classmethod
     def of(cls, given: DrawOptions) -> Options:
         """The options given as keywords. Raises RenderError if there is no such option, or on a wrong value."""
-        for name in given:
-            if name not in fields_dict(cls):
-                hint = f"give {nearest(name, fields_dict(cls))}"
-                raise RenderError(f"pictures have no option {name!r}", where=f"{name}=", hint=hint)
-        flag = wrong_flag(cls, given)
-        if flag:
-            value = dict(given)[flag]
-            raise RenderError(f"{flag} cannot be {value!r:.40}", where=f"{flag}=", hint="give True or False")
+        check_options("a picture", cls, given)
         return cls(**given)
 
     def __attrs_post_init__(self) -> None:
@@ -114,15 +104,15 @@ class Options:
             raise RenderError(f"collapse cannot be {self.collapse!r:.80}", where="collapse=", hint=hint)
 
 
-def compose(graph: Graph, options: Options, flops: Callable[[OpId], int | None] | None = None) -> Drawing:
-    """The drawing of a graph that has labels, by the options; ``flops`` is asked if they colour. Linear."""
+def compose(history: Traced, options: Options) -> Drawing:
+    """The drawing of a history that has labels, by the options. Linear."""
     theme = find_theme(options.theme)
     rolled = options.view == "rolled"
-    if options.color_by == "flops" and flops is None:
+    if options.color_by == "flops" and history.flop_counter is None:
         hint = "draw with history.draw, where torch is installed"
         raise RenderError("nothing here counts FLOPs", where='color_by="flops"', hint=hint)
-    counted = flops if options.color_by == "flops" else None
-    drawing = make_drawing(graph, buffers=options.buffers, statistics=options.statistics, flops=counted)
+    counted = history.flop_counter if options.color_by == "flops" else None
+    drawing = make_drawing(history.graph, buffers=options.buffers, statistics=options.statistics, flops=counted)
     if options.collapse:
         addresses = [options.collapse] if isinstance(options.collapse, str) else options.collapse
         drawing = collapse_modules(drawing, addresses)
@@ -156,7 +146,7 @@ class DotRenderer(Options, Renderer):
 
     def render(self, history: Traced) -> str:
         """The text before it is laid out. Linear."""
-        drawing = compose(history.graph, self, history.flop_counter)
+        drawing = compose(history, self)
         warn_of_collapse(drawing)
         return to_dot(drawing, find_theme(self.theme), self.direction)
 
@@ -164,19 +154,12 @@ class DotRenderer(Options, Renderer):
 class Pictures:
     """The methods of a history that draw."""
 
-    graph: Graph
-    if TYPE_CHECKING:
-
-        @cached_property
-        def flop_counter(self) -> Callable[[OpId], int | None] | None:
-            """What histories have."""
-
-    def drawing(self, **options: Unpack[DrawOptions]) -> Drawing:
+    def drawing(self: Traced, **options: Unpack[DrawOptions]) -> Drawing:
         """The drawing before it is laid out; options as for ``draw``. ``lens.render.drawing_text`` prints it."""
-        return compose(self.graph, Options.of(options), self.flop_counter)
+        return compose(self, Options.of(options))
 
     def draw(
-        self,
+        self: Traced,
         path: str | PathLike[str],
         *,
         format: str | None = None,  # noqa: A002 - what users call it
@@ -197,22 +180,22 @@ class Pictures:
         kind = format_of(path, format)
         chosen = Options.of(options)
         with stage("drawing"):
-            drawing = compose(self.graph, chosen, self.flop_counter)
+            drawing = compose(self, chosen)
             warn_of_collapse(drawing)
             look = find_theme(chosen.theme), chosen.direction
             write_out(path_of(path), to_dot(drawing, *look) if kind == "dot" else rendered(drawing, kind, *look))
         return str(path)
 
-    def to_pydot(self, **options: Unpack[DrawOptions]) -> pydot.Dot:
+    def to_pydot(self: Traced, **options: Unpack[DrawOptions]) -> pydot.Dot:
         """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
         chosen = Options.of(options)
-        drawing = compose(self.graph, chosen, self.flop_counter)
+        drawing = compose(self, chosen)
         warn_of_collapse(drawing)
         return to_pydot(drawing, find_theme(chosen.theme), chosen.direction)
 
-    def _repr_svg_(self) -> str | None:
+    def _repr_svg_(self: Traced) -> str | None:
         """The picture for notebooks; None if the drawing is large or nothing here can lay it out."""
-        drawing = compose(self.graph, Options(max_nodes=None))
+        drawing = compose(self, Options(max_nodes=None))
         if len(drawing.nodes) > _NOTEBOOK_NODES:
             return None
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lens.errors import ReplayError
+from lens.functions import owner_of
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template
 
 
@@ -67,16 +67,10 @@ def _record(kind: str, items: dict[Any, Any]) -> Any:
 
 def find_class(qualified: str) -> Any:
     """The class of a qualified name. Raises ReplayError if it cannot be found."""
-    words = qualified.split(".")
-    for cut in range(len(words) - 1, 0, -1):
-        try:
-            owner: Any = importlib.import_module(".".join(words[:cut]))
-        except ImportError:
-            continue
-        for word in words[cut:]:
-            owner = getattr(owner, word, None)
-        if owner is not None:
-            return owner
+    place, _, name = qualified.rpartition(".")
+    found = getattr(owner_of(place), name, None) if place else None
+    if found is not None:
+        return found
     raise ReplayError(
         f"the class {qualified} cannot be found",
         where=qualified,
