@@ -556,6 +556,21 @@ def test_weights_of_large_onnx_models_stand_beside(tmp_path, monkeypatch):
     assert run_onnx(path, history) < 1e-4
 
 
+def test_an_onnx_file_stays_as_it_was_if_the_disk_is_full(tmp_path, monkeypatch):
+    def full(program, destination, **options):
+        Path(destination).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "model.onnx"
+    history = lens.trace(nn.Linear(4, 4), torch.randn(2, 4))
+    before = Path(history.to_onnx(path)).read_bytes()
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
+    with pytest.raises(RenderError, match="cannot be written: No space left"):
+        history.to_onnx(path)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_names_in_onnx_are_told_apart(tmp_path):
     class Named(nn.Module):
         def forward(self, output_1):

@@ -26,7 +26,7 @@ from lens.ir.graph import Graph
 from lens.ir.types import TensorType
 from lens.programs.building import make_program
 from lens.programs.fx_module import Program
-from lens.render.files import path_of, writing
+from lens.render.files import path_of, replacing, writing
 from lens.render.renderer import Traced
 
 #: What torch's exporters raise, besides their own errors, for a program that they cannot take.
@@ -59,10 +59,18 @@ def input_types(graph: Graph) -> list[TensorType]:
 
 
 def save(converted: Any, path: str | PathLike[str]) -> str:
-    """Write an ``ONNXProgram``, the weights beside it if they are more than 1 GiB, and give the path."""
-    with writing("the export", path_of(path), RenderError):
-        path_of(path).parent.mkdir(parents=True, exist_ok=True)
-        converted.save(path, external_data=_nbytes(converted) > _LARGEST)
+    """Write an ``ONNXProgram``, the weights beside it if they are more than 1 GiB, and give the path.
+
+    A file with no other beside it appears whole or not at all.
+    """
+    target = path_of(path)
+    with writing("the export", target, RenderError):
+        if _nbytes(converted) > _LARGEST:  # the file names that beside it
+            target.parent.mkdir(parents=True, exist_ok=True)
+            converted.save(target, external_data=True)
+        else:
+            with replacing(target) as temporary:
+                converted.save(temporary)
     return str(path)
 
 

@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         return
     place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    temporary = place.with_name(f".{secrets.token_hex(4)}.{place.name}")  # an ending may tell the format
     temporary.touch(exist_ok=False)
     mode = (place if place.exists() else temporary).stat().st_mode & 0o777
     try:
