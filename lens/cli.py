@@ -1,4 +1,7 @@
-"""The command line: ``lens trace``, ``show``, ``validate``, ``export``, ``passes``, ``backends`` and ``conform``."""
+"""The command line: ``lens``, its commands ``trace``, ``show``, ``passes``, ``backends``, ``conform``, and the others.
+
+Those have files of their own: ``lens.cli_validate``, ``lens.cli_export``, ``lens.cli_diff``.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ from lens.cli_output import (
     conclude,
     facts_of,
     facts_of_passes,
+    given,
     make_model,
     noting,
     print_json,
+    refuse_without,
     say,
     wants_silence,
 )
@@ -64,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 0, 1 if a check failed, 2 on an error of the user, 141 if the reader of what is no check closed its pipe.
     """
-    given = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args(given or ["--help"])
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(words or ["--help"])
     code: int | None = None
     try:
         with nullcontext() if wants_silence(arguments) else lens.progress():
@@ -163,8 +168,8 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     show.add_argument("--layer", metavar="KEY", help="print one layer: a label, an address or a number")
     show.add_argument("--pipeline", metavar="TEXT", help='run these passes first, such as "orphans,recurrence,labels"')
     show.add_argument("--dump-after", metavar="DIR", help="write the graph after every pass into this folder")
-    show.add_argument("--time", action="store_true", help="print what every pass took")
-    show.add_argument("--verify", choices=["off", "cheap", "full"], default="cheap", help="checks between passes")
+    show.add_argument("--time", action="store_true", default=None, help="print what every pass took")
+    show.add_argument("--verify", choices=["off", "cheap", "full"], help="checks between passes (default cheap)")
     _add_picture(show)
 
 
@@ -180,24 +185,27 @@ def _add_picture(command: argparse.ArgumentParser) -> None:
     group.add_argument("--theme", choices=["light", "dark", "print"])
     group.add_argument("--direction", choices=["up", "down", "right", "left"], help="where the output stands")
     group.add_argument("--color-by", choices=["time", "memory", "parameters", "flops"], help="colour, with a legend")
-    group.add_argument("--legend", action="store_true", help="explain the colours")
-    group.add_argument("--statistics", action="store_true", help="show running statistics of normalisation layers")
-    group.add_argument("--no-buffers", dest="buffers", action="store_false", help="hide buffers")
+    group.add_argument("--legend", action="store_true", default=None, help="explain the colours")
+    statistics = "show running statistics of normalisation layers"
+    group.add_argument("--statistics", action="store_true", default=None, help=statistics)
+    group.add_argument("--no-buffers", action="store_true", default=None, help="hide buffers")
 
 
 def _picture_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of the picture, if one is asked for. Raises RenderError if it cannot be drawn so."""
+    """The options of the picture. Raises RenderError if it cannot be drawn so, InputError if none is asked for."""
     from lens.render.images import format_of
     from lens.render.picture import Options
 
     names = ("view", "depth", "collapse", "max_nodes", "theme", "direction", "color_by", "legend", "statistics")
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    options["buffers"] = arguments.buffers
+    options = given(arguments, *names, "no_buffers")
+    if not arguments.output:
+        refuse_without("-o PICTURE", options)
+        return {}
+    options["buffers"] = not options.pop("no_buffers", False)
     if arguments.max_nodes == 0:
         options["max_nodes"] = None
-    if arguments.output:
-        format_of(arguments.output)
-        Options(**options)
+    format_of(arguments.output)
+    Options(**options)
     return options
 
 
@@ -233,6 +241,8 @@ def _show(arguments: argparse.Namespace) -> None:
     from lens.ir.printer import print_graph
 
     options = _picture_options(arguments)
+    if arguments.pipeline is None:
+        refuse_without("--pipeline TEXT", given(arguments, "time", "dump_after", "verify"))
     history = lens.load(arguments.file)
     if arguments.pipeline is not None:
         history = _analysed(history, arguments)
@@ -277,7 +287,7 @@ def _analysed(history: ModelHistory, arguments: argparse.Namespace) -> ModelHist
     if arguments.dump_after:
         instruments.append(DumpAfter(arguments.dump_after))
     pipeline = parse_pipeline(arguments.pipeline, pass_classes())
-    manager = PassManager(pipeline, providers(), arguments.verify, instruments)
+    manager = PassManager(pipeline, providers(), arguments.verify or "cheap", instruments)
     result = manager.run(history.graph, history.payloads)
     if arguments.time:
         _remark(f"{timing}\n", arguments)

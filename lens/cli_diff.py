@@ -25,8 +25,7 @@ def add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     diff.add_argument("--atol", type=float, default=0.0, metavar="X", help="absolute difference of values to accept")
     slower = "list layers that take X times longer or less (default 2)"
     diff.add_argument("--slower", type=float, default=2.0, metavar="X", help=slower)
-    diff.add_argument("--json", action="store_true", help="print it all as JSON")
-    add_shared(diff, "--quiet")
+    add_shared(diff, "--json", "--quiet")
 
 
 def _diff(arguments: argparse.Namespace) -> int:

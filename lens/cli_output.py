@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,18 @@ def add_shared(command: argparse.ArgumentParser, *names: str) -> None:
     """Give a command options that several commands have."""
     for name in names:
         command.add_argument(name, **_SHARED[name])
+
+
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of these options that were given, by name; None is the default of each."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def refuse_without(needed: str, options: Iterable[str]) -> None:
+    """Raise InputError if there are options that say no more than how to do what ``needed`` asks for."""
+    for name in options:
+        flag = f"--{name.replace('_', '-')}"
+        raise InputError(f"{flag} does nothing without {needed}", where=flag, hint=f"add {needed}, or leave it out")
 
 
 def wants_silence(arguments: argparse.Namespace) -> bool:

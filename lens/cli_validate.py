@@ -22,8 +22,7 @@ def add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_shared(command, "--input", "--backend", "--seed")
     command.add_argument("--train", action="store_true", help="in train mode")
     command.add_argument("--no-audit", dest="audit", action="store_false", help="do not look for missing operations")
-    command.add_argument("--json", action="store_true", help="print the report as JSON")
-    add_shared(command, "--quiet")
+    add_shared(command, "--json", "--quiet")
 
 
 def _validate(arguments: argparse.Namespace) -> int:

@@ -71,6 +71,17 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run_and_no_trace(spec, tmp_path
     assert path.exists()
 
 
+def test_options_that_would_do_nothing_are_refused(spec, saved, tmp_path, capsys):
+    show, folder = ["show", saved], str(tmp_path / "dump")
+    for options in (["--time"], ["--dump-after", folder], ["--verify", "full"]):
+        assert main([*show, *options]) == 2
+        assert f"{options[0]} does nothing without --pipeline TEXT\n  where: " in capsys.readouterr().err
+    for options in (["--view", "rolled"], ["--depth", "1"], ["--max-nodes", "0"], ["--legend"], ["--no-buffers"]):
+        for command in (show, ["trace", spec.replace("make", "broken")]):
+            assert main([*command, *options]) == 2
+            assert f"{options[0]} does nothing without -o PICTURE\n  where: " in capsys.readouterr().err
+
+
 def test_what_cannot_be_saved_is_told_also_where_no_trace_is_written(spec, capsys):
     assert main(["trace", spec, "--save", "no_such_layer", "--quiet"]) == 2
     assert "no_such_layer" in capsys.readouterr().err
