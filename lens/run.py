@@ -119,8 +119,9 @@ class Run(AbstractContextManager["Run"]):
         try:
             with self._recording():
                 output = target(*args, **kwargs) if target is self.root else self._in_scope(target, args, kwargs)
-        except Stopped:
-            assert recorder.stop is not None
+        except (Stopped, Exception) as error:
+            if recorder.stop is None or not self._is_ended_by(error):
+                raise
             self.stopped = recorder.stop.reached
             return
         if isinstance(output, _LAZY):
@@ -129,7 +130,14 @@ class Run(AbstractContextManager["Run"]):
         with UNSEEN():
             recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
         if recorder.stop is not None and recorder.keeper.failure is None:
-            warn_user(f"the run went to its end: {recorder.stop.missing} was never reached")
+            reached = recorder.stop.reached
+            why = f"the model caught what was to end it at {reached}" if reached else ""
+            warn_user(f"the run went to its end: {why or f'{recorder.stop.missing} was never reached'}")
+
+    def _is_ended_by(self, error: BaseException | None) -> bool:
+        """Whether this is how the run was ended, or what scripted and other code in between has made of it."""
+        stop = self.recorder.stop
+        return isinstance(error, Stopped) or (isinstance(error, Exception) and stop is not None and bool(stop.reached))
 
     @contextmanager
     def block(self) -> Iterator[None]:
@@ -184,7 +192,7 @@ class Run(AbstractContextManager["Run"]):
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         keeper = self.recorder.keeper
         failure = keeper.failure
-        if isinstance(error, Stopped):  # out of a block that was ended because of the failure
+        if self._is_ended_by(error):  # out of a block that was ended because of the failure
             error = None
         try:
             history = self._history(error)

@@ -38,6 +38,10 @@ class Net(nn.Module):
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+def _sine_of_cosine(x: torch.Tensor):
+    return x.cos().sin()
+
+
 def line_of(function, text):
     lines, first = inspect.getsourcelines(function)
     return first + next(number for number, line in enumerate(lines) if text in line)
@@ -294,6 +298,41 @@ class TestStopAt:
         history = lens.trace(Net(), X, stop_at="stem", backend=backend)
         assert history["stem"].tensor_contents.shape == (2, 4, 3, 3)
         assert history.graph.meta.stopped == "stem"
+
+    @pytest.mark.parametrize("stop_at", ["1", "add"])
+    @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+    def test_what_the_last_operation_wrote_in_place_is_saved(self, stop_at, backend):
+        class Adding(nn.Module):
+            def forward(self, x):
+                return (x * 2).add_(1)
+
+        model = nn.Sequential(nn.Flatten(), Adding(), nn.Flatten())
+        history = lens.trace(model, torch.ones(2, 2), save=["add"], stop_at=stop_at, backend=backend)
+        assert torch.equal(history["add_1"].tensor_contents, torch.full((2, 2), 3.0))
+
+    def test_in_scripted_code(self):
+        scripted = torch.jit.script(_sine_of_cosine)
+
+        def caught(x):
+            try:
+                return scripted(x)
+            except RuntimeError:
+                return x
+
+        traced = functools.partial(lens.trace, args=torch.ones(2), backend="torch_dispatch")
+        model = nn.Module()
+        model.forward = lambda x: scripted(x) + 1
+        assert traced(model, stop_at="cos").layer_list == ["input_1", "cos_1_1"]
+        with pytest.raises(lens.LensError, match=r"save= raised ZeroDivisionError(.|\n)*cos_1"):
+            traced(model, save=lambda op: 1 / 0)
+        with (
+            pytest.raises(lens.LensError, match=r"save= raised ZeroDivisionError(.|\n)*cos_1"),
+            lens.tracing(model, save=lambda op: 1 / 0, backend="torch_dispatch"),
+        ):
+            model(X)
+        model.forward = caught
+        with pytest.warns(UserWarning, match="went to its end: the model caught what was to end it at cos"):
+            traced(model, stop_at="cos")
 
     def test_nothing_is_left_behind(self):
         before = vars(nn.Module).copy(), torch.relu, nn.functional.has_torch_function_unary

@@ -26,6 +26,7 @@ from lens.capture.patches import put_back_in_children
 from lens.capture.python_data import is_subscript, watch_python_data
 from lens.capture.recorder import Recorder, written_by
 from lens.capture.regions import Sight
+from lens.capture.stopping import Stopped
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.threads import disclose_threads
 from lens.capture.trace_modes import left_out_of_order
@@ -341,7 +342,7 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def end(self, kind: type[BaseException] | None, *_: object) -> None:
         """Notice what happened after the last call, unless an interrupt came in the middle of something."""
-        if kind is not None and not issubclass(kind, Exception):
+        if kind is not None and not issubclass(kind, (Exception, Stopped)):
             return
         with UNSEEN():
             self.settle()
