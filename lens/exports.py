@@ -76,7 +76,9 @@ class Exports:
             **options: The renderer's options.
 
         Raises:
-            RenderError: no such renderer or option, an unwritable path, or a history that has no such form.
+            InputError: the path is none.
+            PluginError: there is no such renderer, or it cannot be loaded.
+            RenderError: no such option, an unwritable path, or a history that has no such form.
         """
         name = renderer_of(path) if to is None else to
         return write_rendered(render(self, make_renderer(name, options)), path)

@@ -59,8 +59,10 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
             depth: For ``module``: leave out modules that are deeper; 1 is the modules of the model itself.
             limit: How many rows are printed; None for all.
 
+        Memory is that of the tensors that the operations return. Linear.
+
         Raises:
-            InputError: if there is no such summary. Memory is that of the tensors that the operations return; linear.
+            InputError: if there is no such summary.
         """
         return summarize(self, by, depth, limit)
 
@@ -71,6 +73,9 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
             other: The later history, of the same model or another.
             rtol, atol: By how much saved values may differ, as in ``torch.allclose``; by default not at all.
             slower: From which factor on a layer that takes a millisecond more or less is listed for its time.
+
+        Raises:
+            InputError: if ``other`` is no history, or a number cannot be used.
         """
         return compare(self, other, Tolerance(rtol, atol, slower))
 
@@ -84,7 +89,8 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
                 there, one by one, when they are asked for (``pip install lens-trace[export]``).
 
         Raises:
-            FileFormatError: if the path cannot be written.
+            InputError: if the path is none.
+            FileFormatError: if it cannot be written, or a value does not fit into the file.
         """
         with stage("writing the trace"):
             return write_trace(self, path, payloads, beside)
@@ -93,7 +99,11 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
 def load(path: str | PathLike[str]) -> ModelHistory:
     """The history that ``history.save(path)`` wrote. Does not need the model.
 
+    Args:
+        path: The file; where values were saved beside it, that file has to stand there too.
+
     Raises:
+        InputError: the path is none.
         FileFormatError: the file is not a lens trace, damaged, or from a newer version.
     """
     graph, payloads, seconds = read_trace(path, registry.facet_classes())

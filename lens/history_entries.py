@@ -73,7 +73,7 @@ class HistoryEntries:
         return len(self.index.rows)
 
     def __iter__(self) -> Iterator[OpEntry]:
-        """All entries. One of which only another tensor was saved that its operation wrote to has that tensor."""
+        """All entries. If only another tensor that the operation wrote to was saved, the entry shows that one."""
         return (OpEntry(self, row) for row in self._as_saved)
 
     def entry(self, number: int) -> OpEntry:
@@ -150,7 +150,7 @@ class HistoryEntries:
 
     @cached_property
     def _as_saved(self) -> tuple[EntryRow, ...]:
-        """The rows; where not its own tensor was saved, but another that its op wrote to, with that. Linear."""
+        """All rows. If only another tensor that the op wrote to was saved, the row shows that one. Linear."""
         saved = self.payloads
         if not saved:
             return self.index.rows

@@ -63,6 +63,10 @@ class HistoryQueries(HistoryEntries):
     def between(self, start: Key, end: Key, type: Patterns | None = None) -> list[OpEntry]:  # noqa: A002
         """The entries on any path from one entry to another, both left out; linear.
 
+        Args:
+            start, end: Keys as for ``history[key]`` that name one pass each, or entries.
+            type: Only entries of this layer type, or these, as for ``layers``.
+
         Raises:
             UnknownKeyError: if a key names nothing.
             AmbiguousKeyError: if a key names several passes.
@@ -73,13 +77,20 @@ class HistoryQueries(HistoryEntries):
         return [entry for entry in inside if type is None or _has_type(entry, type)]
 
     def count_between(self, start: Key, end: Key, type: Patterns | None = None) -> int:  # noqa: A002
-        """The number of layers (of a type) on any path from one entry to another; passes of a layer count once."""
+        """The number of layers on any path from one entry to another; passes of a layer count once.
+
+        Args:
+            start, end, type: As for ``between``; so are the errors.
+        """
         return len({entry.layer_label for entry in self.between(start, end, type)})
 
     def paths(self, start: Key, end: Key) -> Iterator[list[str]]:
         """Every path from one entry to another, as labels, both included.
 
-        There may be exponentially many: take what you need with ``itertools.islice``. Errors as in ``between``.
+        There may be exponentially many: take what you need with ``itertools.islice``.
+
+        Args:
+            start, end: As for ``between``; so are the errors.
         """
         first, last = self.one(start)._row.number, self.one(end)._row.number
         useful = {last, *reached(last, self.index.parents)}

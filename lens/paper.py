@@ -101,6 +101,9 @@ def get_model_structure(
     Args:
         model, inputs, kwargs, seed: As in ``get_model_activations``.
         **options: ``stop_at``, ``backend``, ``passes``, ``fast_paths`` as in ``lens.trace``.
+
+    Raises:
+        InputError: there is no such option; then the model does not run. Otherwise as ``lens.trace``.
     """
     _check(RunOptions, options)
     return trace(model, inputs, kwargs, save="none", seed=seed, **options)

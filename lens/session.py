@@ -52,8 +52,9 @@ def trace(
         args, kwargs: Its arguments; a tuple is the positional ones, anything else, a list too, is one argument.
         save: Which tensors to keep: ``"all"``, ``"none"``, or one or a list of: labels, module addresses, ordinals,
             patterns of labels or addresses (``"relu_*"``, ``"layer?.*.conv1"``), layer types (``"relu"``; an address
-            that reads alike wins), functions of the running operation (``lambda op: op.type == "relu"``). Nothing else
-            is held in memory, but until the end what has the type of a label, and all for an ordinal.
+            that reads alike wins), functions of the running operation (``lambda op: op.type == "relu"``). Only these
+            are held in memory. Two exceptions, until the run ends: a label holds every tensor of its type, an ordinal
+            holds all.
         transform: What to keep in the place of a tensor: a dtype (of floating point tensors) or device to move it to,
             or what a function makes of it, such as ``lambda t: t.mean((-2, -1))``; it must not write to it. Parameters
             and buffers stay as they are; shapes and sizes that the history tells are those of the model's own tensors.
@@ -107,6 +108,7 @@ def tracing(
 
     Raises:
         InputError: an argument cannot be used, or the history is used inside the block.
+        BackendError, PassError: as for ``lens.trace``.
 
     An exception of the block comes through unchanged, with the history up to there as its attribute ``lens_history``.
     """

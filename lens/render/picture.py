@@ -174,6 +174,7 @@ class Pictures:
                 ``legend``, ``style``, ``theme``, ``direction``: see ``lens.render.picture.Options``.
 
         Raises:
+            InputError: if the path is none.
             RenderError: on an unknown option or format, an unwritable path, or if no renderer is there (pdf needs
                 ``dot``).
         """
@@ -187,7 +188,11 @@ class Pictures:
         return str(path)
 
     def to_pydot(self: Traced, **options: Unpack[DrawOptions]) -> pydot.Dot:
-        """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``)."""
+        """The picture as a ``pydot.Dot``; options as for ``draw``. Needs pydot (``pip install lens-trace[export]``).
+
+        Raises:
+            RenderError: on an unknown option, or if pydot is not installed.
+        """
         chosen = Options.of(options)
         drawing = compose(self, chosen)
         warn_of_collapse(drawing)
