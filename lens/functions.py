@@ -100,9 +100,19 @@ class Function:
         callable: The callable itself.
         ref: Its name and flags.
         kind: How a call of it is recorded.
+        read: For reads, the way out.
+        writes: Positions (or keyword names) of the arguments that it always writes to.
+        statistics: The flag, and the arguments written if it is true; None if there is no such flag.
+        returns_fresh: The tensors that it returns, but for those that it writes to, are new, each in memory of its own.
+
+    Attributes:
+        may_write: It writes to an argument, always or if a flag says so.
+        recorded: A call of it is an operation.
+        composite: An operation that is made of others.
         moves: What it writes to stays in memory as it is; the tensor lies elsewhere afterwards.
         reaches: It may show memory that none of its arguments shows.
         random: It draws random numbers, or may.
+        chance: The argument without which it draws none after all (``draws``), if it has one.
         copies: ``__deepcopy__``, which is given a memo: the addresses of what has been copied before.
         hands_out: It gives a tensor that was put there before, and makes none: ``grad``.
         plain: A function of C of torch's own that makes tensors from what it is given, and changes nothing.
@@ -110,11 +120,8 @@ class Function:
         fresh_unless: The position of the flag that keeps one from being so (batch norm's ``training``), if it has one.
         shows_or_copies: A plain function that returns its first argument, a view of it, or what is fresh.
         rewrites: One that would be plain, but that it writes to its first argument, and returns that.
-        quick: Plain, or one of these, or plain if it draws nothing (``draws``).
-        read: For reads, the way out.
-        writes: Positions (or keyword names) of the arguments that it always writes to.
-        statistics: The flag, and the arguments written if it is true; None if there is no such flag.
-        returns_fresh: The tensors that it returns, but for those that it writes to, are new, each in memory of its own.
+        quick: ``plain``, ``rewrites``, one with ``fresh_unless``, or one that would be plain if it drew nothing
+            (``chance``).
     """
 
     callable: Callable[..., Any]
@@ -154,14 +161,13 @@ class Function:
         object.__setattr__(self, "reaches", short in _REACH)
         object.__setattr__(self, "copies", short == "__deepcopy__")
         object.__setattr__(self, "hands_out", self.ref.name == "grad.__get__")
-        in_c = self.ref.namespace in _NAMESPACES and type(self.callable) in C_TYPES
+        in_c = _is_in_c(self.callable, self.ref.namespace)
         direct = in_c and self.kind is Kind.OP and not (self.reaches or self.hands_out)
         bare, may_draw = direct and not self.random, direct and self.chance is not None and not self.may_write
-        plain, fresh = bare and not self.may_write, in_c and self.returns_fresh
+        plain, fresh = bare and not self.may_write, self.returns_fresh
         flag = self.statistics[0][0] if self.statistics is not None and not self.writes else None
         rewrites = bare and self.writes == (0,) and not (self.statistics or self.moves or short == "__setitem__")
         object.__setattr__(self, "plain", plain)
-        object.__setattr__(self, "returns_fresh", fresh)
         object.__setattr__(self, "fresh", plain and fresh)
         object.__setattr__(self, "shows_or_copies", plain and shows_or_copies(short))
         object.__setattr__(self, "fresh_unless", flag if bare and fresh else None)
@@ -200,6 +206,11 @@ def _first_of(kwargs: Mapping[str, Any]) -> Any:
 
 #: What functions of C are.
 C_TYPES = frozenset({BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType})
+
+
+def _is_in_c(function: object, namespace: str) -> bool:
+    """Whether a function is one of torch's own in C, whose schemas tell what it does."""
+    return namespace in _NAMESPACES and type(function) in C_TYPES
 
 
 def _argument(place: Place, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -249,7 +260,7 @@ def describe(function: Callable[..., Any]) -> Function:
         Kind.COMPOSITE if composite else Kind.OP,
         writes=writes,
         statistics=_in_place_flag(function) if composite else UPDATES_STATISTICS.get(short),
-        returns_fresh=returns_fresh(short, schemas),
+        returns_fresh=_is_in_c(function, namespace) and returns_fresh(short, schemas),
     )
 
 
