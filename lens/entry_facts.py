@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lens.ir.elements import Leaf, Location, Op, Value
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
-from lens.ir.templates import Node, Opaque, Seq, Slot, Template, map_nodes, slots
+from lens.ir.op_arguments import parameters_of
+from lens.ir.templates import Node, Opaque, Seq, Slot, Template, holds_slots, map_nodes, slots
 from lens.ir.types import TensorType
-from lens.render.tables import parameters_of
 
 if TYPE_CHECKING:
     import torch
@@ -176,12 +176,12 @@ class CallFacts(EntryView):
     def func_position_args_non_tensor(self) -> list[Any]:
         """Its positional arguments that are, and hold, no tensors."""
         args = self._op.args if self._op is not None else ()
-        return [self._argument(arg) for arg in args if not _holds_tensors(arg)]
+        return [self._argument(arg) for arg in args if not holds_slots(arg)]
 
     @property
     def func_keyword_args_non_tensor(self) -> dict[str, Any]:
         """Its keyword arguments that are, and hold, no tensors."""
-        return {name: self._argument(arg) for name, arg in self._kwargs if not _holds_tensors(arg)}
+        return {name: self._argument(arg) for name, arg in self._kwargs if not holds_slots(arg)}
 
     @property
     def _kwargs(self) -> tuple[tuple[str, Template], ...]:
@@ -283,7 +283,3 @@ class ParameterFacts(EntryView):
     def parent_params_fsize(self) -> int:
         """The size of its parameters in bytes."""
         return sum(kind.nbytes for kind in self._parameter_types)
-
-
-def _holds_tensors(template: Template) -> bool:
-    return any(True for _ in slots(template))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from lens.entry_facts import EntryView
 from lens.ir.elements import Scope
@@ -90,25 +90,25 @@ class GraphFacts(EntryView):
     @property
     def min_distance_from_input(self) -> int | None:
         """Minimum number of operations from an input, itself counted; None if it does not descend from one."""
-        return self._distance("from_input", min)
+        return self._distance("min", "from_input")
 
     @property
     def max_distance_from_input(self) -> int | None:
         """Maximum number of operations from an input; None if it does not descend from one."""
-        return self._distance("from_input", max)
+        return self._distance("max", "from_input")
 
     @property
     def min_distance_from_output(self) -> int | None:
         """Minimum number of operations to an output, itself counted; None if none descends from it."""
-        return self._distance("to_output", min)
+        return self._distance("min", "to_output")
 
     @property
     def max_distance_from_output(self) -> int | None:
         """Maximum number of operations to an output; None if none descends from it."""
-        return self._distance("to_output", max)
+        return self._distance("max", "to_output")
 
-    def _distance(self, end: str, pick: Any) -> int | None:
-        column: tuple[int | None, ...] = getattr(self._history._distances, f"{pick.__name__}_{end}")
+    def _distance(self, bound: Literal["min", "max"], end: Literal["from_input", "to_output"]) -> int | None:
+        column: tuple[int | None, ...] = getattr(self._history._distances, f"{bound}_{end}")
         op = self._op
         if op is not None and (end == "from_input" or len(op.results) == 1):
             return column[op.id]
@@ -118,9 +118,10 @@ class GraphFacts(EntryView):
         index = self._history.index
         near = (index.parents if end == "from_input" else index.children)[self._row.number]
         entries = [self._history.entry(n) for n in near]
-        found = [e._distance(end, pick) if e._op is None else column[e._op.id] for e in entries]
+        found = [e._distance(bound, end) if e._op is None else column[e._op.id] for e in entries]
         known = [distance for distance in found if distance is not None]
         itself = 0 if op is None else 1  # one of several results: the others may lead elsewhere
+        pick = min if bound == "min" else max
         return pick(known) + itself if known else None
 
     @property

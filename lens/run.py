@@ -57,12 +57,12 @@ class Settings:
 
     backend: CaptureBackend
     pipeline: tuple[Pass, ...]
-    save: Save = "all"
-    transform: Transform | None = None
-    detach: bool = False
-    stop_at: StopAt | None = None
-    seed: int | None = None
-    fast_paths: Literal["keep", "open"] = "keep"
+    save: Save
+    transform: Transform | None
+    detach: bool
+    stop_at: StopAt | None
+    seed: int | None
+    fast_paths: Literal["keep", "open"]
 
 
 class Run(AbstractContextManager["Run"]):

@@ -60,10 +60,10 @@ class _Display:
         self.stream.flush()
 
     @contextmanager
-    def within(self, stage: _Stage) -> Iterator[None]:
+    def within(self, entered: _Stage) -> Iterator[None]:
         if not self.stages:
             self.begun = monotonic()
-        self.stages.append(stage)
+        self.stages.append(entered)
         try:
             yield
         finally:

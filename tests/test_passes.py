@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 from attrs import evolve, frozen
 
 from lens.errors import GraphError, PassError
@@ -21,6 +22,7 @@ from lens.passes.orphans import OrphansPass
 from lens.passes.pipeline import parse_pipeline, print_pipeline
 from lens.passes.protocol import PassResult
 from lens.registry import pass_classes, providers
+from lens.replay.interpreter import Interpreter
 from lens.validate.invariants import violations
 
 COMPOSITES = """\
@@ -64,6 +66,16 @@ def test_leaf_granularity_dissolves_what_it_sees_through():
         "%4: f32[2] = torch.last(%2, %3)",
         "outputs %4",
     ]
+
+
+def test_a_composite_of_which_nothing_tells_what_it_yields_is_kept():
+    text = 'graph {\n leaf %0: f32[2] = input "x"\n inputs @x\n {\n %1: f32[2] = torch.relu(@x)\n }'
+    text += " %2: f32[2] = torch.nn.functional.relu(@x)\n outputs %2\n}\n"
+    graph = parse(text)
+    assert [op.hands_on for op in graph.ops] == [False, False]
+    assert lines(run(text, GranularityPass("leaf")))[2:-1] == ["%1: f32[2] = torch.nn.functional.relu(@x)"]
+    x = torch.tensor([-1.0, 1.0])
+    assert Interpreter(graph).run({0: x}, want=[2])[2].tolist() == [0, 1]
 
 
 def test_api_granularity_keeps_the_outermost():

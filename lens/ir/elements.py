@@ -165,6 +165,18 @@ class Op:
         return tuple(pair for pair in self.kwargs if pair[0] != AUTOCAST)
 
     @property
+    def autocast(self) -> tuple[tuple[str, str], ...]:
+        """The device types that were under autocast when it ran, each with its dtype: ``("cpu", "bfloat16")``."""
+        state = next((str(arg) for name, arg in self.kwargs if name == AUTOCAST), "")
+        pairs = (part.partition(":") for part in state.split(",") if part)
+        return tuple((device, dtype) for device, _, dtype in pairs)
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether it is a composite that gives nothing but what its interior made."""
+        return bool(self.interior) and len(self.yields) == len(self.results) and None not in self.yields
+
+    @property
     def makes_garbage(self) -> bool:
         """Whether it makes uninitialised memory."""
         name = self.function.name.partition(".")[0] if self.function.namespace in _TORCHS_OWN else ""

@@ -93,13 +93,25 @@ def children(template: Template) -> Iterator[Template]:
 
 def slots(template: Template) -> Iterator[int]:
     """The slot numbers in a template, in order of appearance. Linear in its size."""
+    return (node.index for node in _walk(template) if isinstance(node, Slot))
+
+
+def holds_slots(template: Template) -> bool:
+    """Whether there are tensors in a template. Linear in its size."""
+    return any(True for _ in slots(template))
+
+
+def opaques(template: Template) -> Iterator[Opaque]:
+    """The opaque objects in a template, in order of appearance. Linear in its size."""
+    return (node for node in _walk(template) if isinstance(node, Opaque))
+
+
+def _walk(template: Template) -> Iterator[Template]:
     stack: list[Template] = [template]
     while stack:
         node = stack.pop()
-        if isinstance(node, Slot):
-            yield node.index
-        else:
-            stack.extend(reversed(list(children(node))))
+        yield node
+        stack.extend(reversed(list(children(node))))
 
 
 def map_nodes(template: Template, change: Callable[[Node], Template | None]) -> Template:

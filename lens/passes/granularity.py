@@ -62,7 +62,7 @@ class GranularityPass:
         for op in reversed(graph.ops):
             if not op.interior or op.id >= closed_from:
                 continue
-            if self.level == "leaf" and None not in op.yields:
+            if self.level == "leaf" and op.hands_on:
                 dissolved.add(op.id)
             else:
                 closed.append(op)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import fx
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
-from lens.ir.elements import AUTOCAST, Op
+from lens.ir.elements import Op
+
+#: The device types under autocast with their dtypes, and the nodes that have entered it.
+State: TypeAlias = tuple[tuple[tuple[str, str], ...], list[fx.Node]]
 
 
-def switch_autocast(graph: fx.Graph, op: Op | None, current: tuple[str, list[fx.Node]]) -> tuple[str, list[fx.Node]]:
+def switch_autocast(graph: fx.Graph, op: Op | None, current: State) -> State:
     """Enter and leave autocast where the state before an op differs from that of the op before."""
-    state = "" if op is None else str(next((arg for name, arg in op.kwargs if name == AUTOCAST), ""))
+    state = () if op is None else op.autocast
     if state == current[0] or (op is not None and not op.operands):
         return current
     for entered in reversed(current[1]):
         graph.call_function(_exit_autocast, (entered,))
-    entered_now = []
-    for part in filter(None, state.split(",")):
-        device, _, dtype = part.partition(":")
-        entered_now.append(graph.call_function(_enter_autocast, (device, getattr(torch, dtype), True, False)))
-    return state, entered_now
+    entering = ((device, getattr(torch, dtype), True, False) for device, dtype in state)
+    return state, [graph.call_function(_enter_autocast, args) for args in entering]
 
 
 def autocast_devices(graph: fx.Graph) -> frozenset[str]:

@@ -10,7 +10,7 @@ import cmath
 import operator
 import re
 from collections.abc import Mapping
-from itertools import takewhile
+from itertools import chain, takewhile
 from keyword import iskeyword
 from typing import Any
 
@@ -24,13 +24,13 @@ from lens.ir.elements import Leaf, Op, Read, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.templates import Map, Opaque, Seq, Slot, Template, children, map_nodes, slots
-from lens.programs.autocast import switch_autocast
-from lens.programs.calls import add_call, as_written, parts, plain_sizes, put_together, written_operands
+from lens.ir.templates import Map, Opaque, Seq, Slot, Template, children, holds_slots, opaques, slots
+from lens.programs.autocast import State, switch_autocast
+from lens.programs.calls import add_call, as_written, parts, places_written, plain_sizes, put_together, unfit
 from lens.programs.fx_module import Program
 from lens.programs.gradients import detached_operands
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard, SharedGuard
-from lens.programs.leaves import Held, free_name, leaf_tensor, place, registered, tensors_by_address
+from lens.programs.leaves import Caller, free_name, leaf_tensor, place, registered, tensors_by_address
 from lens.programs.node_meta import node_meta
 from lens.programs.noise import recorded_noise, with_noise
 from lens.programs.sizes import Form, Size
@@ -124,7 +124,7 @@ class Builder:
         reads: dict[int, list[Read]] = {}
         for read in self.trace.reads if self.guards else ():
             reads.setdefault(read.position, []).append(read)
-        autocast: tuple[str, list[fx.Node]] = ("", [])
+        autocast: State = ((), [])
         for op in self.trace.ops:
             self._add_guards(reads.get(op.id, ()))
             autocast = switch_autocast(self.graph, op, autocast)
@@ -153,7 +153,7 @@ class Builder:
         objects = self.payloads.objects
         for op in self.trace.ops:
             may_write, integers = op.function.mutates or op.keywords, self.integers.get(op.id, ())
-            written = self.written[op.id] = written_operands(op, objects, len(integers)) if may_write else []
+            written = self.written[op.id] = places_written(op, objects, len(integers)) if may_write else []
             targets = {self.roots[op.operands[i]] for i in written}
             for old, _ in op.effects:
                 leaf = self.trace.leaf_of(self.roots[old])
@@ -217,7 +217,7 @@ class Builder:
             if not name.isidentifier() or iskeyword(name):
                 raise _unusable(name)
         optional = len(given)
-        while optional and not _holds_slots(given[optional - 1][1]):
+        while optional and not holds_slots(given[optional - 1][1]):
             optional -= 1
         holders = []
         for place_, (name, arg) in enumerate(given):
@@ -242,16 +242,12 @@ class Builder:
     # Operations
 
     def _add_op(self, op: Op) -> None:
-        if op.interior and op.yields and None not in op.yields:  # a composite of a raw graph: what is in it has run
+        if op.hands_on:  # a composite of a raw graph: what is in it has run
             self.nodes.update({new: self.nodes[old] for new, old in zip(op.results, op.yields, strict=True) if old})
             return
         reason = why_not_run(op)
         if reason and not op.function.opaque:
-            raise RenderError(
-                f"{op.function} cannot be part of a program: it {reason}",
-                where=str(op.location or f"op {op.id}"),
-                hint="to_onnx_structure and the other exports of the graph need no program",
-            )
+            raise unfit(op, f"it {reason}")
         labels = self.trace[Labels].results[op.id]
         name = self._name(labels[0] if labels else op.function.name)
         before = next(iter(reversed(self.graph.nodes)), None)
@@ -287,12 +283,7 @@ class Builder:
         result = self.trace.values[op.results[0]]
         other, layout = self.trace.values[result.alias_of or 0], self.payloads.layouts.get(result.id)
         if layout is None or layout.conj or layout.neg or other.type.dtype != result.type.dtype:
-            raise RenderError(
-                f"{op.function} cannot be part of a program: its result lies in memory that was copied before, and the "
-                "trace does not tell where",
-                where=str(op.location or f"op {op.id}"),
-                hint="to_onnx_structure and the other exports of the graph need no program",
-            )
+            raise unfit(op, "its result lies in memory that was copied before, and the trace does not tell where")
         given = (self.nodes[other.id], result.type.shape, layout.strides, layout.offset)
         return self.graph.create_node("call_method", "as_strided", given, {}, name)
 
@@ -325,12 +316,8 @@ class Builder:
     def _key(self, key: Template) -> Any:
         """A key of a mapping as an argument of a node."""
         found: dict[int, Any] = {}
-
-        def note(node: Any) -> None:
-            if isinstance(node, Opaque):
-                found.update(self._object(node))
-
-        map_nodes(key, note)
+        for opaque in opaques(key):
+            found.update(self._object(opaque))
         return as_written(self.graph, build(plain_sizes(key), [], found))
 
     def _op_objects(self, op: Op) -> dict[int, Any]:
@@ -339,20 +326,11 @@ class Builder:
         Raises RenderError for memory of the run.
         """
         found: dict[int, Any] = {}
-
-        def note(node: Any) -> None:
-            if not isinstance(node, Opaque):
-                return
-            if isinstance(self.payloads.objects.get(node.index), (torch.UntypedStorage, torch.TypedStorage)):
-                raise RenderError(
-                    f"{op.function} cannot be part of a program: it takes memory of the run, not a tensor",
-                    where=str(op.location or f"op {op.id}"),
-                    hint="give it a tensor: x.view_as(x) or x.detach() shares memory with x, as copy.copy(x) does",
-                )
-            found.update(self._object(node, called=op.function.opaque and op.args[0] is node))
-
-        for template in (*op.args, *(arg for _, arg in op.kwargs)):
-            map_nodes(template, note)
+        for opaque in chain.from_iterable(map(opaques, (*op.args, *(arg for _, arg in op.kwargs)))):
+            if isinstance(self.payloads.objects.get(opaque.index), (torch.UntypedStorage, torch.TypedStorage)):
+                hint = "give it a tensor: x.view_as(x) or x.detach() shares memory with x, as copy.copy(x) does"
+                raise unfit(op, "it takes memory of the run, not a tensor", hint)
+            found.update(self._object(opaque, called=op.function.opaque and op.args[0] is opaque))
         return found
 
     def _object(self, opaque: Opaque, *, called: bool = False) -> dict[int, fx.Node]:
@@ -364,7 +342,7 @@ class Builder:
         if index not in self.payloads.objects:
             return {}
         name, obj = f"lens_opaque_{index}", self.payloads.objects[index]
-        setattr(self.root, name, Held(obj) if called and not isinstance(obj, nn.Module) else obj)
+        setattr(self.root, name, Caller(obj) if called and not isinstance(obj, nn.Module) else obj)
         return {index: self.graph.get_attr(name)}
 
     # Guards and outputs
@@ -399,7 +377,7 @@ class Builder:
             return
 
         def make(cls: Any, *args: Any, **kwargs: Any) -> fx.Node:
-            return self._call_module("lens_outputs", Held(cls), *args, **kwargs)
+            return self._call_module("lens_outputs", Caller(cls), *args, **kwargs)
 
         self.graph.output(put_together(self.trace.outputs.form, nodes, make, self._key))
 
@@ -422,10 +400,6 @@ def _unusable(name: str) -> RenderError:
         where=f"{name}=",
         hint="trace the model with this argument given by its position",
     )
-
-
-def _holds_slots(template: Template) -> bool:
-    return next(slots(template), None) is not None
 
 
 def _is_constant(template: Template) -> bool:

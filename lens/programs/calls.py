@@ -27,6 +27,8 @@ _OPERATORS = frozenset(
 )
 #: Python names whose functions stand in ``operator`` with an underscore.
 _KEYWORDS = frozenset({"and", "or"})
+#: What can be done with an op that no program can have.
+_ELSE = "to_onnx_structure and the other exports of the graph need no program"
 
 
 def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[int, Any], name: str) -> fx.Node:
@@ -48,11 +50,7 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
     function = op.function
     if function.opaque:
         if not isinstance(args[0], fx.Node):
-            raise RenderError(
-                f"{function} cannot be part of a program: what it calls is not in the trace",
-                where=str(op.location or f"op {op.id}"),
-                hint="to_onnx_structure and the other exports of the graph need no program",
-            )
+            raise unfit(op, "what it calls is not in the trace")
         kwargs.pop("closed_over", None)
         return graph.create_node("call_module", args[0].target, tuple(args[1:]), kwargs, name)
     if function.namespace != "torch.Tensor":
@@ -75,6 +73,12 @@ def add_call(graph: fx.Graph, op: Op, operands: list[fx.Node], objects: Mapping[
         return graph.create_node("call_method", function.name, tuple(args), kwargs, name)
     rest = dict(kwargs)
     return graph.create_node("call_method", function.name, (rest.pop(next(iter(kwargs))),), rest, name)
+
+
+def unfit(op: Op, why: str, hint: str = _ELSE) -> RenderError:
+    """What to raise for an op that no program can have."""
+    where = str(op.location or f"op {op.id}")
+    return RenderError(f"{op.function} cannot be part of a program: {why}", where=where, hint=hint)
 
 
 def as_written(graph: fx.Graph, arg: Any) -> Any:
@@ -178,7 +182,7 @@ class _Nothing(dict[int, Any]):
         return None
 
 
-def written_operands(op: Op, objects: Mapping[int, Any], more: int = 0) -> list[int]:
+def places_written(op: Op, objects: Mapping[int, Any], more: int) -> list[int]:
     """The positions of the operands that an op writes to; ``more`` slots after them hold integers."""
     function = describe(resolve(op.function))
     if not function.may_write and not op.keywords:

@@ -51,7 +51,8 @@ class Generalized:
         """
         names = [size.name for size in self.sizes]
         if sorted(sizes) != sorted(names):
-            raise InputError(f"sizes are needed for {', '.join(names)}", where=f"graph({', '.join(sizes)})")
+            hint = f"give {', '.join(f'{name}=' for name in names)}; str() of this tells what they are"
+            raise InputError(f"sizes are needed for {', '.join(names)}", where=f"graph({', '.join(sizes)})", hint=hint)
         values = tuple(
             evolve(value, type=self._type_at(value.type, other.type, sizes))
             for value, other in zip(self.trace.values, self.other.values, strict=True)
@@ -81,14 +82,21 @@ class Generalized:
         return evolve(op, args=args, kwargs=tuple((name, map_nodes(arg, settle)) for name, arg in op.kwargs))
 
     def to_fx(self, model: nn.Module | None = None, *, guards: bool = True) -> Program:
-        """The program, which takes inputs of any size; options and errors as for ``history.to_fx``."""
+        """The program, which takes inputs of any size.
+
+        Args:
+            model, guards: As for ``history.to_fx``; so are the errors.
+        """
         return self._builder(model, guards=guards).build()
 
     def to_onnx(self, path: str | PathLike[str], model: nn.Module | None = None) -> str:
         """Write an ONNX model whose inputs have open sizes, and give the path. Random operations draw anew.
 
+        Args:
+            path, model: As for ``history.to_onnx``.
+
         Raises:
-            RenderError: the model has no form in ONNX.
+            RenderError: the model has no form in ONNX, and all that ``to_fx`` raises.
         """
         program = self._builder(model, guards=False, flat=True).build()
         first = min(size.first for size in self.sizes) >= min(size.second for size in self.sizes)
@@ -101,7 +109,15 @@ class Generalized:
         return save(convert(exported, self.trace[Labels].outputs), path)
 
     def _builder(self, model: nn.Module | None, *, guards: bool, flat: bool = False) -> Builder:
-        return Builder(self.trace, self.history.payloads, model, guards, flat, {}, self.sizes, self.integers)
+        return Builder(
+            self.trace,
+            self.history.payloads,
+            model=model,
+            guards=guards,
+            flat=flat,
+            sizes=self.sizes,
+            integers=self.integers,
+        )
 
     def __str__(self) -> str:
         lines = [
@@ -200,7 +216,11 @@ def _compare_ops(a: Op, b: Op) -> None:
             hint="the model takes another way at another size, or loops over a dimension that differs",
         )
     if len(a.args) != len(b.args) or [name for name, _ in a.kwargs] != [name for name, _ in b.kwargs]:
-        raise InputError(f"the traces differ in the arguments of {a.function}", where=str(a.location))
+        raise InputError(
+            f"the traces differ in the arguments of {a.function}",
+            where=str(a.location),
+            hint="trace with inputs that take the same way",
+        )
 
 
 def _common_reads(first: Graph, second: Graph) -> Any:

@@ -103,8 +103,8 @@ def free_name(root: nn.Module, stem: str) -> str:
     return next(name for number in count() if not hasattr(root, name := f"{stem}_{number}"))
 
 
-class Held(nn.Module):
-    """A callable that lens did not see into, as the module that calls it."""
+class Caller(nn.Module):
+    """The module that calls something that lens does not see into."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ def bundle_results(drawing: Drawing) -> Drawing:
     return _with(drawing, [(_bundle(nodes), nodes) for nodes in many])
 
 
-def elide_middle(drawing: Drawing, end: int = _END) -> Drawing:
+def elide_middle(drawing: Drawing, end: int) -> Drawing:
     """The first and the last nodes, and one for all between them. Linear."""
     middle = list(drawing.nodes[end:-end])
     node = _stand_in("middle", middle)
@@ -90,7 +90,7 @@ def elide_middle(drawing: Drawing, end: int = _END) -> Drawing:
     return _with(drawing, [(evolve(node, label=f"{node.members:,} more layers", notes=notes), middle)])
 
 
-def fit(drawing: Drawing, most: int, rolled: bool, *, uncrowd: bool = True) -> Drawing:
+def fit(drawing: Drawing, most: int, rolled: bool, *, uncrowd: bool) -> Drawing:
     """The drawing, rolled if so asked, with no more than about so many nodes; a note says what was collapsed.
 
     First the results of calls with many of them become one node, then modules, the deepest first, then the middle.

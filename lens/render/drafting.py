@@ -11,11 +11,11 @@ from lens.ir.facets import Conditionals, Containment
 from lens.ir.gaps import ESCAPES, find_gaps
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
+from lens.ir.op_arguments import parameters_of
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, slots
 from lens.render.drawing import Cluster, Cost, Drawing, Edge, Node, Weight, in_few_words
 from lens.render.rolling import without_empty
 from lens.render.sizes import human_bytes, human_seconds, human_shape
-from lens.render.tables import parameters_of
 
 #: Layers whose result does not depend on the order of their tensors.
 COMMUTATIVE = frozenset(

@@ -8,9 +8,9 @@ from attrs import frozen
 
 from lens.ir.entry_index import EntryRow
 from lens.ir.naming import layer_type
+from lens.ir.op_arguments import argument_names, parameters_of
 from lens.render.graphviz_text import without_control
 from lens.render.renderer import Renderer, Traced, optional
-from lens.render.tables import argument_names, parameters_of
 
 if TYPE_CHECKING:
     import networkx
@@ -57,13 +57,13 @@ def _node(history: Traced, row: EntryRow) -> dict[str, Any]:
         "parameters": [leaf.addresses[0] for leaf in parameters_of(graph, op) if leaf.addresses],
     }
     scopes = graph.modules_of(op)
-    optional = {
+    if_known = {
         "module": history.index.scope_label(scopes[-1]) if scopes else None,
         "flops": history.flop_counter and history.flop_counter(op.id),
         "file": op.location and op.location.file,
         "line": op.location and op.location.line,
     }
-    return facts | {key: fact for key, fact in optional.items() if fact is not None}
+    return facts | {key: fact for key, fact in if_known.items() if fact is not None}
 
 
 def _sources(history: Traced, row: EntryRow) -> list[tuple[EntryRow, dict[str, Any]]]:

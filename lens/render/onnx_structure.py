@@ -17,9 +17,9 @@ from lens.ir.elements import Op, Scope, ValueId
 from lens.ir.facets import Containment, Labels
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
+from lens.ir.op_arguments import print_arguments
 from lens.ir.types import RAGGED
 from lens.render.renderer import Renderer, Traced, in_utf8, optional
-from lens.render.tables import print_arguments
 
 OPERATIONS, MODULES = "lens", "lens.modules"
 _OPSET, _IR_VERSION = 18, 10

@@ -10,9 +10,9 @@ from attrs import define
 
 from lens.errors import InputError, nearest
 from lens.ir.elements import Op
+from lens.ir.op_arguments import parameters_of
 from lens.render.columns import Column, Table
 from lens.render.sizes import human_bytes, human_count, human_seconds, human_shape
-from lens.render.tables import parameters_of
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
@@ -53,8 +53,9 @@ def head_of(history: ModelHistory) -> tuple[str, ...]:
     ]
     if history.orphans:
         lines.append(f"  orphans     {len(history.orphans)} operations trimmed")
-    if history.gaps:
-        lines.append(f"  gaps        {len(history.gaps)}, the first: {history.gaps[0].what}; see history.gaps")
+    gaps = history.gaps
+    if gaps:
+        lines.append(f"  gaps        {len(gaps)}, the first: {gaps[0].what}; see history.gaps")
     if history.graph.meta.stopped:
         lines.append(f"  STOPPED     at {history.graph.meta.stopped}, as stop_at= asked")
     fault = history.graph.meta.fault

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from lens.errors import RenderError
-from lens.ir.elements import Leaf, Location, Op
+from lens.ir.elements import Location
 from lens.ir.facets import Ancestry, Conditionals, Distances, Recurrence
-from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
-from lens.ir.printer import print_template
-from lens.ir.templates import Slot, slots
+from lens.ir.op_arguments import argument_names, print_arguments
 from lens.render.renderer import Rendered, Renderer, Traced, in_utf8, optional
 
 if TYPE_CHECKING:
@@ -131,28 +129,6 @@ def _edges(history: Traced) -> Iterator[Row]:
         yield row.value, index.name_of(row.value), row.name, producer, None, place, "output"
 
 
-def argument_names(op: Op) -> list[str]:
-    """Per operand, the argument that it is or is in: its position, or its name. Linear."""
-    arguments = [(str(i), arg) for i, arg in enumerate(op.args)] + list(op.kwargs)
-    names = [""] * len(op.operands)
-    for name, template in arguments:
-        for slot in [template.index] if isinstance(template, Slot) else slots(template):
-            names[slot] = name
-    return names
-
-
-def parameters_of(graph: Graph, op: Op) -> list[Leaf]:
-    """The parameters that an op reads, each once, in the order of its arguments. Linear in its operands."""
-    leaves = map(graph.leaf_of, dict.fromkeys(op.operands))
-    return [leaf for leaf in leaves if leaf is not None and leaf.kind == "parameter"]
-
-
-def print_arguments(op: Op, texts: Sequence[str]) -> str:
-    """The arguments of a call as text; ``texts`` are those of its operands. Linear."""
-    named = (f"{name}={print_template(arg, texts)}" for name, arg in op.kwargs)
-    return ", ".join([*(print_template(arg, texts) for arg in op.args), *named])
-
-
 def _place(location: Location | None) -> Row:
     return (None, None) if location is None else (location.file, location.line)
 
@@ -203,7 +179,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
 )
 
 
-def data_frame(history: Traced, table: str = "layers") -> pandas.DataFrame:
+def data_frame(history: Traced, table: str) -> pandas.DataFrame:
     """A table as a pandas frame with typed columns. Linear.
 
     Raises:

@@ -69,7 +69,7 @@ class Recorded(Traced, Protocol):
     logging_seconds: float
 
 
-def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, beside: bool = False) -> str:
+def write_trace(history: Recorded, path: str | PathLike[str], payloads: bool, beside: bool) -> str:
     """Write a history to a file, which appears whole or not at all, and give its path.
 
     Args:

@@ -7,7 +7,8 @@ they view, a range may start anywhere, and a value may be replaced by another: w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NoReturn, TypeAlias
 
 import torch
@@ -19,7 +20,7 @@ from lens.foreign import Raised, attempt
 from lens.ir.elements import Leaf, Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.templates import Opaque, children
+from lens.ir.templates import Opaque, opaques
 from lens.replay.operation import run_operation, written_operands
 
 _FORWARD_MODE = frozenset({"_make_dual", "_unpack_dual"})
@@ -94,7 +95,9 @@ class Interpreter:
         missing = [v for v in wanted if v not in made and v not in values]
         if missing:
             raise ReplayError(
-                f"the value %{missing[0]} is wanted, and nothing in the range makes it", where=str(self.graph)
+                f"the value %{missing[0]} is wanted, and nothing in the range makes it",
+                where=str(self.graph),
+                hint="give it in values, or choose a range with the op that makes it",
             )
         return {v: made[v] if v in made else values[v] for v in wanted}
 
@@ -105,7 +108,7 @@ class Interpreter:
             if value not in there:
                 hint = "give it in values, or start earlier"
                 raise ReplayError(f"the value %{value} is needed and not there", where=where, hint=hint)
-        if _is_explained(op):
+        if op.hands_on:
             return {new: there[old] for new, old in zip(op.results, op.yields, strict=True) if old is not None}
         try:
             return self.run_op(op, there)
@@ -155,13 +158,8 @@ def _refuse(error: Exception) -> NoReturn:
     raise ReplayError(f"run again it raises {Raised.of(error)}", hint="do the values given fit the graph?") from error
 
 
-def _is_explained(op: Op) -> bool:
-    """Whether it is a composite of a raw graph that only hands on what its interior made."""
-    return bool(op.interior) and None not in op.yields
-
-
 def _sources_of(op: Op) -> tuple[ValueId, ...]:
-    if _is_explained(op):
+    if op.hands_on:
         return tuple(dict.fromkeys(v for v in op.yields if v is not None))
     return tuple(dict.fromkeys(op.reads))
 
@@ -188,19 +186,10 @@ def why_not_run(op: Op, payloads: PayloadStore | None = None) -> str:
     if op.function.opaque and not isinstance(op.args[0], Opaque):
         return "says where a tensor came from; nothing was called"
     if payloads is not None:
-        for lacking in _objects(op):
+        arguments = (*op.args, *(arg for _, arg in op.kwargs))
+        for lacking in chain.from_iterable(map(opaques, arguments)):
             if lacking.index not in payloads.objects:
                 return f"is given a {lacking.type}, which this trace does not hold"
     if op.function.opaque and op.function.mutates:
         return "opaque, and would write to the model again"
     return ""
-
-
-def _objects(op: Op) -> Iterator[Opaque]:
-    """The opaque objects among the arguments of an operation."""
-    stack = [*op.args, *(arg for _, arg in op.kwargs)]
-    while stack:
-        template = stack.pop()
-        if isinstance(template, Opaque):
-            yield template
-        stack.extend(children(template))

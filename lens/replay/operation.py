@@ -18,7 +18,7 @@ from attrs import frozen
 
 from lens.errors import ReplayError
 from lens.functions import Function, describe, resolve
-from lens.ir.elements import AUTOCAST, Op, ValueId
+from lens.ir.elements import Op, ValueId
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Seq, Slot, Template
@@ -216,11 +216,9 @@ def _may_write_any(op: Op, function: Function) -> bool:
 
 @contextmanager
 def _autocast(op: Op) -> Iterator[None]:
-    """Autocast as it was when the operation ran, such as ``cpu:bfloat16``."""
-    state = next((arg for name, arg in op.kwargs if name == AUTOCAST), "")
+    """Autocast as it was when the operation ran."""
     with ExitStack() as stack:
-        for part in filter(None, str(state).split(",")):
-            device, _, dtype = part.partition(":")
+        for device, dtype in op.autocast:
             stack.enter_context(torch.autocast(device, getattr(torch, dtype), cache_enabled=False))
         yield
 
@@ -251,7 +249,10 @@ def _matched(form: Template, returned: Any, results: tuple[ValueId, ...]) -> Ite
         if returned is None:  # what only a derivative needs, which nobody asks for here
             return
         if not isinstance(returned, torch.Tensor):
-            raise ReplayError(f"a tensor was expected, the function returned a {type(returned).__name__}")
+            raise ReplayError(
+                f"a tensor was expected, the function returned a {type(returned).__name__}",
+                hint="trace the model again: what the function gives has changed since",
+            )
         yield results[form.index], returned
     elif isinstance(form, Seq):
         for part, item in zip(form.items, returned, strict=True):

@@ -12,10 +12,10 @@ from lens.ir.elements import Leaf, Op, Scope, ScopeId, ValueId
 from lens.ir.entry_index import EntryIndex
 from lens.ir.facets import Conditionals, Containment, Recurrence
 from lens.ir.graph import Graph
+from lens.ir.op_arguments import argument_names, parameters_of
 from lens.ir.printer import print_template
 from lens.render.renderer import Renderer, Traced
 from lens.render.sizes import human_seconds
-from lens.render.tables import argument_names, parameters_of
 from lens.render.themes import LIGHT
 
 #: A piece of JSON.
