@@ -74,6 +74,11 @@ def test_addresses_of_any_letters_round_trip(address):
     assert parse(print_graph(graph)) == graph
 
 
+def test_a_leaf_that_shares_the_memory_of_a_later_one_round_trips():
+    graph = parse('graph {\n  leaf %0: f32[] ~%1 = external\n  leaf %1: f32[] = buffer "state"\n}\n')
+    assert parse(print_graph(graph)) == graph
+
+
 @pytest.mark.parametrize("name", ["nan", "inf", "None", "at", "\u03c0", "gr\u00f6\u00dfe"])
 def test_arguments_of_any_name_round_trip(name):
     text = f"graph {{\n  %0: f32[] = nan.inf.{name}(nan, {name}=-inf, {name}_ = nan)\n}}\n"
@@ -95,6 +100,7 @@ def test_arguments_of_any_name_round_trip(name):
         ('graph {\n  leaf %0: f32[] = input "a\x01"\n}', "line 2"),
         ("graph {\n  %0: f32[] = torch.rand(slice(0, 1))\n}", "line 2"),
         ("graph {\n  %0: f32[] = torch.rand(complex((1.0, 2.0), 1))\n}", "line 2"),
+        ("graph {\n  %0: f32[] = torch.rand(slice}None, 2, None))\n}", "expected"),
         (f"graph {{\n  %0: f32[{'2' * 5000}] = torch.rand()\n}}", "line 2"),
     ],
 )

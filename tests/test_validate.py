@@ -177,3 +177,39 @@ def test_tensors_of_a_class_that_cannot_compare_them_are_exempt():
         report = lens.validation_report(model, masked)
         assert report.ok, str(report)
         assert report.exempt
+
+
+def gate(x, number=False):
+    y = x * 2
+    z = y + 1 if y.sum() > 0 else y
+    return z.sum().item() if number else z.sum()
+
+
+def test_a_condition_is_known_where_a_run_has_no_output():
+    x = torch.ones(4)
+    assert lens.validate_saved_activations(Body(lambda x: gate(x, number=True)), x)
+    assert check(lens.trace(Body(gate), x, stop_at="add")).ok
+
+
+@pytest.mark.parametrize("part", [lambda h: h[:, :2], lambda h: h[:, :1].expand(6, 7)], ids=["slice", "expanded"])
+def test_a_part_that_is_overwritten_later_is_added_up_in_the_order_of_the_run(part):
+    def forward(x):
+        h = x * 1
+        total = part(h).sum()
+        h.add_(1)
+        return h * total
+
+    torch.manual_seed(0)
+    assert all(lens.validate_saved_activations(Body(forward), torch.randn(6, 4)) for _ in range(20))
+
+
+def test_a_statistic_that_is_updated_in_inference_mode_can_be_used_outside():
+    weight, mean = torch.ones(4, requires_grad=True), torch.ones(4)
+
+    def forward(x):
+        y = weight * mean
+        with torch.inference_mode():
+            mean.mul_(0.9)
+        return x @ y
+
+    assert lens.validate_saved_activations(Body(forward), torch.ones(4))

@@ -93,6 +93,11 @@ def test_a_result_that_is_none_is_found(slot):
     assert [p.rule for p in find_problems(with_op(0, form=Slot(slot)))] == ["slots"]
 
 
+def test_a_tensor_in_what_was_read_is_found():
+    broken = evolve(SOUND, reads=(evolve(SOUND.reads[0], result=Slot(0)),))
+    assert [p.rule for p in find_problems(broken)] == ["slots"]
+
+
 @pytest.mark.parametrize("broken", [with_value(1, alias_of=ValueId(1)), with_value(1, alias_of=ValueId(2))])
 def test_aliases_in_a_circle_are_found(broken):
     assert "alias circle" in {p.rule for p in find_problems(broken)}

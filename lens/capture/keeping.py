@@ -57,7 +57,7 @@ class Keeper:
         self.held: dict[int, tuple[torch.Tensor, int | None]] = {}
         self._states: dict[int, dict[str, torch.Tensor]] = {}
         self._lost: dict[int, str] = {}
-        #: Where values lie that share memory with one that is written.
+        #: Where values lie that share memory with one that is written. A memory of a value alone has a negative number.
         self.layouts: dict[int, Layout] = {}
 
     # Values
@@ -107,7 +107,7 @@ class Keeper:
             return
         if record.pending and record.exposed:
             with UNSEEN():
-                copy = tensor.detach().clone()
+                copy = _copied(tensor)
             self.held[value] = (copy, version_of(copy))
             return
         version = record.version
@@ -146,20 +146,28 @@ class Keeper:
             self.lose(record)
         elif tensor is not None:
             try:
-                copy = tensor.detach().clone()
+                copy = _copied(tensor)
             except NotImplementedError:  # of types of less than a byte torch has no copies
                 self.lose(record)
                 return
             for value in record.held:
                 self.held[value] = (copy, version_of(copy))
+                self._note_place(value, tensor, copy)
         record.held = ()
+
+    def _note_place(self, value: int, tensor: torch.Tensor, copy: torch.Tensor) -> None:
+        """Note how the elements lay, if they lie otherwise in a copy, as those of a part of a tensor do."""
+        if tensor.layout is torch.strided and not tensor.is_nested and tensor.stride() != copy.stride():
+            place = Layout.of(tensor, -1 - value)
+            if place is not None:
+                self.layouts.setdefault(value, place)
 
     def copy_values(self, values: Iterable[int]) -> None:
         """Hold copies of these values, as far as they are held and have not been overwritten."""
         for value in values:
             tensor, version = self.held.get(value, (None, None))
             if tensor is not None and (version is None or version == tensor._version):
-                self.held[value] = (tensor.detach().clone(), None)
+                self.held[value] = (_copied(tensor), None)
 
     def lose(self, record: TensorRecord) -> None:
         """Note that what is held of a tensor has been overwritten."""
@@ -203,7 +211,8 @@ class Keeper:
             self.fail(evolve(other.failure, value=values[other.failure.value]))
             other.forget_failure()
         for value, layout in other.layouts.items():
-            self.layouts[values[value]] = evolve(layout, memory=memories[layout.memory])
+            own = -1 - values[value]
+            self.layouts[values[value]] = evolve(layout, memory=memories.get(layout.memory, own))
 
     def store(self, objects: Sequence[Any], ids: Sequence[int]) -> PayloadStore:
         """Everything that was kept; ``ids`` are the ids of the values in the graph."""
@@ -221,6 +230,14 @@ class Keeper:
         kept = {} if self.nothing else dict(enumerate(objects))
         layouts = {ValueId(ids[v]): layout for v, layout in self.layouts.items()}
         return PayloadStore(values, states, kept, layouts)
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that can be used everywhere: one made in inference mode could not go through autograd."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return tensor.detach().clone()
+    return tensor.detach().clone()
 
 
 def _described(tensor: torch.Tensor) -> str:

@@ -410,7 +410,9 @@ class _Parser:
         return line.fail(f"not a value: {word!r}")
 
     def items(self, line: Line, values: list[ValueId]) -> tuple[Template, ...]:
-        closing = {"(": ")", "[": "]"}[line.take("mark")]
+        closing = {"(": ")", "[": "]"}.get(line.take("mark"), "")
+        if not closing:
+            line.fail("'(' or '[' expected")
         items = []
         while not line.accept(closing):
             items.append(self.template(line, values))

@@ -199,7 +199,9 @@ class _Printer:
         if value_id >= len(self.graph.values):  # a broken graph, shown in an error
             return f"%{value_id}: missing"
         value = self.graph.values[value_id]
-        alias = "" if value.alias_of is None else f" ~{self.name(value.alias_of)}"
+        alias = ""
+        if value.alias_of is not None:  # a leaf that is declared later has no name yet
+            alias = f" ~{self.name(value.alias_of) if value.alias_of < value_id else f'%{value.alias_of}'}"
         grad = "" if value.grad_fn is None else f" ^{value.grad_fn}"
         return f"%{value_id}: {value.type}{alias}{grad}"
 

@@ -122,6 +122,9 @@ def _slots_fit(graph: Graph) -> Iterator[Finding]:
     for name, bundle in (("inputs", graph.inputs), ("outputs", graph.outputs)):
         if _slot_numbers(bundle.form) != list(range(len(bundle.values))):
             yield None, f"the slots of the {name} are not their values in order"
+    for number, read in enumerate(graph.reads):
+        if _slot_numbers(read.result):
+            yield None, f"what read {number} gave has a slot for a tensor"
 
 
 def _slot_numbers(*templates: Template) -> list[int]:

@@ -20,6 +20,7 @@ from lens.errors import ReplayError
 from lens.functions import Function, describe, resolve
 from lens.ir.elements import Op, ValueId
 from lens.ir.graph import Graph
+from lens.ir.layouts import Layout
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Seq, Slot, Template
 from lens.ir.types import TensorType
@@ -114,6 +115,9 @@ class _Runner:
         written = operands if _may_write_any(op, function) else function.written(args, kwargs)
         if written or op.effects:
             arena = self._arena(op, values, written)
+        elif not function.reaches:
+            arena = self._arena_of_moved(op, values)
+        if arena is not None:
             operands = [arena.placed.get(v, values[v]) for v in op.operands]
         if arena and function.reaches and op.results and arena.holds(self.payloads.layouts.get(op.results[0])):
             return self._shown(op, arena)
@@ -154,6 +158,13 @@ class _Runner:
                 placed.pop(value, None)
                 placed[value] = values[value]
         return Arena(placed, layouts)
+
+    def _arena_of_moved(self, op: Op, values: Tensors) -> Arena | None:
+        """Copies of the operands whose elements lie otherwise than in the run, as in a copy of a part of a tensor: in
+        another order torch adds up other last bits. None if there are none."""
+        layouts = self.payloads.layouts
+        moved = {v: values[v] for v in op.operands if v in layouts and _lies_otherwise(values[v], layouts[v])}
+        return Arena(moved, layouts) if moved else None
 
     def _shown(self, op: Op, arena: Arena) -> dict[ValueId, torch.Tensor]:
         value = op.results[0]
@@ -233,6 +244,11 @@ def _generator_of(device: str, kwargs: dict[str, Any]) -> tuple[Callable[[], Any
         lambda: torch.cuda.get_rng_state(device),
         lambda state: torch.cuda.set_rng_state(state, device),
     )
+
+
+def _lies_otherwise(tensor: torch.Tensor, layout: Layout) -> bool:
+    is_strided = not tensor.is_nested and tensor.layout is torch.strided and tensor.dim() == len(layout.strides)
+    return is_strided and tensor.stride() != layout.strides
 
 
 def _has_fractions(tensor: torch.Tensor) -> bool:

@@ -258,7 +258,7 @@ def _conditionals(history: ModelHistory) -> Iterator[str]:
         if read.kind in _DECISIONS and number not in known:
             yield f"%{read.value} was read as {read.kind}, which is said to be no condition"
     ends = {graph.reads[number].value for number in known}
-    to_output, to_end = set(graph.outputs.values), set(ends)
+    to_output, to_end = set(graph.outputs.values) or _left_over(graph, ends), set(ends)
     for op in reversed(graph.ops):
         for reached in (to_output, to_end):
             if not reached.isdisjoint(op.writes):
@@ -273,6 +273,12 @@ def _conditionals(history: ModelHistory) -> Iterator[str]:
         for what, is_said, is_so in zip(("to serve", "to begin", "to end"), told, right, strict=True):
             if is_said is not is_so:
                 yield f"op {op.id} is said {what} a condition: {is_said}; it does: {is_so}"
+
+
+def _left_over(graph: Graph, ends: set[ValueId]) -> set[ValueId]:
+    """What goes for the outputs of a run that has none: all values of ops of which no op and no condition reads one."""
+    used = ends.union(*(op.reads for op in graph.ops))
+    return {value for op in graph.ops if used.isdisjoint(op.writes) for value in op.writes}
 
 
 def addresses_of(model: nn.Module) -> dict[tuple[object, ...], set[str]]:
