@@ -7,6 +7,7 @@ import torch
 from counting import calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import Body
 from torch import nn
 
 import lens
@@ -506,3 +507,19 @@ def test_saved_statistics_stay_when_a_later_call_updates_them(training, backend)
     model.train()(x)
     assert all(torch.equal(old, entry.tensor_contents) for old, entry in zip(before, history, strict=True))
     assert check(history).ok
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_what_came_back_from_numpy_is_reached_by_writes_to_the_original(backend):
+    def forward(x):
+        y = x * 2
+        back = torch.from_numpy(y.detach().numpy()).view(-1)
+        before = back.sum()
+        y.add_(1)
+        return before, back
+
+    history = lens.trace(Body(forward), torch.ones(3), backend=backend)
+    before, after = (history[label].tensor_contents.tolist() for label in ("output_1", "output_2"))
+    assert (before, after) == (6.0, [3.0, 3.0, 3.0])
+    (total,) = (entry for entry in history if entry.layer_type == "sum")
+    assert history[total.parent_layers[0]].tensor_contents.tolist() == [2.0, 2.0, 2.0]

@@ -86,6 +86,7 @@ class LeafRecorder:
         alias = self.tensors.alias(record, ())
         self.memory.leaf_storages.add(record.storage)
         if self.memory.exposed:
+            self.memory.expose_again(record, tensor)
             self.memory.snap(record, tensor)
         try:
             values.append((tensor.shape, tensor.dtype, tensor.device, tensor.layout, alias, None))

@@ -83,6 +83,19 @@ class UnseenWrites:
                 self.keeper.copy(record)
             self.snap(record, tensor)
 
+    def expose_again(self, record: TensorRecord, tensor: torch.Tensor) -> None:
+        """Note that a tensor from outside lies in exposed memory, if it does: that has come back through another
+        library, as a storage of its own. Linear in the exposed memories."""
+        if record.storage is None or type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
+            return
+        address = tensor.untyped_storage().data_ptr()
+        for member in [one for storage in self.exposed for one in self.tensors.records_on(storage)[:1]]:
+            other = member()
+            memory = None if other is None else other.untyped_storage()
+            if memory is not None and memory.data_ptr() <= address < memory.data_ptr() + memory.nbytes():
+                self.exposed.add(record.storage)
+                return
+
     def snap(self, record: TensorRecord, tensor: torch.Tensor) -> None:
         """Remember what is in a tensor whose memory is exposed."""
         if record.storage not in self.exposed:
