@@ -15,7 +15,8 @@ from torch import nn
 import lens
 from lens import registry
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import CaptureBackend, recording
+from lens.capture.backend import CaptureBackend
+from lens.capture.backend_contract import recording, sealed
 from lens.capture.encoding import slot
 from lens.capture.inputs import named_tensors
 from lens.capture.interrupts import InterruptsWait
@@ -33,6 +34,7 @@ from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.entry_index import EntryRow, ordinals
 from lens.ir.facets import Labels
+from lens.ir.graph import Graph
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.tape import SiteTable, number_values, seal
 from lens.passes.granularity import GranularityPass
@@ -217,10 +219,7 @@ class Run(AbstractContextManager["Run"]):
     def _history(self, error: BaseException | None) -> ModelHistory:
         keeper, ops = self.recorder.keeper, self.recorder.tape.ops
         with stage("analysing", lambda: len(ops)), collector_off(), UNSEEN():
-            self.recorder.end()
-            self.recorder.memory.disclose()
-            ids = number_values(self.recorder.tape)
-            graph = seal(self.recorder.tape, self._meta(error), ids)
+            graph, ids = sealed(self.settings.backend, lambda: self._sealed(error))
             payloads = keeper.store(self.recorder.encoder.objects, ids)
             # Passes renumber values, not payloads.
             kept = (payloads.values.get(ValueId(ids[value])) for value in keeper.picked)
@@ -232,6 +231,13 @@ class Run(AbstractContextManager["Run"]):
         durations = sum(op.duration for op in result.graph.ops)
         seconds = max(0.0, time.perf_counter() - self.begun - durations)
         return ModelHistory(result.graph, result.payloads, result.records, seconds)
+
+    def _sealed(self, error: BaseException | None) -> tuple[Graph, list[int]]:
+        """The graph, and the ids that it has for the values of the tape."""
+        self.recorder.end()
+        self.recorder.memory.disclose()
+        ids = number_values(self.recorder.tape)
+        return seal(self.recorder.tape, self._meta(error), ids), ids
 
     def _narrowed(self, history: ModelHistory) -> PayloadStore:
         """Only the values that ``save=`` named, if it named some by keys that are known after the run."""

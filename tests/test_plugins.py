@@ -1,7 +1,10 @@
 """What installed packages add, and that none of them stands in the way of what does not use it."""
 
 import json
+import math
 import sys
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import EntryPoint
 from typing import ClassVar
 
@@ -318,6 +321,111 @@ def test_a_backend_that_breaks_its_contract_is_named(parts, what):
     backend = type("Broken", (TorchFunctionBackend,), parts)()
     with pytest.raises(BackendError, match=what):
         lens.trace(nn.Softplus(), torch.ones(2), backend=backend)
+
+
+def recording_as(body):
+    """A backend that records as a generator says."""
+    return type("Faulty", (TorchFunctionBackend,), {"name": "faulty", "record": contextmanager(body)})()
+
+
+def fails_to_begin(self, emit):
+    raise OSError("no device")
+    yield
+
+
+def fails_to_end(self, emit):
+    yield
+    raise OSError("cannot close")
+
+
+def does_not_yield(self, emit):
+    return
+    yield
+
+
+def yields_twice(self, emit):
+    yield
+    yield
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (fails_to_begin, "when it began: OSError: no device"),
+        (fails_to_end, "when it ended: OSError: cannot close"),
+        (does_not_yield, "when it began: RuntimeError: generator didn't yield"),
+        (yields_twice, "when it ended: RuntimeError: generator didn't stop"),
+    ],
+)
+def test_a_backend_that_cannot_begin_or_end_is_named(body, what):
+    with pytest.raises(BackendError, match=f"'faulty' broke its contract {what}") as caught:
+        lens.trace(nn.Softplus(), torch.ones(2), backend=recording_as(body))
+    assert caught.value.__cause__ is not None
+    assert caught.value.lens_history.graph.meta.fault.type == "BackendError"
+
+
+class Raising(nn.Module):
+    def forward(self, x):
+        raise ValueError(f"the model's own, {x.exp()}")
+
+
+def swallows(self, emit):
+    with suppress(Exception), TorchFunctionBackend().record(emit):
+        yield
+
+
+def changes(self, emit):
+    try:
+        with TorchFunctionBackend().record(emit):
+            yield
+    except ValueError:
+        raise OSError("another") from None
+
+
+@pytest.mark.parametrize("body", [swallows, changes])
+@pytest.mark.filterwarnings(
+    "ignore:the backend 'faulty' broke its contract when the model had raised. OSError. another"
+)
+def test_what_the_model_raises_comes_out_of_a_backend_that_swallows_or_changes_it(body):
+    with pytest.raises(ValueError, match="the model's own") as caught:
+        lens.trace(Raising(), torch.ones(2), backend=recording_as(body))
+    assert [op.function.name for op in caught.value.lens_history.graph.ops] == ["exp"]
+
+
+def telling(**changes):
+    """A backend that changes what the recorder is told: by the name of its method, a function of it and what is told."""
+
+    def body(self, emit):
+        for name, change in changes.items():
+            setattr(emit, name, partial(change, getattr(emit, name)))
+        emit.takes_ended = False
+        with TorchFunctionBackend().record(emit):
+            yield
+
+    return recording_as(body)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"finish": lambda finish, call, result, took: finish(call, result, None)}, "took None seconds"),
+        ({"finish": lambda finish, call, result, took: finish(call, result, math.nan)}, "took nan seconds"),
+        ({"finish": lambda finish, call, result, took: finish(call, result, -took)}, "took -.* seconds"),
+        ({"finish": lambda finish, call, result, took: finish(None, result, took)}, "TypeError: cannot unpack"),
+        (
+            {"start": lambda start, function, *rest: start(function.callable, *rest)},
+            "AttributeError: .*has no attribute",
+        ),
+        (
+            {"exit": lambda leave, entered, output: leave(((entered[0] + 1) % 3, *entered[1:]), output)},
+            "outside its scope",
+        ),
+    ],
+)
+def test_what_a_backend_tells_is_an_error_of_the_backend_if_it_makes_no_graph(change, what):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    with pytest.raises(BackendError, match=f"'faulty' broke its contract in what it told the recorder: .*{what}"):
+        lens.trace(model, torch.ones(1, 2), backend=telling(**change))
 
 
 @frozen

@@ -10,8 +10,8 @@ from attrs import frozen
 
 from lens import registry
 from lens.capture.recorder import Recorder
-from lens.errors import BackendError, InputError, LensError, PluginError
-from lens.foreign import Raised, attempt, origin
+from lens.errors import BackendError, InputError, PluginError
+from lens.foreign import Raised, attempt
 
 
 @runtime_checkable
@@ -52,7 +52,8 @@ CAPABILITIES = frozenset(
     }
 )
 
-_MEND = "docs/writing-backends.md says what a backend has; mend it, or choose another"
+#: What to do about a backend that is wrong.
+MEND = "docs/writing-backends.md says what a backend has; mend it, or choose another"
 
 
 @frozen
@@ -92,12 +93,12 @@ def _made(name: str) -> CaptureBackend:
 
     def refuse(error: Exception) -> NoReturn:
         what = f"it cannot be made: {Raised.of(error)}"
-        raise BackendError(what, where=f"backend={name!r}", hint=_MEND) from error
+        raise BackendError(what, where=f"backend={name!r}", hint=MEND) from error
 
     made = attempt(registry.find("backends", name), refuse)
     why_not = _why_no_backend(made)
     if why_not:
-        raise BackendError(why_not, where=f"backend={name!r}", hint=_MEND)
+        raise BackendError(why_not, where=f"backend={name!r}", hint=MEND)
     return made  # type: ignore[no-any-return]
 
 
@@ -147,25 +148,6 @@ def _find(name: str) -> CaptureBackend:
         )
     _check(name, _info(name).reason)
     return _made(name)
-
-
-def recording(backend: CaptureBackend, emit: Recorder) -> AbstractContextManager[None]:
-    """What lets a backend record while it is entered. Raises BackendError if it gives nothing of the kind."""
-
-    def refuse(error: Exception) -> NoReturn:
-        if isinstance(error, LensError):
-            raise error
-        what = f"the backend {backend.name!r} cannot record: {Raised.of(error)}"
-        raise BackendError(what, where=origin(error), hint=_MEND) from error
-
-    made = attempt(lambda: backend.record(emit), refuse)
-    if not isinstance(made, AbstractContextManager):
-        raise BackendError(
-            f"record of the backend {backend.name!r} gave a {type(made).__name__}, not a context manager",
-            where=f"class {type(backend).__qualname__}",
-            hint="write @contextmanager above it; docs/writing-backends.md shows one",
-        )
-    return made
 
 
 def _check(name: str, reason: str | None) -> None:

@@ -14,7 +14,8 @@ from attrs import frozen
 from torch import nn
 
 from lens.capture.addresses import AddressBook
-from lens.capture.backend import CaptureBackend, chosen_backend, recording
+from lens.capture.backend import CaptureBackend, chosen_backend
+from lens.capture.backend_contract import recording
 from lens.capture.inputs import check_call, named, named_tensors, positional
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.selection import make_selection
