@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lens.capture.conformance.case import Case, Parts, of, ramp
+from lens.capture.conformance.case import Body, Case, Parts, of, ramp
 
 
 class _Pair(NamedTuple):
@@ -108,6 +108,25 @@ def _catches(x: Tensor) -> Tensor:
     return x
 
 
+def _catches_from_module(self: Any, x: Tensor) -> Tensor:
+    try:
+        self.part(x)
+    except ValueError:
+        x = x + 1
+    return x * 2
+
+
+def _refuse(x: Tensor) -> Tensor:
+    raise ValueError(f"not this: {x.exp().shape}")
+
+
+def _compared(x: Tensor) -> Tensor:
+    y = x * 2
+    if torch.equal(x, y):
+        return y
+    return y * complex(x[0])
+
+
 def _linear(function: Any, **options: Any) -> Case:
     name = function.__name__.strip("_")
     return Case(name, lambda: Parts(function, linear=nn.Linear(2, 2)), lambda: (ramp(1, 2),), **options)
@@ -137,4 +156,6 @@ CASES = (
     _linear(_autocast),
     _linear(_raises, errors=(RuntimeError,)),
     of(_catches, (3,)),
+    Case("catches_from_module", lambda: Parts(_catches_from_module, part=Body(_refuse)), lambda: (ramp(2),)),
+    of(_compared, (3,)),
 )

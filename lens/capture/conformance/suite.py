@@ -1,16 +1,12 @@
-"""Running the cases: texts against expected texts, results against a plain forward, torch against what it was."""
+"""Running cases and probes: texts against expected texts, runs against plain ones, torch against what it was."""
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-import torch
 from attrs import frozen
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -18,29 +14,15 @@ from torch.utils._pytree import tree_leaves
 from lens.capture.backend import CaptureBackend, chosen_backend
 from lens.capture.conformance import expected_texts, memory_cases, module_cases, operation_cases, run_cases
 from lens.capture.conformance.case import Case
-from lens.errors import LensError
+from lens.capture.conformance.observation import Forward, Observation, observe
+from lens.capture.conformance.outcomes import CONDUCT, Outcome, Report
+from lens.capture.conformance.probes import PROBES, Probe
+from lens.capture.conformance.surroundings import Surroundings
 from lens.ir.graph import Graph
 from lens.session import trace
 
-#: Runs a model on arguments and gives the tensors of its result.
-Forward: TypeAlias = Callable[[nn.Module, tuple[Any, ...]], list[Tensor]]
-
 #: All cases.
 CASES: tuple[Case, ...] = (*operation_cases.CASES, *memory_cases.CASES, *module_cases.CASES, *run_cases.CASES)
-
-
-#: What a backend that is wrong may raise.
-_FAILURES = (LensError, RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
-
-
-@frozen
-class Outcome:
-    """What came of one trial: ``passed``, ``failed`` or ``skipped``, with the difference or the reason."""
-
-    case: str
-    granularity: str
-    status: Literal["passed", "failed", "skipped"]
-    detail: str = ""
 
 
 @frozen
@@ -58,18 +40,7 @@ class Trial:
         chosen = chosen_backend(backend)
         expected = expected_texts.read(self.granularity).get(self.case.name)
         missing = sorted(set(self._needs(expected)) - chosen.capabilities)
-        if missing:
-            return self._outcome("skipped", f"the backend does not claim: {', '.join(missing)}")
-        if expected is None:
-            return self._outcome("failed", "there is no expected text; `lens conform NAME --update` writes it")
-        try:
-            problems = "\n".join(self._problems(chosen, expected))
-        except _FAILURES as error:
-            problems = f"{type(error).__name__}: {error}"
-        return self._outcome("failed" if problems else "passed", problems)
-
-    def _outcome(self, status: Literal["passed", "failed", "skipped"], detail: str) -> Outcome:
-        return Outcome(self.case.name, self.granularity, status, detail)
+        return Outcome.of(self.case.name, self.granularity, missing, lambda: self._problems(chosen, expected))
 
     def _needs(self, expected: str | None) -> Iterator[str]:
         yield from expected_texts.GRANULARITIES[self.granularity]
@@ -83,14 +54,17 @@ class Trial:
         if expected and any(line.lstrip().startswith("read ") for line in expected.splitlines()):
             yield "reads"
 
-    def _problems(self, backend: CaptureBackend, expected: str) -> Iterator[str]:
-        plain = _observe(self.case, _plainly(self.case))
-        before = _state_of_torch()
+    def _problems(self, backend: CaptureBackend, expected: str | None) -> Iterator[str]:
+        if expected is None:
+            yield "there is no expected text; `lens conform NAME --update` writes it"
+            return
+        plain = observe(self.case, _plainly(self.case))
+        before = Surroundings.now()
         graph, traced = record(self.case, backend, self.granularity)
-        if _state_of_torch() != before:
-            yield "torch is not what it was before the trace"
-        if not _same(traced, plain):
-            yield "the result, the model or the random numbers differ from those of a plain forward"
+        changes = sorted(Surroundings.now().changes_since(before))
+        if changes:
+            yield f"not what it was before the trace: {', '.join(changes)}"
+        yield from traced.differences(plain)
         if self.granularity == "aten" and "python_data" not in backend.capabilities:
             expected = expected_texts.without_python_data(expected)
         actual = expected_texts.normal_text(graph)
@@ -100,37 +74,35 @@ class Trial:
 
 
 @frozen
-class Report:
-    """The outcomes of all trials with one backend; prints as a table."""
+class ConductTrial:
+    """One question about the conduct of a backend."""
 
-    backend: str
-    outcomes: tuple[Outcome, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return all(outcome.status != "failed" for outcome in self.outcomes)
+    case: Probe
+    granularity: str = CONDUCT
 
     def __str__(self) -> str:
-        columns = list(expected_texts.GRANULARITIES)
-        rows: dict[str, dict[str, str]] = {}
-        for outcome in self.outcomes:
-            rows.setdefault(outcome.case, {})[outcome.granularity] = outcome.status
-        width = max(map(len, rows))
-        lines = [f"{'':{width}}  " + "  ".join(f"{column:7}" for column in columns)]
-        lines += [f"{case:{width}}  " + "  ".join(f"{row[c]:7}" for c in columns) for case, row in rows.items()]
-        for outcome in self.outcomes:
-            if outcome.status == "failed":
-                lines += ["", f"{outcome.case} at {outcome.granularity} level:", outcome.detail]
-        skipped = Counter(outcome.detail for outcome in self.outcomes if outcome.status == "skipped")
-        lines += ["", *(f"{count} skipped: {reason}" for reason, count in skipped.items())]
-        counts = Counter(outcome.status for outcome in self.outcomes)
-        return "\n".join([*lines, f"{self.backend}: {counts['passed']} passed, {counts['failed']} failed"])
+        return f"{self.case.name}-{self.granularity}"
+
+    def run(self, backend: str | CaptureBackend) -> Outcome:
+        """Ask it of a backend, given by name or as itself."""
+        chosen = chosen_backend(backend)
+        missing = sorted(set(self.case.needs) - chosen.capabilities)
+        if chosen.capabilities.isdisjoint(("functions", "aten")):
+            missing.append("functions or aten")
+        return Outcome.of(self.case.name, self.granularity, missing, lambda: self._problems(chosen))
+
+    def _problems(self, backend: CaptureBackend) -> Iterator[str]:
+        before = Surroundings.now()
+        yield from self.case.ask(backend)
+        changes = sorted(Surroundings.now().changes_since(before))
+        if changes:
+            yield f"not what it was before the trace: {', '.join(changes)}"
 
 
-def cases() -> tuple[Trial, ...]:
+def cases() -> tuple[Trial | ConductTrial, ...]:
     """All trials, to be handed to ``pytest.mark.parametrize``."""
-    return tuple(Trial(case, granularity) for case in CASES for granularity in expected_texts.GRANULARITIES)
+    texts = (Trial(case, granularity) for case in CASES for granularity in expected_texts.GRANULARITIES)
+    return (*texts, *map(ConductTrial, PROBES))
 
 
 def run(backend: str | CaptureBackend) -> Report:
@@ -158,7 +130,7 @@ def update(backend: str | CaptureBackend) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def record(case: Case, backend: CaptureBackend, granularity: str) -> tuple[Graph, list[Tensor]]:
+def record(case: Case, backend: CaptureBackend, granularity: str) -> tuple[Graph, Observation]:
     """The graph of a case, and everything that is to equal a plain run."""
     level = "api" if granularity == "api" else "leaf"
     graphs: list[Graph] = []
@@ -172,40 +144,9 @@ def record(case: Case, backend: CaptureBackend, granularity: str) -> tuple[Graph
         graphs.append(history.graph)
         return [history.payloads.read(value) for value in history.graph.outputs.values]
 
-    observed = _observe(case, forward)
+    observed = observe(case, forward)
     return graphs[0], observed
 
 
 def _plainly(case: Case) -> Forward:
     return lambda model, args: [leaf for leaf in tree_leaves(model(*args, **case.kwargs)) if isinstance(leaf, Tensor)]
-
-
-def _observe(case: Case, forward: Forward) -> list[Tensor]:
-    """The results of a forward, then all that it may have written to: inputs, parameters, buffers, generator."""
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    try:
-        model, args = case.model(), case.args()
-        results = []
-        with suppress(*case.errors):
-            results = forward(model, args)
-        left = [leaf for leaf in tree_leaves((args, model.state_dict())) if isinstance(leaf, Tensor)]
-        return [tensor.detach().clone() for tensor in (*results, *left, torch.get_rng_state())]
-    finally:
-        torch.set_rng_state(state)
-
-
-def _same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True)
-    )
-
-
-def _state_of_torch() -> list[object]:
-    """What a trace could leave behind on torch; compared by identity. A submodule that was loaded meanwhile is none."""
-    owners = (torch, torch.nn.functional, Tensor, nn.Module, torch.overrides)
-    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    named = [(name, value) for owner in owners for name, value in sorted(vars(owner).items())]
-    changing = ("__warningregistry__", "manual_seed")  # torch replaces manual_seed when it loads its compiler
-    kept = [id(value) for name, value in named if name not in changing and not isinstance(value, ModuleType)]
-    return [torch.is_grad_enabled(), modes, *kept]
