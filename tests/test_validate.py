@@ -213,3 +213,24 @@ def test_a_statistic_that_is_updated_in_inference_mode_can_be_used_outside():
         return x @ y
 
     assert lens.validate_saved_activations(Body(forward), torch.ones(4))
+
+
+def fill_the_rest(x):
+    out = torch.zeros(2, 4)
+    out[: len(x)] = x
+    out[len(x) :] = x[-1]
+    return out
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize(
+    "forward",
+    [
+        fill_the_rest,
+        lambda x: torch.cat([torch.nn.functional.pad(x, (-4, 1)), x], 1),
+        lambda x: x.sum() + torch.nan_to_num(x[0, :1].std()),
+    ],
+    ids=["no place to fill", "all cut away", "spread of one number"],
+)
+def test_operands_of_which_nothing_is_left_are_no_failure(forward):
+    assert lens.validate_saved_activations(Body(forward), torch.randn(2, 4))

@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 from lens.errors import ReplayError
 from lens.functions import describe, resolve
 from lens.ir.elements import Op, ValueId
-from lens.ir.templates import Template, slots
+from lens.ir.templates import Seq, Slice, Template, children, slots
 from lens.replay.interpreter import Interpreter
 from lens.validate.comparing import same
 from lens.validate.nonsense import MOST_TOGETHER, Nonsense, with_others
@@ -69,6 +69,10 @@ class Deaf:
 
 def _is_empty(deaf: Deaf) -> bool:
     return deaf.tensor.numel() == 0 or all(t.numel() == 0 for t in deaf.saved.values())
+
+
+def _is_nan(deaf: Deaf) -> bool:
+    return bool(deaf.saved) and all(t.is_floating_point() and bool(t.isnan().all()) for t in deaf.saved.values())
 
 
 #: Give their first operand with some parts replaced, or all of them.
@@ -224,6 +228,10 @@ def _with_number_at(op: Op, place: int | str, number: float) -> Op:
 def _changed(template: Template, number: float) -> Template:
     if isinstance(template, bool):
         return not template
+    if isinstance(template, Seq):
+        return evolve(template, items=tuple([_changed(item, number) for item in template.items]))
+    if isinstance(template, Slice):
+        return Slice(*(_changed(part, number) for part in children(template)))
     return number if isinstance(template, _NUMBERS) else template
 
 
@@ -252,6 +260,7 @@ SPECIAL_CASES = (
     SpecialCase("cancels", "stands in several places that cancel each other", _cancels),
     SpecialCase("hidden", "is hidden by the values of the other operands, as a factor by zeros", _is_hidden),
     SpecialCase("switched off", "is hidden by a number or flag among the arguments", _is_switched_off),
+    SpecialCase("nan", "has a result that is not a number, as the spread of one number", _is_nan),
     SpecialCase("dtype", "has no value in its dtype that would make a difference", _is_plain_in_its_dtype),
     SpecialCase("coarse", "gives positions or counts that other contents need not change", _is_coarse),
 )
