@@ -47,11 +47,8 @@ class AddressBook:
 
     def tensor(self, tensor: torch.Tensor) -> Named | None:
         """What is known of a tensor; None if the model does not hold it."""
-        found = self._tensors.get(id(tensor))
-        if found is not None and found[0] is tensor:
-            return found
-        found = None
-        if isinstance(tensor, nn.Parameter):
+        found = self._lookup(tensor)
+        if found is None and isinstance(tensor, nn.Parameter):
             self._add_registered()
             found = self._lookup(tensor)
         if found is None and not self._scanned_attributes:

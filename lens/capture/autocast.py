@@ -6,40 +6,34 @@ are marked when the trace ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
 import torch
 
 from lens.capture.patches import Entries
-from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
 from lens.ir.elements import AUTOCAST
+from lens.ir.tape import OpRow
 
 _DEVICES = ("cpu", "cuda")
 
 
 def watch_autocast(sight: Sight) -> None:
     """Mark the operations that run under autocast, when the trace ends."""
-    changes = sight.stack.enter_context(_marked(sight.recorder))
-    sight.autocast_changes = changes
+    rows, changes = sight.recorder.tape.ops, [(0, _state())]
+    sight.stack.callback(_mark_all, rows, changes)
     for name in ("__enter__", "__exit__"):
-        sight.patch(torch.autocast, name, _wrap)
+        sight.patch(torch.autocast, name, _wrap, (rows, changes))
 
 
-@contextmanager
-def _marked(recorder: Recorder) -> Iterator[list[tuple[int, str]]]:
-    changes = [(0, _state())]
-    try:
-        yield changes
-    finally:
-        rows = recorder.tape.ops
-        stops = [position for position, _ in changes[1:]]
-        for (start, state), stop in zip(changes, [*stops, len(rows)], strict=True):
-            for place in range(start, stop if state else start):
-                rows[place] = _mark(rows[place], state)
+def _mark_all(rows: list[OpRow], changes: list[tuple[int, str]]) -> None:
+    """Mark the rows between the moments at which autocast changed, given with what it changed to."""
+    stops = [position for position, _ in changes[1:]]
+    for (start, state), stop in zip(changes, [*stops, len(rows)], strict=True):
+        for place in range(start, stop if state else start):
+            rows[place] = _mark(rows[place], state)
 
 
 def _mark(row: tuple[Any, ...], state: str) -> tuple[Any, ...]:
@@ -56,8 +50,8 @@ def _state() -> str:
 def _wrap(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
     def change(self: Any, *args: Any) -> Any:
         result = original(self, *args)
-        for sight in entries.get(get_ident()) or ():
-            sight.autocast_changes.append((len(sight.recorder.tape.ops), _state()))
+        for rows, changes in entries.get(get_ident()) or ():
+            changes.append((len(rows), _state()))
         return result
 
     return change

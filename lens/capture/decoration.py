@@ -23,16 +23,14 @@ from torch.overrides import TorchFunctionMode
 from lens.capture.decorations import Decorations
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import Opener, asker, asks_by_attribute, wrap_guard
+from lens.capture.opening import PLAIN_TYPES, Opener, asker, asks_by_attribute, wrap_guard
 from lens.capture.patches import LOCK, Entries
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
-from lens.capture.trace_modes import TraceMode
+from lens.capture.trace_modes import TraceMode, mode_stack
 from lens.capture.watching import watch_regions
 from lens.functions import Function, Kind, describe, unpatched
 
-#: Tensor types whose functions nobody overrides.
-_PLAIN_TYPES = frozenset({torch.Tensor, nn.Parameter})
 #: private: who has switched torch's functions' overriding off; where torch's functions of C are.
 _NEEDED = ("_is_torch_function_all_disabled", "_VariableFunctions")
 
@@ -210,9 +208,8 @@ class _Recording:
 
     def take_in(self) -> int | None:
         """Take the net off the stack, and tell how many modes lie above; None if it is not on."""
-        modes = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self.netted = False
-        if all(mode is not self.net for mode in modes):
+        if self.net not in mode_stack():
             return None
         above: list[TorchFunctionMode] = []
         while (top := overrides._pop_mode()) is not self.net:  # type: ignore[no-untyped-call]
@@ -241,7 +238,7 @@ class _Recording:
                 self.netted = False
                 return False
             overrides._push_mode(top)  # type: ignore[no-untyped-call]
-            if self.net in overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if self.net in mode_stack():
                 return True
         return count > self.modes
 
@@ -262,7 +259,7 @@ class _Recording:
             if function.kind is Kind.READ:
                 recorder.read(function.read, (*args, *kwargs.values()), result, frame)
             return result
-        opened = function.composite and function not in self.opened and _PLAIN_TYPES.issuperset(types)
+        opened = function.composite and function not in self.opened and PLAIN_TYPES.issuperset(types)
         opened = opened and not asks_by_attribute(function.callable)
         call = recorder.start(function, args, kwargs, frame, opened)
         begin = perf_counter()
@@ -384,7 +381,7 @@ def _natively(function: Callable[..., Any], types: Sequence[type], *args: Any, *
         ):
             return mode.__torch_function__(known, types, args, kwargs)
     for kind in types:
-        if kind not in _PLAIN_TYPES:
+        if kind not in PLAIN_TYPES:
             result = kind.__torch_function__(known, types, args, kwargs)  # type: ignore[attr-defined]
             if result is not NotImplemented:
                 return result

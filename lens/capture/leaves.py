@@ -78,6 +78,10 @@ class LeafRecorder:
             self.memory.catch_up(record, tensor)
         return record.value
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the trace has met a tensor before, or its model holds it."""
+        return self.tensors.is_met(tensor) or self.addresses.tensor(tensor) is not None
+
     def leaf(self, tensor: torch.Tensor, kind: LeafKind, addresses: tuple[str, ...], site: Site = None) -> int:
         """Make a tensor a leaf of the graph and give its value."""
         values = self._values

@@ -26,7 +26,7 @@ from lens.capture.opening import PLAIN_TYPES, Opener
 from lens.capture.patches import LOCK, Entries, Patch, Wrap, hidden, patch
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
-from lens.capture.trace_modes import TraceMode
+from lens.capture.trace_modes import TraceMode, mode_stack, set_mode_stack
 from lens.capture.unseen import same_bits
 from lens.functions import Function, Kind, call_opaque, describe, unpatched
 from lens.ir.elements import FnRef
@@ -72,8 +72,6 @@ class Sight:
         stack.callback(self.unpatch)
         #: The work handed to other threads (``threads.Jobs``).
         self.jobs: Any = None
-        #: Where on the tape autocast changed, and to what.
-        self.autocast_changes: list[tuple[int, str]] = []
         #: Regions of which one call begins and another ends: the frame that makes both, and what to do at the end.
         self.begun: list[tuple[FrameType, ExitStack, list[list[Any]]]] = []
 
@@ -117,25 +115,16 @@ class Sight:
                 with observer:
                     yield
                 return
-            _exchange(self.mode, observer)
+            set_mode_stack(observer if one is self.mode else one for one in mode_stack())
             try:
                 yield
             finally:
-                _exchange(observer, self.mode)
+                set_mode_stack(self.mode if one is observer else one for one in mode_stack())
 
     @property
     def open(self) -> bool:
         """Whether the backend is looking; it is not inside an operation that runs as it is."""
-        return self.mode is None or self.mode in overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-
-
-def _exchange(old: TorchFunctionMode, new: TorchFunctionMode) -> None:
-    """Put one mode in the place of another on the stack of this thread."""
-    above = []
-    while (top := overrides._pop_mode()) is not old:  # type: ignore[no-untyped-call]
-        above.append(top)
-    for mode in (new, *reversed(above)):
-        overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+        return self.mode is None or self.mode in mode_stack()
 
 
 class Observer(TraceMode):
@@ -183,7 +172,7 @@ class Observer(TraceMode):
     def note(self, args: Sequence[Any]) -> None:
         """Note the tensors among these arguments that are known outside the region."""
         for tensor in tensors_in(self.recorder, args):
-            if id(tensor) not in self.values and knows(self.recorder, tensor):
+            if id(tensor) not in self.values and self.recorder.knows(tensor):
                 self.add(tensor, self.recorder.value_of(tensor))
 
     def add(self, tensor: torch.Tensor, value: int) -> None:
@@ -217,11 +206,6 @@ class Observer(TraceMode):
         return written + [t for t, copy in self.copies if id(t) not in counted and not same_bits(t, copy)]
 
 
-def knows(recorder: Recorder, tensor: torch.Tensor) -> bool:
-    """Whether a trace has met a tensor before, or its model holds it."""
-    return recorder.tensors.is_met(tensor) or recorder.addresses.tensor(tensor) is not None
-
-
 def tensors_in(recorder: Recorder, obj: Any) -> list[torch.Tensor]:
     """The tensors in nested containers."""
     found: list[torch.Tensor] = []
@@ -236,7 +220,7 @@ def tensors_in(recorder: Recorder, obj: Any) -> list[torch.Tensor]:
 
 def note_closed_over(tensors: Sequence[torch.Tensor]) -> None:
     """Tell the regions that are running in this thread that they use these tensors."""
-    for mode in overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+    for mode in mode_stack():
         if isinstance(mode, Observer):
             mode.note(tensors)
 

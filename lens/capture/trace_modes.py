@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import overrides
@@ -30,7 +30,7 @@ def pushed(mode: TraceMode) -> Iterator[None]:
     Raises:
         LensError: the block ended as it should, but inside of a trace that began later.
     """
-    before = _stack()
+    before = mode_stack()
     overrides._push_mode(mode)  # type: ignore[no-untyped-call]
     ended = interrupted = False
     try:
@@ -40,16 +40,17 @@ def pushed(mode: TraceMode) -> Iterator[None]:
         interrupted = True
         raise
     finally:
-        known, now = set(map(id, before)), _stack()
+        known, now = set(map(id, before)), mode_stack()
         kept = [one for one in now if id(one) in known or not isinstance(one, TraceMode) or _is_of_another(one, mode)]
         here = set(map(id, kept))
         lost = [one for one in before if id(one) not in here and _is_missed(one, interrupted)]
-        _put_in_place_of(now, [*lost, *kept])
+        set_mode_stack([*lost, *kept])
         if ended and any(isinstance(one, TraceMode) and id(one) not in known for one in kept):
             raise left_out_of_order()
 
 
-def _stack() -> list[TorchFunctionMode]:
+def mode_stack() -> list[TorchFunctionMode]:
+    """The function modes of this thread, innermost last."""
     return overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -64,8 +65,9 @@ def _is_missed(one: TorchFunctionMode, interrupted: bool) -> bool:
     return interrupted
 
 
-def _put_in_place_of(old: list[TorchFunctionMode], new: list[TorchFunctionMode]) -> None:
-    for _ in old:
+def set_mode_stack(new: Iterable[TorchFunctionMode]) -> None:
+    """Have these function modes on in this thread, innermost last, without entering any."""
+    for _ in mode_stack():
         overrides._pop_mode()  # type: ignore[no-untyped-call]
     for mode in new:
         overrides._push_mode(mode)  # type: ignore[no-untyped-call]
@@ -82,8 +84,8 @@ def left_out_of_order() -> LensError:
 
 def _forget_all() -> None:
     """In a forked process: the traces are those of the other one."""
-    now = _stack()
-    _put_in_place_of(now, [one for one in now if not isinstance(one, TraceMode)])
+    now = mode_stack()
+    set_mode_stack([one for one in now if not isinstance(one, TraceMode)])
 
 
 put_back_in_children(_forget_all)

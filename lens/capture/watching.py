@@ -9,11 +9,11 @@ from lens.capture.autograd_functions import watch_autograd_functions
 from lens.capture.backward import watch_backward
 from lens.capture.compiled import watch_compiled
 from lens.capture.functorch import watch_transforms
+from lens.capture.parts import value_by_wrapping
 from lens.capture.regions import Sight
 from lens.capture.scripted import watch_scripts
 from lens.capture.subclasses import watch_subclasses
 from lens.capture.threads import Record, watch_threads
-from lens.capture.wrappers import value_by_wrapping
 
 
 def watch_regions(sight: Sight, record: Record) -> None:
