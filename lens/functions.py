@@ -367,7 +367,7 @@ def is_openable(function: Any) -> bool:
     if not isinstance(function, FunctionType) or function.__name__ in _NEVER_OPENED:
         return False
     cells = function.__closure__ or ()
-    return _asks(function) or any(_asks(cell.cell_contents) for cell in cells if _filled(cell))
+    return _asks(function) or any(_asks(cell.cell_contents) for cell in cells if is_filled(cell))
 
 
 #: Higher-order operators whose meaning on ordinary tensors is plain Python.
@@ -390,7 +390,8 @@ def _asks(function: Any) -> bool:
     return isinstance(function, FunctionType) and not _GUARDS.isdisjoint(function.__code__.co_names)
 
 
-def _filled(cell: Any) -> bool:
+def is_filled(cell: Any) -> bool:
+    """Whether a cell of a closure holds something."""
     try:
         return cell.cell_contents is not None
     except ValueError:  # an empty cell: a name that is bound later

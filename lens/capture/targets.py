@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lens.errors import InputError
+from lens.functions import is_filled
 
 
 def root_of(target: Callable[..., Any]) -> nn.Module:
@@ -57,15 +58,8 @@ def _modules_of(target: Callable[..., Any]) -> Iterator[tuple[str, nn.Module]]:
             known = function.__globals__
             found |= {name: known[name] for name in code.co_names if name in known}
             cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-            found |= {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+            found |= {name: cell.cell_contents for name, cell in cells if is_filled(cell)}
             found |= {f"defaults[{place}]": default for place, default in enumerate(function.__defaults__ or ())}
         elif not inspect.isroutine(target):
             found |= getattr(target, "__dict__", {})
     yield from ((name, module) for name, module in found.items() if isinstance(module, nn.Module))
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a name that is bound later
-        return False

@@ -33,8 +33,6 @@ from lens.capture.trace_modes import left_out_of_order
 from lens.functions import Function, Kind, describe, tensors_in
 from lens.ir.tape import tests_truth
 
-__all__ = ["TorchDispatchBackend", "TorchDispatchMode", "calling_frame"]
-
 if TYPE_CHECKING:
     from torch.utils._python_dispatch import TorchDispatchMode
 else:
@@ -134,7 +132,9 @@ def _take_all_off() -> None:
 put_back_in_children(_take_all_off)
 
 
-class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class QuietDispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that looks on."""
+
     #: Operators that take functions (``torch.cond``) come here too, instead of refusing to run.
     supports_higher_order_operators = True
 
@@ -143,6 +143,8 @@ class _DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Private: torch need not load its compiler to keep it away from here; nothing is compiled during a trace."""
         return False
 
+
+class _DispatchMode(QuietDispatchMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder

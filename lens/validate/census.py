@@ -15,7 +15,7 @@ from attrs import define, field
 from lens.capture.keeping import UNSEEN
 from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.recorder import Call, Recorder
-from lens.capture.torch_dispatch import TorchDispatchMode, calling_frame
+from lens.capture.torch_dispatch import QuietDispatchMode, calling_frame
 from lens.functions import Function, describe
 from lens.ir.tape import Site
 
@@ -187,15 +187,8 @@ def _name(frame: FrameType) -> str:
     return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
 
 
-class CensusMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class CensusMode(QuietDispatchMode):
     """Tells a recorder of every call below autograd."""
-
-    supports_higher_order_operators = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Private: torch need not load its compiler to keep it away from here; nothing is compiled during a trace."""
-        return False
 
     def __init__(self, recorder: CensusRecorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ import torch
 from attrs import define, field
 
 from lens.ir.layouts import Layout
+from lens.validate.comparing import comparable
 
 #: Elements in the pool; larger tensors are changed in place.
 _POOL = 1 << 18
@@ -81,7 +82,7 @@ class Nonsense:
         if tensor.dtype is torch.bool:
             return tensor.logical_not, *constants, lambda: _scattered(tensor, 2)
         if tensor.is_floating_point() or tensor.is_complex():
-            return lambda: self._noise(tensor), lambda: (-3 * _computable(tensor) - 1).to(tensor.dtype), *constants
+            return lambda: self._noise(tensor), lambda: (-3 * comparable(tensor) - 1).to(tensor.dtype), *constants
         return (
             lambda: tensor.flatten().roll(1).view(tensor.shape),
             lambda: torch.where(tensor > 0, tensor - 1, tensor + 1),
@@ -128,10 +129,6 @@ class Nonsense:
 def _numbers(tensor: torch.Tensor) -> tuple[float, ...]:
     """What a tensor may be filled with that functions treat in ways of their own."""
     return (True, False) if tensor.dtype is torch.bool else (torch.nan, 0, torch.inf, -torch.inf)
-
-
-def _computable(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _counted(tensor: torch.Tensor) -> torch.Tensor:
