@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -262,7 +261,8 @@ class EntryIndex:
     def why_no_entry(self, key: str) -> str:
         """Why something that the model has is no entry; empty if the model has nothing of that name. Linear."""
         graph, (address, _, call) = self.graph, key.partition(":")
-        for kind, addresses in (*((leaf.kind, leaf.addresses) for leaf in graph.leaves), *_unused(graph)):
+        unused = [("parameter", (parameter.address,)) for parameter in graph.meta.parameters]
+        for kind, addresses in (*((leaf.kind, leaf.addresses) for leaf in graph.leaves), *unused):
             if key in addresses:
                 return f"{key!r} is a {kind} and no layer; the parameter_addresses of an entry tell what it uses"
         if address not in {module.address for module in graph.meta.modules}:
@@ -280,11 +280,6 @@ class EntryIndex:
 def ordinals(count: int) -> str:
     """Which ordinals so many entries have, for those who gave another."""
     return f"ordinals go from {-count} to {count - 1}" if count else NOTHING
-
-
-def _unused(graph: Graph) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The parameters of the model that may be no leaves: kind and addresses."""
-    return (("parameter", (parameter.address,)) for parameter in graph.meta.parameters)
 
 
 def _make_rows(graph: Graph) -> list[EntryRow]:

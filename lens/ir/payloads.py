@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal, Protocol
@@ -54,7 +53,7 @@ class Held:
             return self.stale
         # Torch itself refuses to copy a tensor with autograd behind it, and nested ones.
         tensor = self.tensor if self.tensor.is_leaf else self.tensor.detach()
-        copied = attempt(lambda: copy.deepcopy(tensor, memo))
+        copied = attempt(lambda: deepcopy(tensor, memo))
         return _held_now(self.tensor.detach().clone() if isinstance(copied, Raised) else copied)
 
 

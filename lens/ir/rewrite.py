@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 from attrs import evolve, field, frozen
 
@@ -123,8 +124,10 @@ class _Renumbering:
         self.op_ids: list[OpId | None] = [None] * len(graph.ops)
         for new, op in enumerate(kept):
             self.op_ids[op.id] = OpId(new)
-        self.positions = self._new_positions()
-        self.producers: dict[ValueId, int] = {}
+        #: Per old op position, how many kept ops stand before it.
+        self.positions = list(accumulate((new is not None for new in self.op_ids), initial=0))
+        #: Per old value that an op makes: the op's new id, and the place among what it makes.
+        self.made = {v: (OpId(new), i) for new, op in enumerate(kept) for i, v in enumerate(op.writes)}
 
     def run(self) -> Restructured:
         leaves = self._kept_leaves()
@@ -132,7 +135,6 @@ class _Renumbering:
         old_values += [value for op in self.kept for value in op.writes]
         self.values.update({old: ValueId(new) for new, old in enumerate(old_values)})
         leaf_ids = {old: LeafId(new) for new, old in enumerate(leaves)}
-        self.producers = {self.values[v]: i for i, op in enumerate(self.kept) for v in op.writes}
         new_graph = Graph(
             ops=tuple(self._op(op) for op in self.kept),
             values=self._values(old_values, leaf_ids),
@@ -167,13 +169,6 @@ class _Renumbering:
                 absorbed.update({OpId(old): OpId(new) for old in range(op.id - interior, op.id)})
         return absorbed
 
-    def _new_positions(self) -> list[int]:
-        """Per old op position, how many kept ops stand before it."""
-        positions = [0]
-        for new in self.op_ids:
-            positions.append(positions[-1] + (new is not None))
-        return positions
-
     def _resolve(self, value: ValueId) -> ValueId:
         return self.substitute.get(value, value)
 
@@ -201,11 +196,10 @@ class _Renumbering:
         return [leaf.id for leaf in self.graph.leaves if leaf.kind == "input" or leaf.value in read]
 
     def _values(self, old_values: list[ValueId], leaf_ids: dict[LeafId, LeafId]) -> tuple[Value, ...]:
-        made = {value: (self.op_ids[op.id], index) for op in self.kept for index, value in enumerate(op.writes)}
         values = []
         for old in old_values:
             value = self.graph.values[old]
-            producer, index = made.get(old, (None, 0))
+            producer, index = self.made.get(old, (None, 0))
             values.append(
                 Value(
                     self.values[old],
@@ -268,13 +262,14 @@ class _Renumbering:
         return tuple(v for v in new if v is not None)
 
     def _read(self, read: Read) -> Read | None:
-        value = self.values.get(self._resolve(read.value))
+        old = self._resolve(read.value)
+        value = self.values.get(old)
         if value is None:
             return None
         scope = None if read.scope is None else self.scope_ids.get(read.scope)
         position = self.positions[read.position]
-        if value in self.producers:  # inside a composite that was closed: it now comes after it
-            position = max(position, self.producers[value] + 1)
+        if old in self.made:  # inside a composite that was closed: it now comes after it
+            position = max(position, self.made[old][0] + 1)
         return evolve(read, value=value, position=position, scope=scope)
 
     def _bundle(self, bundle: Bundle) -> Bundle:

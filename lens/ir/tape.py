@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dis import opname
 from functools import cached_property, lru_cache
 from operator import itemgetter
@@ -19,7 +19,6 @@ from attrs import define, field
 
 from lens.ir.elements import (
     Bundle,
-    FnRef,
     Leaf,
     LeafId,
     LeafKind,
@@ -44,24 +43,9 @@ RawTemplate: TypeAlias = "Template | tuple[Any, ...]"
 ValueRow: TypeAlias = "tuple[tuple[int, ...], object, object, object, int | None, type | None]"
 
 
-class OpRow(NamedTuple):
-    """One call, appended when it returns. The recorder writes it as a bare tuple in this order.
-
-    ``interior`` is how many of the rows before it were written while the call ran.
-    """
-
-    function: FnRef
-    interior: int
-    operands: Sequence[int]
-    args: Sequence[RawTemplate]
-    kwargs: Mapping[str, RawTemplate] | None
-    results: Sequence[int]
-    form: RawTemplate
-    scope: int | None
-    site: Site
-    duration: float
-    yields: tuple[int | None, ...] | None
-
+#: One call, appended when it returns: function, how many of the rows before it were written while it ran, operands,
+#: args, kwargs, results, form, scope, site, duration, yields.
+OpRow: TypeAlias = tuple[Any, ...]
 
 #: A tensor that no recorded op made: kind, value, addresses, trainable, site.
 LeafRow: TypeAlias = "tuple[LeafKind, int, tuple[str, ...], bool, Site]"
@@ -90,7 +74,7 @@ ExitRow: TypeAlias = tuple[int, int, Sequence[int]]
 class Tape:
     """The rows of one run, in order of time within each list."""
 
-    ops: list[tuple[Any, ...]] = field(factory=list)
+    ops: list[OpRow] = field(factory=list)
     values: list[ValueRow] = field(factory=list)
     leaves: list[LeafRow] = field(factory=list)
     scopes: list[ScopeRow] = field(factory=list)
