@@ -1,6 +1,7 @@
 """Validation of operations with many operands: as strict as one operand at a time, in far fewer runs."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import lens
 from lens.replay import Interpreter
 from lens.validate.group_testing import are_deaf, reacting
 from lens.validate.nonsense import Nonsense
+from lens.validate.special_cases import reacts
 
 MANY = 150
 
@@ -120,3 +122,12 @@ def picky(operands):
         return {0: torch.stack(list(values.values()))}
 
     return run
+
+
+def test_a_result_that_is_not_there_with_other_contents_is_a_difference():
+    operands, saved = {i: torch.randn(2) for i in range(20)}, {20: torch.zeros(2)}
+    giving_none = SimpleNamespace(run_op=lambda op, values: {})
+    assert reacts(giving_none, Nonsense(), None, operands, 0, saved, shared=True)
+    assert not are_deaf(lambda values: {}, operands, list(operands), saved, Nonsense())
+    many = {i: torch.randn(2) for i in range(100)}
+    assert reacting(lambda values: {}, many, saved, Nonsense()) == set()

@@ -22,9 +22,9 @@ class Problem:
     what: str
 
 
-def verify(graph: Graph, *, facets: bool = True) -> None:
+def verify(graph: Graph) -> None:
     """Check every rule. Raises GraphError with the first problems and the lines around the first op concerned."""
-    problems = find_problems(graph, facets=facets)
+    problems = find_problems(graph)
     if not problems:
         return
     first = next((p.op for p in problems if p.op is not None), None)
@@ -38,14 +38,14 @@ def verify(graph: Graph, *, facets: bool = True) -> None:
     )
 
 
-def find_problems(graph: Graph, *, facets: bool = True) -> list[Problem]:
+def find_problems(graph: Graph) -> list[Problem]:
     """All broken rules; empty for a sound graph."""
     problems: list[Problem] = []
     for rule, check in _RULES.items():
         problems += [Problem(rule, op, what) for op, what in check(graph)]
         if problems and rule == "references":
             return problems
-    if facets and not problems:
+    if not problems:
         problems = [Problem("facet", None, what) for facet in graph.facets for what in facet.verify(graph)]
     return problems
 

@@ -11,7 +11,7 @@ import torch
 from attrs import define, evolve, field, frozen
 from torch import nn
 
-from lens.errors import LensError, PayloadError, ReplayError, StaleValueError
+from lens.errors import LensError, PayloadError, StaleValueError
 from lens.foreign import Raised, attempt
 from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
@@ -19,12 +19,12 @@ from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore, has_elements
 from lens.replay.interpreter import Interpreter, why_not_run
 from lens.stages import stage
-from lens.validate.comparing import difference, kind_of, same
+from lens.validate.comparing import difference, kind_of
 from lens.validate.group_testing import are_deaf, reacting
 from lens.validate.invariants import violations
 from lens.validate.nonsense import Nonsense, with_others
 from lens.validate.report import Report, Status, Verdict
-from lens.validate.special_cases import Deaf, explain
+from lens.validate.special_cases import Deaf, explain, reacts
 
 if TYPE_CHECKING:
     from lens.history import ModelHistory
@@ -35,9 +35,7 @@ _SHOWN = 3
 _SCRATCH = {"mkldnn_rnn_layer.default": (3,)}
 
 
-def check(
-    history: ModelHistory, *, plain: Sequence[torch.Tensor] | None = None, model: nn.Module | None = None
-) -> Report:
+def check(history: ModelHistory, *, model: nn.Module | None = None) -> Report:
     """Prove the saved values of a history, one operation after the other, and check its metadata.
 
     Every operation runs again from its saved operands and must give its saved results, bit for bit; then each operand
@@ -48,11 +46,10 @@ def check(
     Args:
         history: One that saved everything, before its tensors are changed. Large tensors in memory of torch's own
             are changed for the time of an operation, and put back: nothing else should use the model meanwhile.
-        plain: What the model returned in a plain run, the tensors in order: to be compared with the outputs.
         model: Where to find, by address, the parameters that the history lacks: those of one that was loaded.
 
     Raises:
-        PayloadError: an output is to be compared and was not saved, or the values were changed before they were saved.
+        PayloadError: the values were changed before they were saved.
 
     Takes about four times the forward pass: one run per operation and one per operand; fewer for an operation of many
     operands (``lens.validate.group_testing``). Random number generators are left as they are. Source: paper,
@@ -66,12 +63,8 @@ def check(
         )
     with torch.random.fork_rng():
         found = _Check(Interpreter(history.graph, history.payloads, model)).verdicts()
-    checks = []
-    if plain is not None:
-        checks.append(compared([history.payloads.read(v) for v in history.graph.outputs.values], plain))
-    checks += [metadata_verdict(name, problems) for name, problems in violations(history).items()]
-    is_plain = plain is None or checks[0].status != "failed"
-    return Report(_anchored(history.graph, found, is_plain), tuple(checks))
+    checks = [metadata_verdict(name, problems) for name, problems in violations(history).items()]
+    return Report(_anchored(history.graph, found), tuple(checks))
 
 
 def metadata_verdict(name: str, problems: Sequence[str]) -> Verdict:
@@ -116,9 +109,9 @@ class _Found:
     depends: tuple[ValueId, ...] = ()
 
 
-def _anchored(graph: Graph, found: Sequence[_Found], is_plain: bool) -> tuple[Verdict, ...]:
+def _anchored(graph: Graph, found: Sequence[_Found]) -> tuple[Verdict, ...]:
     """The verdicts, with those marked that an unbroken chain links to an output or a read (paper: backwards)."""
-    known = {read.value for read in graph.reads} | (set(graph.outputs.values) if is_plain else set())
+    known = {read.value for read in graph.reads} | set(graph.outputs.values)
     verdicts = []
     for op, one in zip(reversed(graph.ops), reversed(found), strict=True):
         holds = one.verdict.status == "proved" and not known.isdisjoint(op.writes)
@@ -286,17 +279,20 @@ class _Check:
         def run(changed: Mapping[ValueId, torch.Tensor]) -> dict[ValueId, torch.Tensor]:
             return self.interpreter.run_op(op, with_others(operands, changed))
 
+        def react(value: ValueId) -> bool:
+            shared = memories[_memory(operands[value])] > 1
+            return reacts(self.interpreter, self.nonsense, op, operands, value, saved, shared=shared)
+
         known = reacting(run, asked, saved, self.nonsense)
         suspects = [value for value in asked if value not in known]
         deaf = are_deaf(run, asked, suspects, saved, self.nonsense)
         for value in asked:
-            shared = memories[_memory(operands[value])] > 1
-            if value in known or (not deaf and self._reacts(op, operands, value, saved, shared)):
+            if value in known or (not deaf and react(value)):
                 depends.append(value)
                 continue
             place = op.operands.index(value)
             case = explain(Deaf(self.interpreter, self.nonsense, op, value, operands, saved))
-            if case is None and deaf and self._reacts(op, operands, value, saved, shared):
+            if case is None and deaf and react(value):
                 depends.append(value)  # replaced together, more than two undo each other
             elif case is None:
                 what = f"other contents of operand {place} make no difference, and no rule says why"
@@ -304,25 +300,6 @@ class _Check:
             else:
                 notes[case.name] = f"operand {place} {case.reason}"
         return tuple(depends), notes
-
-    def _reacts(
-        self,
-        op: Op,
-        operands: dict[ValueId, torch.Tensor],
-        value: ValueId,
-        saved: dict[ValueId, torch.Tensor],
-        shared: bool,
-    ) -> bool:
-        """Whether nonsense in place of an operand, whose memory may be ``shared`` with another, changes the results."""
-        for substitute in self.nonsense.substitutes(operands[value], shared):
-            with substitute as tensor:
-                try:
-                    changed = self.interpreter.run_op(op, with_others(operands, {value: tensor}))
-                except ReplayError:
-                    return True  # it refuses the nonsense, so it looks at it
-                if any(not same(changed[v], t) for v, t in saved.items()):
-                    return True
-        return False
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
+from lens.ir.elements import ValueId
 from lens.ir.payloads import has_elements
 
 #: An integer of as many bytes, to look at the bits of a floating point number.
@@ -37,6 +40,11 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     if torch.equal(_bits(a), _bits(b)):
         return True
     return bool(_is_nan(b).any()) and not bool(differing(a, b).any())
+
+
+def all_same(found: Mapping[ValueId, torch.Tensor], expected: Mapping[ValueId, torch.Tensor]) -> bool:
+    """Whether all that is expected was found, and is the same: with other contents a function may give None."""
+    return all(value in found and same(found[value], tensor) for value, tensor in expected.items())
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from lens.errors import ReplayError
 from lens.ir.elements import ValueId
-from lens.validate.comparing import differing, same
+from lens.validate.comparing import all_same, differing, same
 from lens.validate.nonsense import MOST_TOGETHER, Nonsense
 
 #: So many operands are better replaced one by one.
@@ -78,7 +78,7 @@ def are_deaf(
                 changed = run({**operands, **replaced})
             except ReplayError:
                 return False
-            if any(not same(changed[value], tensor) for value, tensor in saved.items()):
+            if not all_same(changed, saved):
                 return False
     return True
 
@@ -123,7 +123,7 @@ def _told(
                 changed = run({value: substitutes[value] for value in replaced})
             except ReplayError:
                 return set()
-            if any(_kind(changed[v]) != _kind(tensor) for v, tensor in results.items()):
+            if any(v not in changed or _kind(changed[v]) != _kind(tensor) for v, tensor in results.items()):
                 return set()
             for kind, found in _elements([changed[v] for v in results]).items():
                 rounds[kind][wanted] |= differing(found, expected[kind]).to(torch.int32) << digit

@@ -17,7 +17,7 @@ from lens.functions import describe, resolve
 from lens.ir.elements import Op, ValueId
 from lens.ir.templates import Seq, Slice, Template, children, slots
 from lens.replay.interpreter import Interpreter
-from lens.validate.comparing import same
+from lens.validate.comparing import all_same
 from lens.validate.nonsense import MOST_TOGETHER, Nonsense, with_others
 
 
@@ -56,15 +56,29 @@ class Deaf:
             before = self.interpreter.run_op(op, others)
         except ReplayError:
             return False  # it says nothing of this operand
-        for substitute in self.nonsense.substitutes(others[value], shared=True):
-            with substitute as tensor:
-                try:
-                    after = self.interpreter.run_op(op, with_others(others, {value: tensor}))
-                except ReplayError:
-                    return True
-            if any(not same(after[v], t) for v, t in before.items() if v in after):
+        return reacts(self.interpreter, self.nonsense, op, others, value, before, shared=True)
+
+
+def reacts(
+    interpreter: Interpreter,
+    nonsense: Nonsense,
+    op: Op,
+    operands: Mapping[ValueId, torch.Tensor],
+    value: ValueId,
+    results: Mapping[ValueId, torch.Tensor],
+    *,
+    shared: bool,
+) -> bool:
+    """Whether nonsense in place of an operand, whose memory may be ``shared`` with another, changes the results."""
+    for substitute in nonsense.substitutes(operands[value], shared):
+        with substitute as tensor:
+            try:
+                changed = interpreter.run_op(op, with_others(operands, {value: tensor}))
+            except ReplayError:
+                return True  # it refuses the nonsense, so it looks at it
+            if not all_same(changed, results):
                 return True
-        return False
+    return False
 
 
 def _is_empty(deaf: Deaf) -> bool:
