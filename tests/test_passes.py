@@ -1,5 +1,6 @@
 """The pass manager and the first passes: text in, text out."""
 
+import json
 import time
 
 import pytest
@@ -19,7 +20,7 @@ from lens.passes.granularity import GranularityPass
 from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.orphans import OrphansPass
-from lens.passes.pipeline import parse_pipeline, print_pipeline
+from lens.passes.pipeline import parse_pipeline
 from lens.passes.protocol import PassResult
 from lens.registry import pass_classes, providers
 from lens.replay.interpreter import Interpreter
@@ -183,7 +184,6 @@ def test_pipelines_are_text():
     text = 'granularity{level="api"},orphans,labels'
     passes = parse_pipeline(text, pass_classes())
     assert passes == (GranularityPass("api"), OrphansPass(), LabelsPass())
-    assert print_pipeline(passes) == text
     assert parse_pipeline("granularity{level=leaf}, labels", pass_classes())[0] == GranularityPass()
 
 
@@ -204,8 +204,8 @@ class Choosy:
     ["a,b", "a}b", "{", "a=b", " x ", "", '"', "true", "1", "\u00e9", [1, [2, 3]], {"k": {"l": 1}}, 1.5, None, True],
 )
 def test_options_are_json(value):
-    passes = (Choosy(value), Choosy(), Choosy([value]))
-    assert parse_pipeline(print_pipeline(passes), {"choosy": Choosy}) == passes
+    text = f"choosy{{value={json.dumps(value)}}},choosy,choosy{{value={json.dumps([value])}}}"
+    assert parse_pipeline(text, {"choosy": Choosy}) == (Choosy(value), Choosy(), Choosy([value]))
 
 
 def test_options_may_be_words():
@@ -224,7 +224,6 @@ def test_words_of_python_are_what_they_are_there():
     text = 'choosy{value=False},choosy{value=True},choosy{value=None},choosy{value="None"},flagged{on=True}'
     made = parse_pipeline(text, {"choosy": Choosy, "flagged": Flagged})
     assert made == (Choosy(False), Choosy(True), Choosy(None), Choosy("None"), Flagged(on=True))
-    assert parse_pipeline(print_pipeline(made), {"choosy": Choosy, "flagged": Flagged}) == made
 
 
 def test_a_class_that_is_no_attrs_class_says_itself_what_it_takes():
@@ -271,11 +270,6 @@ def test_a_flag_takes_nothing_else(value):
 def test_bad_pipelines_are_told(text, message):
     with pytest.raises(PassError, match=message):
         parse_pipeline(text, {**pass_classes(), "choosy": Choosy})
-
-
-def test_an_option_without_a_text_is_told():
-    with pytest.raises(PassError, match="option 'value' of pass 'choosy' has no text"):
-        print_pipeline((Choosy(print),))
 
 
 @frozen

@@ -122,16 +122,3 @@ def _leaves_the_model(graph: Graph, op: OpId, goes_on: Sequence[bool]) -> bool:
     producers = [graph.values[v].producer for v in graph.ops[op].reads]
     outside = any(producer is None or goes_on[producer] for producer in producers)
     return outside or not producers
-
-
-def condition_ops(graph: Graph, condition: Condition) -> list[OpId]:
-    """The operations that only serve to evaluate one condition, in order. Linear in their number."""
-    in_branch = graph[Conditionals].in_branch
-    found: set[OpId] = set()
-    stack = [graph.values[graph.reads[condition.read].value].producer]
-    while stack:
-        op = stack.pop()
-        if op is not None and in_branch[op] and op not in found:
-            found.add(op)
-            stack += [graph.values[v].producer for v in graph.ops[op].reads]
-    return sorted(found)

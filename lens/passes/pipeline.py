@@ -73,35 +73,6 @@ def _value(text: str, place: int) -> tuple[object, int]:
     return read_word(word[0].strip()), word.end()
 
 
-def print_pipeline(passes: tuple[Pass, ...]) -> str:
-    """The text of a pipeline; ``parse_pipeline`` reads it back, tuples as lists. Options at their default are left out.
-
-    Raises:
-        PassError: if JSON has no form for the value of an option.
-    """
-    return ",".join(one.name + _options_text(one) for one in passes)
-
-
-def _options_text(one: Pass) -> str:
-    options = [
-        f"{option}={_option_text(one, option, getattr(one, attribute.name))}"
-        for option, attribute in options_of(type(one)).items()
-        if getattr(one, attribute.name) != attribute.default
-    ]
-    return "{" + ",".join(options) + "}" if options else ""
-
-
-def _option_text(one: Pass, option: str, value: object) -> str:
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise PassError(
-            f"option {option!r} of pass {one.name!r} has no text: {error}",
-            where=f"{option}={value!r:.80}",
-            hint="give the pass itself where a text is not needed",
-        ) from error
-
-
 def _make(name: str, options: Mapping[str, object], text: str, known: Mapping[str, Callable[..., Pass]]) -> Pass:
     if name not in known:
         raise PassError(
