@@ -21,8 +21,8 @@ from torch import fx, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import lens
+from lens.ir.places import _known_locations
 from lens.ir.printer import print_graph
-from lens.ir.tape import _known_locations
 from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.validate.check import check

@@ -36,9 +36,10 @@ def _mark_all(rows: list[OpRow], changes: list[tuple[int, str]]) -> None:
             rows[place] = _mark(rows[place], state)
 
 
-def _mark(row: tuple[Any, ...], state: str) -> tuple[Any, ...]:
+def _mark(row: OpRow, state: str) -> OpRow:
     """The row with the keyword argument, if the operation has operands, which autocast may cast."""
-    return (*row[:4], {**(row[4] or {}), AUTOCAST: state}, *row[5:]) if row[2] else row
+    function, interior, operands, args, kwargs, *rest = row
+    return (function, interior, operands, args, {**(kwargs or {}), AUTOCAST: state}, *rest) if operands else row
 
 
 def _state() -> str:

@@ -9,7 +9,8 @@ from typing import TypeAlias
 from torch import nn
 
 from lens.capture.addresses import AddressBook
-from lens.ir.tape import ModuleNames, ScopeRow, Site
+from lens.ir.places import Site
+from lens.ir.tape import ModuleNames, ScopeRow
 
 #: A module call that begins: module, parent, training, op rows before it, inputs, site. The module is kept, so that its
 #: id stays its own.

@@ -18,7 +18,8 @@ from lens.capture.sites import Locator
 from lens.capture.tensor_table import Reserved, TensorRecord, TensorTable
 from lens.capture.unseen import odd_type
 from lens.ir.elements import LeafKind
-from lens.ir.tape import Site, Tape, ValueRow
+from lens.ir.places import Site
+from lens.ir.tape import Tape, ValueRow
 
 #: Tensors of no class of their own.
 TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})

@@ -137,11 +137,11 @@ class Memory(UnseenWrites):
         A written tensor that the call returned has its new value already. One that was not returned is a result
         if the call returned nothing (``__setitem__``), else an effect (running statistics).
         """
-        function, operands = call[0], call[2]
-        if self._is_all_told(function, call[6], results):
+        function, _, operands, _, _, _, written, _ = call
+        if self._is_all_told(function, written, results):
             return
         returned = bool(results)
-        records = {id(r): (r, tensor) for tensor in call[6] if (r := self.tensors.find(tensor)) is not None}
+        records = {id(r): (r, tensor) for tensor in written if (r := self.tensors.find(tensor)) is not None}
         for record, tensor in records.values():
             moved = self._move(record, tensor) if function.moves else False
             record.seen(tensor)

@@ -30,7 +30,8 @@ from lens.capture.stopping import Stop
 from lens.capture.tensor_table import TensorRecord
 from lens.capture.unseen import odd_type
 from lens.functions import Function, tensors_in
-from lens.ir.tape import RawTemplate, ReadRow, Site
+from lens.ir.places import Site
+from lens.ir.tape import OP_RESULTS, RawTemplate, ReadRow
 from lens.ir.templates import Slot
 from lens.writes import WRITE_UNCOUNTED, statistics_of
 
@@ -269,7 +270,7 @@ class Recorder(OperandRecorder):
         operands: list[int] = []
         encoded = [self.encoder.encode(arg, operands) for arg in args]
         named = {name: self.encoder.encode(arg, operands) for name, arg in kwargs.items()} if kwargs else None
-        made = {value for row in self._ops[begin:] for value in row[5]}
+        made = {value for row in self._ops[begin:] for value in row[OP_RESULTS]}
         made.update(new for position, _, new in self.tape.effects if position >= begin)
         for place, value in enumerate(operands):
             older: int | None = value

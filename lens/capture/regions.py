@@ -297,9 +297,10 @@ class _Region:
 
     def start(self, args: Sequence[Any], kwargs: Mapping[str, Any], frame: FrameType | None) -> Call:
         call = self.recorder.start(Function(call_opaque, self.ref, Kind.OP), args, kwargs, frame)
-        assert call[2] is not None  # only of composites the operands may be left for later
+        _, _, operands, _, _, _, _, _ = call
+        assert operands is not None  # only of composites the operands may be left for later
         inputs = tensors_in(self.recorder, (*args, *kwargs.values()))
-        for tensor, value in zip(inputs, call[2], strict=True):
+        for tensor, value in zip(inputs, operands, strict=True):
             self.observer.add(tensor, value)
         self.observer.note(self.closed_over)
         if self.may_write:

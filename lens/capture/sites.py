@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _all_modules
 
-from lens.ir.tape import Site
+from lens.ir.places import Site
 
 #: Files of modules whose forward calls nothing but torch.
 _CLOSED_FILES = [

@@ -15,7 +15,8 @@ from lens.capture.recorder import EXPOSING, Recorder
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.functions import Function, tensors_in
-from lens.ir.tape import RawTemplate, Site, Tape, seal_template
+from lens.ir.places import Site
+from lens.ir.tape import OP_FUNCTION, OP_OPERANDS, OP_RESULTS, RawTemplate, Tape, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
 
 
@@ -117,9 +118,9 @@ def _uses(recorder: Recorder, begin: int, end: int) -> dict[int, set[tuple[int, 
     tape = recorder.tape
     found: dict[int, set[tuple[int, bool]]] = {}
     rows = tape.ops[begin:end]
-    used = [(value, True) for row in rows if row[0].mutates for value in row[5]]
-    used += [(new, True) for op, old, new in tape.effects if begin <= op < end and old in tape.ops[op][2]]
-    used += [(value, False) for row in rows if not row[0].view for value in row[2]]
+    used = [(value, True) for row in rows if row[OP_FUNCTION].mutates for value in row[OP_RESULTS]]
+    used += [(new, True) for op, old, new in tape.effects if begin <= op < end and old in tape.ops[op][OP_OPERANDS]]
+    used += [(value, False) for row in rows if not row[OP_FUNCTION].view for value in row[OP_OPERANDS]]
     roots: dict[int, int] = {}
     for value, writes in used:
         found.setdefault(_root(tape, value, roots), set()).add((value, writes))
@@ -164,7 +165,7 @@ class _Splicing:
         self.sources = {value for value, _ in job.sources}
         self.given = {id(tensor) for _, tensor in job.sources}
         #: The op of the job that returned a value, by value.
-        self.makers = {value: position for position, row in enumerate(job.tape.ops) for value in row[5]}
+        self.makers = {value: position for position, row in enumerate(job.tape.ops) for value in row[OP_RESULTS]}
         #: By memory that the job wrote to: a tensor there that it was given, and by which op of the trace, and where.
         self.written: dict[int | None, tuple[TensorRecord, torch.Tensor, set[tuple[int, Footprint]]]] = {}
         #: The ids of the sets of tensors whose writes are in it.

@@ -31,7 +31,7 @@ from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.capture.threads import disclose_threads
 from lens.capture.trace_modes import left_out_of_order
 from lens.functions import Function, Kind, describe, tensors_in
-from lens.ir.tape import tests_truth
+from lens.ir.places import tests_truth
 
 if TYPE_CHECKING:
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,7 +7,8 @@ from attrs import fields_dict, frozen
 from lens.capture.selection import RunningOp
 from lens.errors import InputError
 from lens.foreign import message_of
-from lens.ir.tape import SiteTable, Tape
+from lens.ir.places import SiteTable
+from lens.ir.tape import OP_FUNCTION, OP_RESULTS, OP_SITE, Tape
 
 _HINTS = {"transform": "make it accept every tensor that save= selects, and give a tensor"}
 _OF_PREDICATES = f"it is given an operation, which has {', '.join(fields_dict(RunningOp))}, and gives a truth value"
@@ -40,11 +41,12 @@ class Failure:
 
 def place_of(tape: Tape, value: int) -> str:
     """What made a value: function and line, or the name of an input. Linear."""
-    maker = next((row for row in tape.ops if value in row[5]), None)
+    maker = next((row for row in tape.ops if value in row[OP_RESULTS]), None)
     if maker is None:
         maker = next((tape.ops[op] for op, _, new in tape.effects if new == value), None)
     if maker is not None:
-        site = SiteTable().locate(maker[8])
-        return str(maker[0]) if site is None else f"{maker[0]} at {site}"
+        site = SiteTable().locate(maker[OP_SITE])
+        function = str(maker[OP_FUNCTION])
+        return function if site is None else f"{function} at {site}"
     kind, _, names, *_ = next(row for row in tape.leaves if row[1] == value)
     return " ".join((kind, *names))

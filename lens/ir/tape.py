@@ -7,12 +7,8 @@ once, at sealing. Nothing here imports torch: dtypes, devices and layouts are wh
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dis import opname
-from functools import cached_property, lru_cache
 from operator import itemgetter
-from types import CodeType
 from typing import Any, NamedTuple, TypeAlias
 
 from attrs import define, field
@@ -22,7 +18,6 @@ from lens.ir.elements import (
     Leaf,
     LeafId,
     LeafKind,
-    Location,
     Meta,
     Op,
     Read,
@@ -31,22 +26,21 @@ from lens.ir.elements import (
     Value,
 )
 from lens.ir.graph import Graph
+from lens.ir.places import Site
+from lens.ir.places import SiteTable as SiteTable
 from lens.ir.quick import quick
 from lens.ir.templates import Map, Seq, Slice, Slot, Template, one_nan
 from lens.ir.types import TensorType, shared_type
 
-#: A code object and the offset of the running instruction; None where no place is known.
-Site: TypeAlias = "tuple[CodeType, int] | None"
 #: A template in which tuples of constants may still stand as they are.
 RawTemplate: TypeAlias = "Template | tuple[Any, ...]"
 #: shape, dtype, device, layout, alias_of, class of grad_fn (whose name torch makes anew each time: 0.1 us)
 ValueRow: TypeAlias = "tuple[tuple[int, ...], object, object, object, int | None, type | None]"
 
-
-#: One call, appended when it returns: function, how many of the rows before it were written while it ran, operands,
-#: args, kwargs, results, form, scope, site, duration, yields.
+#: One call, appended when it returns: function, interior (how many of the rows before it were written while it ran),
+#: operands, args, kwargs, results, form, scope, site, duration, yields.
 OpRow: TypeAlias = tuple[Any, ...]
-
+OP_FUNCTION, OP_INTERIOR, OP_OPERANDS, OP_RESULTS, OP_SITE = 0, 1, 2, 5, 8
 #: A tensor that no recorded op made: kind, value, addresses, trainable, site.
 LeafRow: TypeAlias = "tuple[LeafKind, int, tuple[str, ...], bool, Site]"
 
@@ -106,7 +100,7 @@ def number_values(tape: Tape) -> list[int]:
         ids[row[1]] = next(following)
     effects = _by_op(tape)
     for position, op in enumerate(tape.ops):
-        for value in op[5]:
+        for value in op[OP_RESULTS]:
             ids[value] = next(following)
         for _, new in effects.get(position, ()):
             ids[new] = next(following)
@@ -120,10 +114,10 @@ def _order_leaves(tape: Tape) -> None:
     before = [row for row in tape.leaves if row[1] < tape.prepared.start]
     waiting = {row[1]: row for row in tape.leaves[len(before) :]}
     by_beginning = tape.ops
-    if any(map(itemgetter(1), by_beginning)):
-        newest_first = [(place - op[1], op) for place, op in enumerate(by_beginning)][::-1]
+    if any(map(itemgetter(OP_INTERIOR), by_beginning)):
+        newest_first = [(place - op[OP_INTERIOR], op) for place, op in enumerate(by_beginning)][::-1]
         by_beginning = [op for _, op in sorted(newest_first, key=itemgetter(0))]  # a composite before its interior
-    used = [waiting.pop(value) for op in by_beginning for value in op[2] if value in waiting]
+    used = [waiting.pop(value) for op in by_beginning for value in op[OP_OPERANDS] if value in waiting]
     others = itertools.chain(
         (read.value for read in tape.reads),
         (value for scope in tape.scopes for value in scope[5]),
@@ -242,10 +236,10 @@ class _Sealing:
         for number, leaf in enumerate(self.tape.leaves):
             yield leaf[1], None, 0, number
         for number, op in enumerate(self.tape.ops):
-            for index, value in enumerate(op[5]):
+            for index, value in enumerate(op[OP_RESULTS]):
                 yield value, number, index, None
             if number in self.effects:
-                for index, (_, value) in enumerate(self.effects[number], len(op[5])):
+                for index, (_, value) in enumerate(self.effects[number], len(op[OP_RESULTS])):
                     yield value, number, index, None
 
     def bundle(self, form: RawTemplate, values: Sequence[int]) -> Bundle:
@@ -311,102 +305,3 @@ def seal_template(raw: RawTemplate) -> Template:
             return Slice(seal_template(start), seal_template(stop), seal_template(step))
         case _:
             return raw
-
-
-#: Names of the instructions that ask for the truth of what the instruction before them has made.
-_TRUTH_TESTS = ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL")
-
-
-def tests_truth(site: tuple[CodeType, int]) -> bool:
-    """Whether the instruction at a site asks for a truth value, as ``if``, ``while``, ``not`` do."""
-    code, offset = site
-    return _tests_truth(code.co_code, offset)
-
-
-def _tests_truth(bytecode: bytes, offset: int) -> bool:
-    return opname[bytecode[offset]].startswith(_TRUTH_TESTS)
-
-
-class SiteTable:
-    """Turns code objects and instruction offsets into locations.
-
-    What takes time in the length of a function, its hash too, is done once for each: one that is generated may be long.
-    """
-
-    def __init__(self) -> None:
-        self._places: dict[int, _Places] = {}
-
-    def locate(self, site: Site) -> Location | None:
-        """The location of a site, with columns where this Python keeps them (3.11 and later)."""
-        if site is None:
-            return None
-        code, offset = site
-        places = self._places.get(id(code)) or self._places_in(code)
-        return places.known.get(offset) or places.work_out(offset)
-
-    def locate_read(self, site: Site) -> Location | None:
-        """The location of the expression that was read at a site.
-
-        Where a jump tests a truth value, Python gives the jump the place of the whole statement; the expression is
-        what the instruction before it has made.
-        """
-        if site is None:
-            return None
-        code, offset = site
-        places = self._places.get(id(code)) or self._places_in(code)
-        if _tests_truth(places.bytecode, offset):
-            offset -= 2
-            while offset > 0 and opname[places.bytecode[offset]] == "EXTENDED_ARG":
-                offset -= 2
-        return self.locate((code, max(offset, 0)))
-
-    def _places_in(self, code: CodeType) -> _Places:
-        known = _known_locations(code, code.co_filename, code.co_linetable)
-        found = self._places[id(code)] = _Places(code, known)
-        return found
-
-
-class _Places:
-    """The instructions of a code object.
-
-    Args:
-        code: The code object.
-        known: Locations by offset; new ones are added.
-    """
-
-    def __init__(self, code: CodeType, known: dict[int, Location]) -> None:
-        self.code = code
-        self.known = known
-
-    @cached_property
-    def bytecode(self) -> bytes:
-        return self.code.co_code
-
-    def work_out(self, offset: int) -> Location:
-        """The location of an instruction that is not known yet."""
-        code = self.code
-        name = getattr(code, "co_qualname", code.co_name)
-        line, end_line, column, end_column = self._positions[offset // 2]
-        if line is None or end_line is None or column is None or end_column is None:
-            place = Location(code.co_filename, line or code.co_firstlineno, name)
-        else:
-            place = Location(code.co_filename, line, name, end_line, column, end_column)
-        self.known[offset] = place
-        return place
-
-    @cached_property
-    def _positions(self) -> list[tuple[int | None, int | None, int | None, int | None]]:
-        """Per instruction its lines and columns, as far as this Python keeps them."""
-        if sys.version_info >= (3, 11):
-            return list(self.code.co_positions())
-        lines = self.code.co_lines()
-        return [(line, None, None, None) for start, stop, line in lines for _ in range(start, stop, 2)]
-
-
-@lru_cache(maxsize=1024)
-def _known_locations(code: CodeType, file: str, lines: bytes) -> dict[int, Location]:
-    """The locations of a code object that were asked for, kept from trace to trace: 2 us per op on densenet121.
-
-    ``file`` and ``lines`` are the code's own: they keep apart what Python takes for equal.
-    """
-    return {}

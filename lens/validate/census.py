@@ -17,7 +17,7 @@ from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.recorder import Call, Recorder
 from lens.capture.torch_dispatch import QuietDispatchMode, calling_frame
 from lens.functions import Function, describe
-from lens.ir.tape import Site
+from lens.ir.places import Site
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 #: The function that runs a backward pass.

@@ -21,7 +21,7 @@ from lens.capture.module_calls import MODULE_CALL_FILE
 from lens.capture.selection import make_selection
 from lens.capture.sites import Locator
 from lens.ir.elements import Location
-from lens.ir.tape import SiteTable
+from lens.ir.places import SiteTable
 from lens.stages import stage
 from lens.validate.census import BACKWARD, CensusCall, CensusMode, CensusRecorder
 
