@@ -137,4 +137,5 @@ def test_type_sizes():
     assert TensorType("float32", (2, 3)).nbytes == 24
     assert TensorType("complex64", ()).nbytes == 8
     assert TensorType("float32", (2, -1), layout="nested").numel == 0
-    assert parse_type("f32") is None
+    with pytest.raises(ValueError, match="no type: 'f32'"):
+        parse_type("f32")

@@ -39,8 +39,8 @@ def check_call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, fun
         hint = "give a torch.nn.Module" + (", or a function" if functions else "")
         hint = "give an instance: Model()" if isinstance(model, type) else hint
         raise InputError(f"lens traces modules, this is a {type(model).__name__}", where="model", hint=hint)
-    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
-        raise InputError("kwargs must be a dict with names as keys", where=f"kwargs={kwargs!r}"[:80])
+    if not all(isinstance(name, str) for name in kwargs):
+        raise InputError("kwargs must have names as keys", where=f"kwargs={kwargs!r}"[:80])
     signature = _signature(model)
     if signature is None:
         return

@@ -5,7 +5,7 @@ All are frozen and refer to each other by id, never by reference; none holds a t
 
 from __future__ import annotations
 
-from typing import Literal, NewType
+from typing import Literal, NewType, get_args
 
 from attrs import field, frozen
 
@@ -20,7 +20,7 @@ ScopeId = NewType("ScopeId", int)
 LeafKind = Literal["input", "parameter", "buffer", "constant", "external"]
 #: The keyword under which an op tells the autocast state of its call; no argument of its function.
 AUTOCAST = "autocast"
-LEAF_KINDS: tuple[LeafKind, ...] = ("input", "parameter", "buffer", "constant", "external")
+LEAF_KINDS: tuple[LeafKind, ...] = get_args(LeafKind)
 _UNINITIALISED = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "empty_permuted")
 #: Operators of others may have such names, too.
 _TORCHS_OWN = ("torch", "torch.Tensor", "torch._C._VariableFunctions", "torch.ops.aten")
@@ -214,7 +214,7 @@ class Scope:
 
     Args:
         id: Its number, in order of entry.
-        address: The module's first address; empty for the model itself.
+        address: The module's first address; empty for the model itself, ``<ClassName>`` for a module that is not in it.
         aliases: Its other addresses.
         cls: The module's class name.
         call: Which call of this module, from 1.

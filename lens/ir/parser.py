@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from typing import Literal, TypeVar
 
 from attrs import define, evolve, field
 
@@ -34,6 +35,7 @@ from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, d
 from lens.ir.tokens import Line
 from lens.ir.types import parse_type
 
+T = TypeVar("T")
 _op, _value = quick(Op), quick(Value)
 
 
@@ -51,16 +53,6 @@ def parse(text: str, facets: Iterable[type[Facet]] = ()) -> Graph:
 
 
 @define
-class _OpenScope:
-    id: ScopeId
-
-
-@define
-class _OpenComposite:
-    start: int
-
-
-@define
 class _Parser:
     facet_kinds: tuple[type[Facet], ...]
     ops: list[Op] = field(factory=list)
@@ -71,7 +63,8 @@ class _Parser:
     facets: list[Facet] = field(factory=list)
     functions: dict[str, FnRef] = field(factory=dict)
     addresses: dict[str, ValueId] = field(factory=dict)
-    open: list[_OpenScope | _OpenComposite] = field(factory=list)
+    #: What is open, innermost last: scopes by their ids, composites by the number of ops before them.
+    open: list[tuple[Literal["scope"], ScopeId] | tuple[Literal["composite"], int]] = field(factory=list)
     #: One record per place: most operations of a loop stand on a few lines.
     locations: dict[tuple[str, int, str, int, int, int], Location] = field(factory=dict)
     inputs: Bundle = Bundle()
@@ -212,10 +205,10 @@ class _Parser:
             location,
         )
         self.scopes.append(scope)
-        self.open.append(_OpenScope(scope.id))
+        self.open.append(("scope", scope.id))
 
     def composite(self, line: Line) -> None:
-        self.open.append(_OpenComposite(len(self.ops)))
+        self.open.append(("composite", len(self.ops)))
 
     def close(self, line: Line) -> None:
         if not self.open:
@@ -223,13 +216,12 @@ class _Parser:
                 line.fail("nothing is open here")
             self.inside = False
             return
-        opened = self.open.pop()
-        if isinstance(opened, _OpenComposite):
-            self.op(line, interior=len(self.ops) - opened.start)
+        kind, opened = self.open.pop()
+        if kind == "composite":
+            self.op(line, interior=len(self.ops) - opened)
         else:
             outputs = self.value_list(line) if line.accept("->") else ()
-            scope = self.scopes[opened.id]
-            self.scopes[opened.id] = evolve(scope, stop=len(self.ops), outputs=outputs)
+            self.scopes[opened] = evolve(self.scopes[opened], stop=len(self.ops), outputs=outputs)
 
     def read(self, line: Line) -> None:
         kind = line.take("name")
@@ -259,7 +251,7 @@ class _Parser:
             old = self.value(line)
             line.take("mark", "=>")
             effects.append((old, self.declaration(line, op_id, len(results) + len(effects))))
-        yields = self.yields(line) if line.accept("yields") else ()
+        yields = self.listed(line, self.value_or_none) if line.accept("yields") else ()
         duration = float(line.take("number")) if line.accept("took") else 0.0
         self.ops.append(
             _op(
@@ -288,10 +280,7 @@ class _Parser:
         return self.functions[name]
 
     def current_scope(self) -> ScopeId | None:
-        for item in reversed(self.open):
-            if isinstance(item, _OpenScope):
-                return item.id
-        return None
+        return next((ScopeId(opened) for kind, opened in reversed(self.open) if kind == "scope"), None)
 
     def declaration(self, line: Line, producer: OpId | None, index: int) -> ValueId:
         number = ValueId(int(line.take("value")[1:]))
@@ -299,7 +288,6 @@ class _Parser:
             line.fail(f"%{number} is declared twice")
         line.take("mark", ":")
         tensor_type = parse_type(line.take("type"))
-        assert tensor_type is not None
         alias = self.value(line, declared=False) if line.accept("~") else None
         grad = line.take("name") if line.accept("^") else None
         self.values[number] = _value(number, tensor_type, producer, index, alias, None, grad)
@@ -316,20 +304,19 @@ class _Parser:
         return number
 
     def value_list(self, line: Line) -> tuple[ValueId, ...]:
-        values = []
-        line.take("mark", "(")
-        while not line.accept(")"):
-            values.append(self.value(line))
-            line.accept(",")
-        return tuple(values)
+        return self.listed(line, self.value)
 
-    def yields(self, line: Line) -> tuple[ValueId | None, ...]:
-        values: list[ValueId | None] = []
+    def value_or_none(self, line: Line) -> ValueId | None:
+        return None if line.accept("_") else self.value(line)
+
+    def listed(self, line: Line, one: Callable[[Line], T]) -> tuple[T, ...]:
+        """What stands in parentheses, each read by ``one``."""
+        found = []
         line.take("mark", "(")
         while not line.accept(")"):
-            values.append(None if line.accept("_") else self.value(line))
+            found.append(one(line))
             line.accept(",")
-        return tuple(values)
+        return tuple(found)
 
     def at(self, line: Line) -> Location | None:
         if not line.accept("at"):

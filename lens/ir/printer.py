@@ -32,15 +32,15 @@ def print_graph(
 
     Args:
         graph: The graph.
-        locations, times, meta, facets: Leave out what a reader does not need; with all of them the text is complete.
+        locations, times, meta, facets: Whether to print these; with all of them the text is complete.
     """
     return _Printer(graph, locations, times, meta, facets).run()
 
 
-def print_window(graph: Graph, op: OpId, around: int = 3) -> str:
-    """The lines of an op and of its neighbours, the op marked; for error messages."""
+def print_window(graph: Graph, op: OpId) -> str:
+    """The lines of an op and of the three before and after it, the op marked; for error messages."""
     printer = _Printer(graph, True, False, False, False)
-    rows = range(max(0, op - around), min(len(graph.ops), op + around + 1))
+    rows = range(max(0, op - 3), min(len(graph.ops), op + 4))
     return "\n".join(f"{'>' if i == op else ' '} {i}: {printer.op(graph.ops[i])}" for i in rows)
 
 

@@ -10,6 +10,9 @@ from attrs import evolve, field, frozen
 from lens.errors import GraphError
 from lens.ir.elements import Bundle, Leaf, LeafId, Op, OpId, Read, Scope, ScopeId, Value, ValueId
 from lens.ir.graph import Graph
+from lens.ir.quick import quick
+
+_op, _value = quick(Op), quick(Value)
 
 
 @frozen
@@ -201,7 +204,7 @@ class _Renumbering:
             value = self.graph.values[old]
             producer, index = self.made.get(old, (None, 0))
             values.append(
-                Value(
+                _value(
                     self.values[old],
                     value.type,
                     producer,
@@ -225,7 +228,7 @@ class _Renumbering:
     def _op(self, op: Op) -> Op:
         new_id = self.op_ids[op.id]
         assert new_id is not None
-        return Op(  # written out: attrs.evolve costs 5 us, and this runs for every op
+        return _op(  # written out: attrs.evolve costs 5 us, and this runs for every op
             new_id,
             op.function,
             tuple([self._new(v) for v in op.operands]),

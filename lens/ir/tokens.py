@@ -113,5 +113,5 @@ class Line:
         raise TextError(
             what,
             where=f"line {self.number}: {self.text.strip()[:120]}",
-            hint="the text form is described in lens/ir/printer.py",
+            hint="docs/format.md describes the text form",
         )

@@ -85,11 +85,11 @@ def shared_type(dtype: str, shape: tuple[int, ...], device: str, layout: str) ->
 
 
 @lru_cache(maxsize=4096)
-def parse_type(text: str) -> TensorType | None:
-    """Read the text form of a type, such as ``f32[1,3]@cuda:0``; None if it is not one."""
+def parse_type(text: str) -> TensorType:
+    """Read the text form of a type, such as ``f32[1,3]@cuda:0``. Raises ValueError if it is not one."""
     match = _TYPE_TEXT.fullmatch(text)
     if match is None:
-        return None
+        raise ValueError(f"no type: {text!r}")
     extents = match["shape"].split(",") if match["shape"] else []
     return TensorType(
         dtype=_FROM_SHORT.get(match["dtype"], match["dtype"]),
