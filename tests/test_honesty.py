@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 import lens
 from lens.errors import LensError
+from lens.ir.elements import Unseen
+from lens.ir.gaps import BACKWARD, find_gaps
 
 
 def torch_state():
@@ -273,6 +275,14 @@ def test_a_forward_that_has_not_run_when_it_returns_is_a_gap(forward):
     (gap,) = lens.trace(Body(forward), torch.ones(2)).gaps
     assert forward.__name__ in str(gap)
     assert "lens.tracing" in gap.advice
+
+
+def test_what_another_backend_has_missed_is_told_without_advice_for_something_else():
+    graph = lens.trace(TwoBranches(), torch.ones(2, 4)).graph
+    missed = tuple(map(Unseen, (BACKWARD, "the accelerator kept some of it to itself")))
+    backward, own = find_gaps(attrs.evolve(graph, meta=attrs.evolve(graph.meta, unseen=missed)))
+    assert "torch.autograd.grad" in backward.advice
+    assert str(own) == "the accelerator kept some of it to itself: it is not in the graph"
 
 
 def test_a_generator_that_a_block_uses_is_recorded():

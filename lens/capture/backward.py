@@ -11,9 +11,8 @@ import torch
 
 from lens.capture.patches import Entries
 from lens.capture.regions import Sight
+from lens.ir.gaps import BACKWARD
 
-#: What a trace says of one.
-BACKWARD = "a backward pass ran"
 _METHOD = torch.Tensor.backward.__code__
 
 

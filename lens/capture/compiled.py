@@ -15,12 +15,10 @@ from lens.capture.module_calls import MODULE_CALL
 from lens.capture.patches import Entries
 from lens.capture.regions import Sight
 from lens.functions import unpatched
+from lens.ir.gaps import NO_SCOPE
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-#: What ``history.gaps`` says where a module is called by a way that the trace does not watch.
-NO_SCOPE = "a module outside of the model that module.compile() has compiled was called; its operations have no scope"
 
 #: private: the function that turns the compiler's stance into what runs; without it, ``set_stance`` for all threads
 _STANCE = "_callback_from_stance"

@@ -15,6 +15,7 @@ from lens.capture.recorder import EXPOSING, Recorder
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import TensorRecord, storage_of
 from lens.functions import Function, tensors_in
+from lens.ir.gaps import UNORDERED
 from lens.ir.places import Site
 from lens.ir.tape import OP_FUNCTION, OP_OPERANDS, OP_RESULTS, RawTemplate, Tape, seal_template
 from lens.ir.templates import Node, Opaque, Template, map_nodes
@@ -94,10 +95,6 @@ class JobRecorder(Recorder):
                 for tensor in tensors_in(args) if self.main is not None else ():
                     self.main.memory.copy_exposed(tensor)  # type: ignore[union-attr]
         super().read(kind, args, result, frame)
-
-
-#: What ``history.gaps`` says where the order of the graph need not be that of the run.
-UNORDERED = "work in two threads used the same memory, and wrote to it"
 
 
 def splice(main: Recorder, job: JobRecorder) -> None:

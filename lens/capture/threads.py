@@ -26,13 +26,10 @@ from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
 from lens.capture.sites import Locator
 from lens.capture.splicing import JobRecorder, splice
+from lens.ir.gaps import NOT_ENDED, NOT_SEEN
 
 #: How a backend records into a recorder in the thread that asks.
 Record: TypeAlias = Callable[[Recorder], AbstractContextManager[None]]
-
-
-_NOT_ENDED = "work in another thread had not ended when the trace did"
-_NOT_SEEN = "work was handed to another thread, where this backend does not see it"
 
 
 class Jobs:
@@ -110,7 +107,7 @@ class Jobs:
         for number in list(self._running):
             job = self._running.pop(number, None)
             if job is not None:
-                self._recorder.tape.unseen.append((_NOT_ENDED, job.call_site))
+                self._recorder.tape.unseen.append((NOT_ENDED, job.call_site))
                 job.leave()
                 job.retire()
 
@@ -139,7 +136,7 @@ def _wrap_handing_out(original: Callable[..., Any], entries: Entries) -> Callabl
     def hand_out(*args: Any, **kwargs: Any) -> Any:
         recorders = entries.get(get_ident())
         if recorders:
-            recorders[-1].tape.unseen.append((_NOT_SEEN, recorders[-1].site(sys._getframe(1))))
+            recorders[-1].tape.unseen.append((NOT_SEEN, recorders[-1].site(sys._getframe(1))))
         return original(*args, **kwargs)
 
     return hand_out

@@ -14,12 +14,10 @@ from torch.nn.parameter import is_lazy
 from lens.capture.footprint import EVERYWHERE, Footprint
 from lens.capture.nodes import harmless_node_class
 from lens.capture.tensor_table import EXPOSED, TensorRecord
+from lens.ir.gaps import UNCOUNTED
 
 if TYPE_CHECKING:
     from lens.capture.recorder import Recorder
-
-#: What ``history.gaps`` says of a run, or a part of one, in inference mode.
-UNCOUNTED = "torch counts no writes to tensors made in inference mode"
 
 
 class UnseenWrites:

@@ -28,16 +28,25 @@ _OPAQUE = {
     "lens.": "a tensor subclass keeps other tensors inside; what it does with them is not in the graph",
     "": "what it is made of is not in the graph",
 }
-#: What to do about what the backend knows that it missed, by a part of what it says.
+UNCOUNTED = "torch counts no writes to tensors made in inference mode"
+NOT_SEEN = "work was handed to another thread, where this backend does not see it"
+NOT_ENDED = "work in another thread had not ended when the trace did"
+UNORDERED = "work in two threads used the same memory, and wrote to it"
+NO_SCOPE = "a module outside of the model that module.compile() has compiled was called; its operations have no scope"
+BACKWARD = "a backward pass ran"
+#: The end of a sentence that begins with what the model returned.
+RUNS_LATER = "whose code runs only when it is used"
+#: What the backend knows that it did not see, and what to do about it.
 _UNSEEN = {
-    "inference mode": "a write by code out of sight would not be noticed; trace under torch.no_grad() to find such",
-    "does not see it": "its results are leaves of unknown origin; torch_function and decoration record in threads",
-    "same memory": "the order in the graph need not be the real one, and values of that memory may be wrong; have one "
+    UNCOUNTED: "a write by code out of sight would not be noticed; trace under torch.no_grad() to find such",
+    NOT_SEEN: "its results are leaves of unknown origin; torch_function and decoration record in threads",
+    NOT_ENDED: "wait for it in the forward to see it",
+    UNORDERED: "the order in the graph need not be the real one, and values of that memory may be wrong; have one "
     "thread wait for the other",
-    "have no scope": "make it a part of the model, or call torch.compile(module) instead",
-    "runs only when it is used": "none of it is in the graph; use it inside of `with lens.tracing(model)`",
-    "backward pass": "what it adds to the grad of tensors is not in the graph; use torch.autograd.grad to see it",
-    "": "wait for it in the forward to see it",
+    NO_SCOPE: "make it a part of the model, or call torch.compile(module) instead",
+    BACKWARD: "what it adds to the grad of tensors is not in the graph; use torch.autograd.grad to see it",
+    RUNS_LATER: "none of it is in the graph; use it inside of `with lens.tracing(model)`",
+    "": "it is not in the graph",
 }
 
 
@@ -79,7 +88,7 @@ def find_gaps(graph: Graph) -> tuple[Gap, ...]:
         advice = next(text for prefix, text in _OPAQUE.items() if name.startswith(prefix))
         gaps.append(Gap("opaque", f"{name} ran as one operation", advice, location, times))
     for unseen, times in Counter(graph.meta.unseen).items():
-        advice = next(text for part, text in _UNSEEN.items() if part in unseen.what)
+        advice = next(text for sentence, text in _UNSEEN.items() if unseen.what.endswith(sentence))
         gaps.append(Gap("unseen", unseen.what, advice, unseen.location, times))
     if graph.meta.backend and "reads" not in graph.meta.capabilities:
         advice = "numbers and arrays made from tensors may be constants of this run; torch_function sees the reads"
