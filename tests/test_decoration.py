@@ -32,6 +32,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 import lens
+from lens.capture import swapping
 from lens.capture.backend import backends
 from lens.ir.printer import print_graph
 from lens.validate.check import check
@@ -596,3 +597,17 @@ def test_the_compiler_is_loaded_whole_while_functions_are_replaced():
     """In a process of its own: it is loaded once. Before, it kept stand-ins, and raised from then on."""
     done = subprocess.run([sys.executable, "-c", LOADS_THE_COMPILER], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_closure_with_a_name_that_is_bound_later_is_no_hindrance(monkeypatch):
+    def make():
+        def function(x):
+            return later(x)
+
+        if function is None:
+            later = torch.relu
+        return function
+
+    function = make()
+    monkeypatch.setattr(swapping, "_functions", lambda: [(function, function)])
+    assert swapping.SwapTable(lambda original, reported: functools.partial(original)).places(()) is not None

@@ -33,7 +33,7 @@ from lens.capture.bindings import Place, binding, bound_at, reached_from
 from lens.capture.item_slots import emptying
 from lens.capture.keeping import UNSEEN
 from lens.capture.patches import Property, awake, compile_as, fill_tables, is_asleep
-from lens.functions import Kind, describe, is_openable, unpatched
+from lens.functions import Kind, describe, is_filled, is_openable, unpatched
 
 #: Makes the replacement of a function, given as what torch reports it (``Tensor.add`` for ``Tensor.__add__``).
 Wrap: TypeAlias = Callable[[Any, Any], Callable[..., Any]]
@@ -190,7 +190,7 @@ class SwapTable:
     def _in_cells(self) -> Iterator[Swap]:
         """Functions of C that one of Python keeps in its closure: ``Tensor.__pow__`` keeps ``TensorBase.pow``."""
         for function, _ in list(self._replacements.values()):
-            for cell in getattr(function, "__closure__", None) or ():
+            for cell in filter(is_filled, getattr(function, "__closure__", None) or ()):
                 content = cell.cell_contents
                 if not isinstance(content, FunctionType) and id(content) in self._replacements:
                     bind = partial(setattr, cell, "cell_contents")
