@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
 from threading import get_ident
-from typing import Any
+from types import FrameType
+from typing import Any, TypeAlias
 
 import torch
 
@@ -34,6 +35,9 @@ _LEGACY = ("torch._vmap_internals", "torch.autograd.functional")
 #: Where a function that ``functionalize`` made begins and ends. Private: without them its result is an external leaf.
 _BEGIN, _END = "_func_increment_nesting", "_func_decrement_nesting"
 
+#: What has begun so: the frame that makes both calls, and what to do at the end.
+_Begun: TypeAlias = list[tuple[FrameType, ExitStack, list[list[Any]]]]
+
 
 def watch_transforms(sight: Sight) -> None:
     """Record transforms of ``torch.func`` as opaque operations."""
@@ -41,9 +45,10 @@ def watch_transforms(sight: Sight) -> None:
         sight.patch(owner, attribute, wrap)
     transforms = import_module("torch._functorch.eager_transforms")
     if hasattr(transforms, _BEGIN) and hasattr(transforms, _END):
-        sight.patch(transforms, _BEGIN, _wrap_beginning)
+        begun: _Begun = []
+        sight.patch(transforms, _BEGIN, _wrap_beginning, (sight, begun))
         # no patch of the sight's, which would be hidden while the function runs
-        sight.stack.enter_context(patched(transforms, _END, _wrap_end, sight))
+        sight.stack.enter_context(patched(transforms, _END, _wrap_end, begun))
 
 
 @functools.cache
@@ -139,8 +144,8 @@ def _wrap_beginning(original: Callable[..., int], entries: Entries) -> Callable[
         level = original(reapply_views)
         frame = sys._getframe(1)
         given = frame.f_locals
-        sights: list[Sight] = [sight for sight in entries.get(get_ident()) or () if sight.open]
-        if sights and {"args", "kwargs", "func"} <= given.keys():
+        known: list[tuple[Sight, _Begun]] = [one for one in entries.get(get_ident()) or () if one[0].open]
+        if known and {"args", "kwargs", "func"} <= given.keys():
             remove = "mutations" if reapply_views else "mutations_and_views"
             again = frame.f_globals["functionalize"](given["func"], remove=remove)
             stack = ExitStack()
@@ -148,9 +153,9 @@ def _wrap_beginning(original: Callable[..., int], entries: Entries) -> Callable[
                 stack.enter_context(
                     running(sight, ref, (again, *given["args"]), given["kwargs"], frame.f_back, may_write=True)
                 )
-                for sight in reversed(sights)
+                for sight, _ in reversed(known)
             ]
-            sights[-1].begun.append((frame, stack, found))
+            known[-1][1].append((frame, stack, found))
         return level
 
     return begin
@@ -162,9 +167,9 @@ def _wrap_end(original: Callable[[], int], entries: Entries) -> Callable[[], int
     def end() -> int:
         level = original()
         frame = sys._getframe(1)
-        for sight in entries.get(get_ident()) or ():
-            if sight.begun and sight.begun[-1][0] is frame:
-                _, stack, found = sight.begun.pop()
+        for begun in entries.get(get_ident()) or ():
+            if begun and begun[-1][0] is frame:
+                _, stack, found = begun.pop()
                 with stack:
                     for results in found if "outputs" in frame.f_locals else ():
                         results.append(frame.f_locals["outputs"])

@@ -72,8 +72,6 @@ class Sight:
         stack.callback(self.unpatch)
         #: The work handed to other threads (``threads.Jobs``).
         self.jobs: Any = None
-        #: Regions of which one call begins and another ends: the frame that makes both, and what to do at the end.
-        self.begun: list[tuple[FrameType, ExitStack, list[list[Any]]]] = []
 
     def patch(self, owner: Any, name: str, wrap: Wrap, entry: Any = None, in_regions: bool = False) -> None:
         """Patch an attribute, if this torch has it, for this trace. The entry is the sight, if it is not given.

@@ -1,4 +1,4 @@
-"""What no function mode sees: the making of a tensor subclass from a tensor, and writes to a storage as such."""
+"""The making of a tensor subclass from a tensor, which no function mode sees."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from lens.capture.keeping import UNSEEN
 from lens.capture.patches import Entries
-from lens.capture.recorder import Recorder
 from lens.capture.regions import Sight
 from lens.functions import describe
 
@@ -22,8 +20,6 @@ def watch_subclasses(sight: Sight) -> None:
     # private: without _make_subclass a parameter made in the forward is an external leaf, and disclosed
     for name in ("as_subclass", "_make_subclass"):
         sight.patch(torch.Tensor, name, _wrapper)
-    for name in ("fill_", "copy_", "__setitem__"):
-        sight.patch(torch.UntypedStorage, name, _wrap_storage_write)
 
 
 def _wrapper(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
@@ -41,20 +37,6 @@ def _wrapper(original: Callable[..., Any], entries: Entries) -> Callable[..., An
         return result
 
     return make
-
-
-def _wrap_storage_write(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
-    def write(self: Any, *args: Any) -> Any:
-        for sight in entries.get(get_ident()) or ():
-            recorder: Recorder = sight.recorder
-            for record in recorder.tensors.records_on(self._cdata):
-                tensor = record()
-                if tensor is not None:
-                    with UNSEEN():
-                        recorder.memory.expose(tensor)
-        return original(self, *args)
-
-    return write
 
 
 def _dispatches(kind: Any) -> bool:

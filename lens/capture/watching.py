@@ -12,6 +12,7 @@ from lens.capture.functorch import watch_transforms
 from lens.capture.parts import value_by_wrapping
 from lens.capture.regions import Sight
 from lens.capture.scripted import watch_scripts
+from lens.capture.storages import watch_storages
 from lens.capture.subclasses import watch_subclasses
 from lens.capture.threads import Record, watch_threads
 
@@ -30,6 +31,7 @@ def watch_regions(sight: Sight, record: Record) -> None:
     watch_autograd_functions(sight)
     watch_backward(sight)
     watch_subclasses(sight)
+    watch_storages(sight)
     watch_threads(sight, record)
     recorder = sight.recorder
 
