@@ -22,6 +22,9 @@ from lens.ir.elements import FnRef, split_function_name
 from lens.schemas import has_random_tag, returns_fresh, returns_view, schemas_of, shows_or_copies
 from lens.writes import UPDATES_STATISTICS, Place, writes_of
 
+#: Types of tensors whose functions nobody but a mode overrides.
+PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+
 
 class Kind(IntEnum):
     """How a call of a function is recorded."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import ref
 
 import torch
-from torch.nn import Parameter
 
 from lens.capture.footprint import Footprint, FootprintIndex
+from lens.functions import PLAIN_TYPES
 
 if TYPE_CHECKING:
     from lens.capture.tensor_table import TensorRecord
@@ -280,5 +280,5 @@ class AliasSet:
 
 def _counted_by(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor whose count of writes this one has: what it is a view of, or itself."""
-    base = tensor._base if type(tensor) in (torch.Tensor, Parameter) else None
+    base = tensor._base if type(tensor) in PLAIN_TYPES else None
     return tensor if base is None else base

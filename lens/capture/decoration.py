@@ -23,13 +23,13 @@ from torch.overrides import TorchFunctionMode
 from lens.capture.decorations import Decorations
 from lens.capture.item_slots import unknown_layout
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import PLAIN_TYPES, Opener, asker, asks_by_attribute, wrap_guard
+from lens.capture.opening import Opener, asker, asks_by_attribute, wrap_guard
 from lens.capture.patches import LOCK, Entries
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.trace_modes import TraceMode, mode_stack
 from lens.capture.watching import watch_regions
-from lens.functions import Function, Kind, describe, unpatched
+from lens.functions import PLAIN_TYPES, Function, Kind, describe, unpatched
 
 #: private: who has switched torch's functions' overriding off; where torch's functions of C are.
 _NEEDED = ("_is_torch_function_all_disabled", "_VariableFunctions")

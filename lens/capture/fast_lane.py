@@ -23,11 +23,10 @@ from torch.autograd.graph import Node
 from torch.nn import Parameter
 
 from lens.capture.encoding import ATOMS, FIRST_SLOT, SLOTS
-from lens.capture.leaves import TENSOR_TYPES
 from lens.capture.nodes import MOST_NODES
 from lens.capture.operands import SEQUENCES
 from lens.capture.recorder import Recorder
-from lens.functions import Function, Kind
+from lens.functions import PLAIN_TYPES, Function, Kind
 
 #: A ``__torch_function__``, or what one hands a call to.
 Handler: TypeAlias = Callable[..., Any]
@@ -127,7 +126,7 @@ def fast_lane(  # noqa: C901  # the custom of small functions costs 5 % here
                 elif kind in ATOMS or (kind is tuple and ATOMS.issuperset(map(type, arg))):
                     encoded = (_FIRST_SLOTS[len(operands)] if encoded is None else encoded) + (arg,)
                     continue
-                elif kind in SEQUENCES and len(arg) < _MANY and TENSOR_TYPES.issuperset(map(type, arg)):
+                elif kind in SEQUENCES and len(arg) < _MANY and PLAIN_TYPES.issuperset(map(type, arg)):
                     first = len(operands)
                     encoded = _FIRST_SLOTS[first] if encoded is None else encoded
                     operands += (*values_of(arg),)

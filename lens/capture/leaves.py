@@ -7,7 +7,6 @@ from collections.abc import Callable
 from operator import itemgetter
 
 import torch
-from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lens.capture.addresses import AddressBook
@@ -17,12 +16,11 @@ from lens.capture.selection import Selection, fits
 from lens.capture.sites import Locator
 from lens.capture.tensor_table import Reserved, TensorRecord, TensorTable
 from lens.capture.unseen import odd_type
+from lens.functions import PLAIN_TYPES
 from lens.ir.elements import LeafKind
 from lens.ir.places import Site
 from lens.ir.tape import Tape, ValueRow
 
-#: Tensors of no class of their own.
-TENSOR_TYPES = frozenset({torch.Tensor, nn.Parameter})
 #: Of a tensor with its names, and of a reserved one.
 _TENSOR, _STORAGE = itemgetter(0), itemgetter(2)
 #: The row of a value that is described at the end.
@@ -106,9 +104,9 @@ class LeafRecorder:
         """Give the parameters and buffers of the model their values; sealing leaves out what nothing uses."""
         values, begin = self._values, len(self._values)
         named, known = self.addresses.registered(), self._by_id
-        if not (TENSOR_TYPES.issuperset(map(type, map(_TENSOR, named.values()))) and known.keys().isdisjoint(named)):
+        if not (PLAIN_TYPES.issuperset(map(type, map(_TENSOR, named.values()))) and known.keys().isdisjoint(named)):
             # The others are met when they are used: subclasses, and what a lazy module has yet to shape.
-            named = {n: one for n, one in named.items() if type(one[0]) in TENSOR_TYPES and n not in known}
+            named = {n: one for n, one in named.items() if type(one[0]) in PLAIN_TYPES and n not in known}
         rest = self.tensors.reserve(named, begin)
         reserved = self.tensors.reserved
         values += [_UNDESCRIBED] * len(reserved)

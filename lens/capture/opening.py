@@ -29,9 +29,6 @@ _GUARDS = {
 #: Calls a mode for a function that has asked.
 _TELL = overrides.handle_torch_function.__code__
 
-#: Tensor types whose functions nobody but a mode overrides.
-PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
-
 
 def _no(*_: Any) -> bool:
     return False

@@ -10,9 +10,10 @@ import torch
 
 from lens.capture.addresses import AddressBook
 from lens.capture.encoding import ATOMS, ArgumentEncoder, slot
-from lens.capture.leaves import TENSOR_TYPES, LeafRecorder
+from lens.capture.leaves import LeafRecorder
 from lens.capture.selection import Selection
 from lens.capture.sites import Locator
+from lens.functions import PLAIN_TYPES
 from lens.ir.tape import RawTemplate
 from lens.ir.templates import Slot
 
@@ -50,7 +51,7 @@ def _plan(kinds: tuple[type, ...]) -> _Plan:
     tensors: list[list[int]] = [[]]
     others: list[int] = []
     for place, kind in enumerate(kinds):
-        if kind in TENSOR_TYPES:
+        if kind in PLAIN_TYPES:
             tensors[-1].append(place)
         elif kind not in ATOMS:
             others.append(place)
@@ -111,7 +112,7 @@ class OperandRecorder(LeafRecorder):
     def _encoded(self, arg: Any, operands: list[int]) -> RawTemplate:
         """The template of an argument that is no plain constant or tensor."""
         kind = type(arg)
-        if kind in SEQUENCES and arg and TENSOR_TYPES.issuperset(map(type, arg)):
+        if kind in SEQUENCES and arg and PLAIN_TYPES.issuperset(map(type, arg)):
             first = len(operands)
             operands += self.values_of(arg)
             return self.encoder.slots_in(kind, first, len(operands))
@@ -138,7 +139,7 @@ class OperandRecorder(LeafRecorder):
                 values += known[1]
                 continue
             kind = type(item)
-            if kind in TENSOR_TYPES:
+            if kind in PLAIN_TYPES:
                 record = by_id.get(id(item))
                 is_settled = (
                     record is not None

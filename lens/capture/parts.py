@@ -15,13 +15,12 @@ import torch
 from lens.capture.keeping import MODES_OFF, UNSEEN
 from lens.capture.tensor_table import storage_of
 from lens.capture.unseen import same_bits
-from lens.functions import Function, Kind, call_opaque
+from lens.functions import PLAIN_TYPES, Function, Kind, call_opaque
 from lens.ir.elements import FnRef
 
 if TYPE_CHECKING:
     from lens.capture.recorder import Recorder
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 #: Those of less than a byte: torch cannot copy them.
 _PACKED = {getattr(torch, f"{kind}{bits}", None) for kind in ("int", "uint") for bits in range(1, 8)}
 WRAP = Function(call_opaque, FnRef("lens", "wrap", opaque=True), Kind.OP)
@@ -30,7 +29,7 @@ UNWRAP = Function(call_opaque, FnRef("lens", "unwrap", opaque=True), Kind.OP)
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensors that one of a subclass keeps in its attributes."""
-    if type(tensor) in _PLAIN:
+    if type(tensor) in PLAIN_TYPES:
         return []
     return [part for part in getattr(tensor, "__dict__", {}).values() if isinstance(part, torch.Tensor)]
 

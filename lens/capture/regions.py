@@ -21,14 +21,13 @@ from torch import overrides
 from torch.overrides import TorchFunctionMode
 
 from lens.capture.keeping import UNSEEN, has_drawn
-from lens.capture.leaves import TENSOR_TYPES
-from lens.capture.opening import PLAIN_TYPES, Opener
+from lens.capture.opening import Opener
 from lens.capture.patches import LOCK, Entries, Patch, Wrap, hidden, patch
 from lens.capture.recorder import Call, Recorder
 from lens.capture.tensor_table import version_of
 from lens.capture.trace_modes import TraceMode, mode_stack, set_mode_stack
 from lens.capture.unseen import same_bits
-from lens.functions import Function, Kind, call_opaque, describe, unpatched
+from lens.functions import PLAIN_TYPES, Function, Kind, call_opaque, describe, unpatched
 from lens.ir.elements import FnRef
 from lens.ir.templates import Slot
 
@@ -193,7 +192,7 @@ class Observer(TraceMode):
         self._copied = len(self.versions)
         with UNSEEN(), _WRAPPERS_OFF():
             for tensor in uncopied:
-                may_be = type(tensor) in TENSOR_TYPES and not (tensor.requires_grad or tensor.is_meta)
+                may_be = type(tensor) in PLAIN_TYPES and not (tensor.requires_grad or tensor.is_meta)
                 if may_be and tensor.layout is torch.strided:
                     self.copies.append((tensor, tensor.detach().clone()))
 

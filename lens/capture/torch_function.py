@@ -20,13 +20,13 @@ from torch import nn, overrides
 
 from lens.capture.fast_lane import fast_lane
 from lens.capture.module_calls import MODULE_CALL, wrap_module_call
-from lens.capture.opening import PLAIN_TYPES, Opener, asker, wrap_guard
+from lens.capture.opening import Opener, asker, wrap_guard
 from lens.capture.patches import Entries, Property
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
 from lens.capture.trace_modes import TraceMode, pushed
 from lens.capture.watching import watch_regions
-from lens.functions import C_TYPES, Function, Kind, describe, unpatched
+from lens.functions import C_TYPES, PLAIN_TYPES, Function, Kind, describe, unpatched
 
 
 class TorchFunctionBackend:

@@ -13,6 +13,7 @@ from torch import nn
 
 from lens.errors import LensError, PayloadError, StaleValueError
 from lens.foreign import Raised, attempt
+from lens.functions import PLAIN_TYPES
 from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
@@ -180,8 +181,7 @@ class _Check:
     def _proved(self, op: Op) -> tuple[tuple[ValueId, ...], dict[str, str]]:
         """What ``_perturbed`` finds of an op that gives its results again."""
         operands, saved = self._replayed(op)
-        plain = torch.Tensor, nn.Parameter
-        if all(type(tensor) in plain for tensor in (*operands.values(), *saved.values())):
+        if PLAIN_TYPES.issuperset(map(type, (*operands.values(), *saved.values()))):
             return self._perturbed(op, operands, saved)
         return attempt(partial(self._perturbed, op, operands, saved), _refuse_comparison)  # these may refuse anything
 
