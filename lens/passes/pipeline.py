@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from lens.errors import PassError
-from lens.options import check_options, options_of, read_word
+from lens.options import check_options, read_word
 from lens.passes.protocol import Pass
 
 _NAME = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?P<opens>\{)?")
