@@ -16,6 +16,7 @@ from lens.passes.conditionals import ConditionalsPass
 from lens.passes.containment import ContainmentPass
 from lens.passes.manager import PassManager
 from lens.registry import providers
+from lens.validate.invariants import violations
 
 
 def conditions(function, x=None):
@@ -300,6 +301,20 @@ graph {
     facet = PassManager((ContainmentPass(),)).run(graph).graph[Containment]
     assert facet.ops == (1, 1, 1, None)
     assert facet.leaves == (None, 1)
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+def test_what_a_block_computes_from_an_input_outside_of_modules_stays_outside(backend):
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.ReLU()))
+    x = torch.ones(2, 3)
+    with lens.tracing(model, backend=backend) as history:
+        model(x * 2 + torch.rand(2, 3))
+        model(torch.zeros(2, 3))
+    modules = {
+        name: history[name].containing_module_origin_nested[:1] for name in ("mul_1", "add_1", "relu_1", "zeros_1")
+    }
+    assert modules == {"mul_1": [], "add_1": [], "relu_1": ["0:1"], "zeros_1": ["0:2"]}
+    assert violations(history)["containment"] == []
 
 
 def test_buffers_have_the_module_of_their_consumer():

@@ -251,7 +251,8 @@ class Containment(Facet):
     """The module call of every op and leaf (paper, step four); None for what belongs to the model itself.
 
     Args:
-        ops: Per op: the scope recorded, or for an op outside any scope the one of its consumers.
+        ops: Per op: the scope recorded; for an op outside any scope that no input led to, or whose backend sees no
+            scopes, the one of its consumers.
         leaves: Per leaf: the scope of its first consumer.
     """
 

@@ -186,8 +186,11 @@ def _longest(start: Iterable[OpId], edges: list[list[OpId]], order: Iterable[int
 
 
 def _containment(history: ModelHistory) -> Iterator[str]:
-    """The module of an op is the innermost call around it; what has none takes that of a consumer."""
+    """The module of an op is the innermost call around it; what has none takes that of a consumer, or none, if the
+    calls were seen and it was computed from an input."""
     graph, facet = history.graph, history.graph[Containment]
+    outside = "scopes" in graph.meta.capabilities and any(op.scope is None for op in graph.ops)
+    steps = _ways(graph, [op.reads for op in graph.ops])["min_from_input"] if outside else [None] * len(graph.ops)
     innermost: list[ScopeId | None] = [None] * len(graph.ops)
     for scope in graph.scopes:  # in order of entry, so inner ones come later
         innermost[scope.start : scope.stop] = [scope.id] * (scope.stop - scope.start)
@@ -195,6 +198,8 @@ def _containment(history: ModelHistory) -> Iterator[str]:
         if op.scope is not None and op.scope != around:
             yield f"op {op.id} is recorded in scope {op.scope}, the innermost call around it is {around}"
         consumers = {facet.ops[user] for value in op.writes for user in graph.users(value)}
+        if steps[op.id] is not None:
+            consumers = {None}
         if op.scope is None and told not in (consumers or {None}):
             yield f"op {op.id} belongs to scope {told}, its consumers to {sorted(map(str, consumers))}"
     for leaf, told in zip(graph.leaves, facet.leaves, strict=True):
