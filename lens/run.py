@@ -35,6 +35,7 @@ from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.entry_index import EntryRow, ordinals
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
+from lens.ir.naming import layer_type
 from lens.ir.payloads import Payload, PayloadStore, Stale
 from lens.ir.tape import SiteTable, number_values, seal
 from lens.passes.granularity import GranularityPass
@@ -132,14 +133,17 @@ class Run(AbstractContextManager["Run"]):
         with UNSEEN():
             recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
         if recorder.stop is not None and recorder.keeper.failure is None:
-            reached = recorder.stop.reached
-            why = f"the model caught what was to end it at {reached}" if reached else ""
-            warn_user(f"the run went to its end: {why or f'{recorder.stop.missing} was never reached'}")
+            warn_user(f"the run went to its end: {self._why_not_stopped(recorder.stop)}")
 
     def _is_ended_by(self, error: BaseException | None) -> bool:
         """Whether this is how the run was ended, or what scripted and other code in between has made of it."""
         stop = self.recorder.stop
         return isinstance(error, Stopped) or (isinstance(error, Exception) and stop is not None and bool(stop.reached))
+
+    def _why_not_stopped(self, stop: Stop) -> str:
+        if stop.reached:
+            return f"the model caught what was to end it at {stop.reached}"
+        return stop.missing({*self.addresses.by_address(), *(layer_type(row[0]) for row in self.recorder.tape.ops)})
 
     @contextmanager
     def block(self) -> Iterator[None]:

@@ -84,6 +84,13 @@ def test_patterns_and_keys(save, expected):
     assert saved(lens.trace(Net(), X, save=save)) == expected
 
 
+@pytest.mark.parametrize("save", ["constant", "constant_1", "constant_1_2:1"])
+def test_a_function_that_is_called_as_a_kind_of_leaf_is(save):
+    model = nn.Module()
+    model.forward = lambda x: nn.init.constant_(x.clone(), 1.0) * 1
+    assert saved(lens.trace(model, torch.ones(2), save=save)) == ["constant_1_2:1"]
+
+
 @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
 def test_a_mixed_list_holds_nothing_else_in_memory(backend):
     asked = []
@@ -285,8 +292,30 @@ class TestStopAt:
             history = lens.trace(Net(), X, stop_at="cell:9")
         assert history.output_layers == ["output_1"]
 
+    @pytest.mark.parametrize("backend", ["torch_function", "torch_dispatch"])
+    def test_every_layer_type_that_a_trace_gives(self, backend):
+        class Square(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x * x
+
+        def run(x):
+            x = nn.functional.interpolate(torch.linalg.inv(Square.apply(x)), scale_factor=2)
+            return torch.fft.fft(nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")).abs().norm()
+
+        model = nn.Module()
+        model.forward = run
+        x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        types = {e.layer_type for e in lens.get_model_structure(model, x, backend=backend) if e.func_applied_name}
+        for kind in types:
+            assert lens.trace(model, x, stop_at=kind, backend=backend)[-1].layer_type == kind
+
+    def test_a_type_that_never_runs_is_told_the_nearest(self):
+        with pytest.warns(UserWarning, match=r"tahn was never reached; nearest: \['tanh'\]"):
+            lens.trace(Net(), X, stop_at="tahn")
+
     def test_an_unknown_module(self):
-        for stop_at in ("body", ["stem", "body"], "steam.*", "relu_2_5"):
+        for stop_at in ("heads", ["stem", "heads"], "steam.*", "body.fc", "relu_2_5"):
             with pytest.raises(lens.LensError, match=r"no module '.*' to stop at(.|\n)*layer type"):
                 lens.trace(Net(), X, stop_at=stop_at)
         for stop_at in (3, [], True, ["stem", 2], nn.ReLU):

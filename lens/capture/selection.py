@@ -17,10 +17,11 @@ from lens.ir.elements import FnRef
 from lens.ir.naming import layer_type
 from lens.ir.tape import ModuleNames, ValueRow
 
-_LABEL = re.compile(r"(?P<type>[a-z][a-z0-9]*)((?P<number>_\d+(_\d+)?)(:\d+)?)?")
+_TYPE = "[a-z][a-z0-9]*"
+_LABEL = re.compile(rf"(?P<type>{_TYPE})((?P<number>_\d+(_\d+)?)(:\d+)?)?")
 _TAKES = 'give "all", "none", a label, a module address, an ordinal, a pattern, a layer type'
-#: What labels call inputs and the like, which no operation makes.
-_NO_OPERATIONS = frozenset({"input", "buffer", "constant", "external"})
+#: What labels call inputs and the like; functions may be called so, too (``nn.init.constant_``).
+_LEAVES = frozenset({"input", "buffer", "constant", "external"})
 
 
 @frozen
@@ -134,10 +135,10 @@ def make_selection(save: Save, modules: Mapping[str, nn.Module]) -> Selection:
         label = _LABEL.fullmatch(key)
         if address and address in modules:
             addresses.add(address)
-        elif label and label["type"] == "output":
-            outputs = True
-        elif label and label["type"] not in _NO_OPERATIONS:
+        elif label:
             types.add(label["type"])
+            outputs = outputs or label["type"] == "output"
+            leaves = leaves or label["type"] in _LEAVES
             if not label["number"]:
                 words.add(key)  # it may be the name of an input, too
         else:
@@ -196,8 +197,13 @@ def is_pattern(key: str) -> bool:
     return any(mark in key for mark in "*?[")
 
 
+def may_be_type(word: str) -> bool:
+    """Whether an operation can be of this layer type: libraries and users have functions of any name."""
+    return re.fullmatch(_TYPE, word) is not None
+
+
 def is_type(word: str) -> bool:
-    """Whether torch has a function of which this can be the layer type."""
+    """Whether torch itself has a function of which this can be the layer type, at the places where users find most."""
     places = (torch, torch.Tensor, torch.nn.functional, torch.linalg, torch.fft, torch.special)
     return any(word == name.replace("_", "").lower() for place in places for name in dir(place))
 

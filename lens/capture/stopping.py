@@ -10,7 +10,7 @@ from attrs import define, field
 from torch import nn
 
 from lens.capture.keeping import Keeper
-from lens.capture.selection import Predicate, RunningOp, Selection, is_pattern, is_type, matching, split
+from lens.capture.selection import Predicate, RunningOp, Selection, is_pattern, is_type, matching, may_be_type, split
 from lens.errors import InputError
 from lens.ir.tape import ModuleNames
 
@@ -55,10 +55,12 @@ class Stop:
             self.predicates = [p for p in self.predicates if not keeper.ask("stop_at", p, op, value)]
             self._end_if_all(f"{op.type} in {op.address}" if op.address else op.type)
 
-    @property
-    def missing(self) -> str:
-        """What never came."""
-        return ", ".join((*sorted(self.waiting | self.types), *["an operation for a function"] * bool(self.predicates)))
+    def missing(self, names: Iterable[str]) -> str:
+        """What never came, with the nearest of these names."""
+        words = sorted(self.waiting | self.types)
+        near = dict.fromkeys(name for word in words for name in _nearest(word, names))
+        what = ", ".join((*words, *["an operation for a function"] * bool(self.predicates)))
+        return f"{what} was never reached{f'; nearest: {list(near)}' if near else ''}"
 
     def _end_if_all(self, reached: str) -> None:
         if not (self.waiting or self.types or self.predicates):
@@ -89,7 +91,7 @@ def make_stop(stop_at: StopAt | None, selection: Selection, modules: Mapping[str
             stop.waiting.add(str(key))
         elif isinstance(key, str) and is_pattern(key) and matching(key, modules):
             stop.waiting.update(matching(key, modules))
-        elif isinstance(key, str) and is_type(key):
+        elif isinstance(key, str) and key != "saved" and _means_type(key, modules):
             stop.types.add(key)
         else:
             raise InputError(f"there is no module {key!r} to stop at", where=_WHERE, hint=_hint(key, modules))
@@ -109,6 +111,15 @@ def _all_saved(selection: Selection) -> set[str]:
     return waiting | calls
 
 
+def _means_type(key: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a key can be a layer type and is no misspelt address."""
+    return is_type(key) or (may_be_type(key) and not _nearest(key, modules, cutoff=0.8))
+
+
+def _nearest(key: object, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    return get_close_matches(str(key), sorted(filter(None, names)), n=3, cutoff=cutoff)
+
+
 def _hint(key: object, modules: Mapping[str, nn.Module]) -> str:
-    near = get_close_matches(str(key), filter(None, modules), n=3)
+    near = _nearest(key, modules)
     return f"{f'nearest: {near}; ' if near else ''}{_TAKES}; labels are known only after the run"
