@@ -73,6 +73,14 @@ def test_figure_2a_colours_shapes_dashes_and_title():
     assert (defaults["graph"]["labelloc"], defaults["graph"]["labeljust"]) == ("t", "l")
 
 
+def test_the_title_counts_a_parameter_that_the_model_returns():
+    model = nn.Linear(4, 4)
+    both = nn.Module()
+    both.model, both.forward = model, lambda x: (model(x), model.weight)
+    history = lens.trace(both, torch.ones(2, 4))
+    assert (history.num_tensors_total, history.drawing().title[1]) == (3, "3 tensors total (128 B)")
+
+
 def test_figure_2b_the_text_of_a_layer():
     nodes, *_ = lowered(drawn("2b"))
     linear = nodes["linear_1_1"]

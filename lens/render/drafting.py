@@ -91,13 +91,13 @@ class _Drafting:
         return Cluster(_cluster_id(scope.id), scope.address, scope.cls, *place, scope.aliases)
 
     def _title(self) -> tuple[str, ...]:
-        rows = [row for row in self.index.rows if row.output is None]
-        size = sum(self.graph.values[row.value].type.nbytes for row in rows)
+        tensors = {row.value for row in self.index.rows}  # an output mostly shows one of another entry
+        size = sum(self.graph.values[value].type.nbytes for value in tensors)
         parameters = [parameter.type for parameter in self.graph.meta.parameters]
         weights = human_bytes(sum(t.nbytes for t in parameters))
         return (
             self.graph.meta.model,
-            f"{len(rows):,} tensors total ({human_bytes(size)})",
+            f"{len(tensors):,} tensors total ({human_bytes(size)})",
             f"{sum(t.numel for t in parameters):,} parameters ({weights})",
         )
 
