@@ -61,6 +61,22 @@ def test_flops_of_an_lstm():
     assert history.total_flops == lstm.flops  # once, though it has three results
 
 
+def test_flops_of_a_packed_lstm_follow_from_its_lengths():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 8)
+
+        def forward(self, x):
+            packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 1]))
+            return self.lstm(packed)[0].data
+
+    model, x = Packed(), torch.randn(3, 2, 4)
+    history = lens.trace(model, x)
+    assert history["lstm_1"].flops == history.total_flops == 4 * 2 * (4 + 8) * 4 * 8
+    assert lens.trace(model, x, save="none")["lstm_1"].flops is None
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t", "densenet121"])
 def test_flops_of_models_are_those_of_torch(name):
     model = getattr(import_torchvision().models, name)().eval()
