@@ -98,8 +98,8 @@ def tracing(
     """Record a block of code that is not a single call: ``with lens.tracing(model) as history: ...``.
 
     The history can be used when the block has ended. Tensors that are met for the first time in the block are its
-    inputs; results that are still there at its end and that nothing read are its outputs. The modules that the block
-    calls are those that its operations belong to, as the submodules of a model are.
+    inputs; results that are still there at its end (what ``save`` keeps is) and that nothing read are its outputs. The
+    modules that the block calls are those that its operations belong to, as the submodules of a model are.
 
     Args:
         model: The module, or several by name, whose parts give tensors and modules their addresses; None if there is
