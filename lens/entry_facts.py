@@ -145,6 +145,10 @@ class TensorFacts(EntryView):
         return next((i for i, item in enumerate(items) if item == wanted), self._row.index)
 
 
+#: How a call says that it is to write to its first argument, if its name does not.
+_INPLACE = ("inplace", True)
+
+
 class CallFacts(EntryView):
     """The function call."""
 
@@ -228,8 +232,12 @@ class CallFacts(EntryView):
 
     @property
     def function_is_inplace(self) -> bool:
-        """Whether it wrote to one of its tensors instead of making a new one."""
-        return self._op is not None and self._op.function.mutates and self._value.alias_of is not None
+        """Whether it wrote to one of its tensors instead of making a new one, as with ``out=`` and ``inplace=True``."""
+        if self._op is None or self._value.alias_of is None:
+            return False
+        return self._op.function.mutates or any(
+            name == "out" or (name, arg) == _INPLACE for name, arg in self._op.kwargs
+        )
 
     @property
     def gradfunc_name(self) -> str | None:

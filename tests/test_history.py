@@ -199,6 +199,22 @@ def test_entry_attributes(branches):
     assert "cpu" in rand.func_rng_states
 
 
+@pytest.mark.parametrize("passes", ["granularity{level=leaf},labels", "granularity{level=api},labels"])
+def test_what_is_in_place_by_an_argument_is(passes):
+    def run(x):
+        y = x.clone()
+        torch.add(x, 1, out=y)
+        nn.functional.relu(y, inplace=True)
+        return nn.functional.relu(y, inplace=False)
+
+    model = nn.Module()
+    model.forward = run
+    history = lens.trace(model, torch.ones(2), passes=passes)
+    in_place = [(e.layer_type, e.function_is_inplace) for e in history if e.layer_type in ("clone", "add", "relu")]
+    assert in_place[:2] == [("clone", False), ("add", True)]
+    assert [in_place[2], in_place[-1]] == [("relu", True), ("relu", False)]
+
+
 def test_entry_attributes_of_modules_and_parameters(branches):
     e = branches["fc"]
     assert (e.computed_with_params, e.num_param_tensors, e.num_params_total) == (True, 2, 20)
