@@ -369,6 +369,20 @@ class TestStopAt:
         assert (vars(nn.Module).copy(), torch.relu, nn.functional.has_torch_function_unary) == before
 
 
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, t):
+        return t * 2
+
+
+def in_a_thread(tensor):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(nn.ReLU(), tensor).result()
+
+
+USING_MODULES = (nn.Flatten(), lambda t: nn.ReLU()(t).mean(), torch.jit.script(nn.ReLU()), Twice.apply, in_a_thread)
+
+
 class TestTransform:
     def test_a_function(self):
         history = lens.trace(Net(), X, transform=lambda t: t.flatten(1).mean(1))
@@ -381,6 +395,20 @@ class TestTransform:
     def test_it_is_not_recorded(self, backend):
         plain = lens.trace(Net(), X, backend=backend).layer_list
         assert lens.trace(Net(), X, backend=backend, save=["stem"], transform=torch.sin).layer_list == plain
+
+    @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+    @pytest.mark.parametrize("function", USING_MODULES)
+    def test_what_functions_of_the_user_call_is_not_recorded(self, function, backend):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+        def shown(history):
+            return history.layer_list, [scope.address for scope in history.graph.scopes], history.gaps
+
+        plain = lens.trace(net, X, backend=backend)
+        asking = {"save": lambda op: function(torch.ones(2, 4)) is not None}
+        transforming = ({"save": save, "transform": function} for save in ("all", "0", plain.layer_list[1]))
+        for options in (asking, *transforming):
+            assert shown(lens.trace(net, X, backend=backend, **options)) == shown(plain)
 
     def test_a_dtype_and_a_device(self):
         history = lens.trace(Net(), X, transform=torch.float16)

@@ -88,8 +88,8 @@ class _DecorationSight(Sight):
             stack.insert(place, self.recording)
 
     @property
-    def open(self) -> bool:
-        """Whether the trace is looking; it is not inside an operation that runs as it is."""
+    def is_on(self) -> bool:
+        """Whether nothing has taken the recording off."""
         return self.recording in self.recordings.get(get_ident(), ())
 
 

@@ -49,6 +49,8 @@ class Keeper:
         self.picked: set[int] = set()
         #: What a function of the user raised; none is called after that.
         self.failure: Failure | None = None
+        #: Whether one is running: nothing that it calls is part of the trace.
+        self.asking = False
         #: Set by who can end the run: does so.
         self.on_failure: Callable[[], object] = lambda: None
         #: Keeps lens's own calls out of the trace; a backend sets it that would see them all the same.
@@ -79,7 +81,11 @@ class Keeper:
         if self.failure is not None:
             return False
         shown = f"a tensor of shape {op.shape} of {op.dtype}"
-        answer = attempt(lambda: bool(predicate(op)), lambda error: self.fail(Failure(option, error, value, shown)))
+        self.asking = True
+        try:
+            answer = attempt(lambda: bool(predicate(op)), lambda error: self.fail(Failure(option, error, value, shown)))
+        finally:
+            self.asking = False
         return answer is True
 
     def fail(self, failure: Failure) -> None:
@@ -128,7 +134,11 @@ class Keeper:
             self.fail(Failure("transform", error, value, f"{_described(tensor)} of {dtype}"))
 
         with UNSEEN(), MODES_OFF():
-            kept: object = attempt(lambda: transform(given), fail)
+            self.asking = True
+            try:
+                kept: object = attempt(lambda: transform(given), fail)
+            finally:
+                self.asking = False
             if not isinstance(kept, torch.Tensor):
                 fail(TypeError(f"it gave a {type(kept).__name__} instead of a tensor"))  # unless it has failed
                 return

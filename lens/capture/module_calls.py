@@ -32,7 +32,7 @@ def wrap_module_call(original: Callable[..., Any], recorders: Entries) -> Callab
 
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         stack = recorders.get(get_ident())
-        if not stack:
+        if not stack or stack[-1].keeper.asking:
             return original(self, *args, **kwargs)
         recorder: Recorder = stack[-1]
         entered = recorder.enter(self, args, kwargs, sys._getframe(1))

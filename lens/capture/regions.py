@@ -120,7 +120,12 @@ class Sight:
 
     @property
     def open(self) -> bool:
-        """Whether the backend is looking; it is not inside an operation that runs as it is."""
+        """Whether the backend is looking; not inside an operation that runs as it is, or a function of the user."""
+        return self.is_on and not self.recorder.keeper.asking
+
+    @property
+    def is_on(self) -> bool:
+        """Whether nothing has taken the backend off."""
         return self.mode is None or self.mode in mode_stack()
 
 

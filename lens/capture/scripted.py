@@ -41,7 +41,7 @@ def _wrapper(kind: str) -> Callable[..., Any]:
         writes: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not entries.get(get_ident()):
+            if not any(sight.open for sight in entries.get(get_ident()) or ()):
                 return original(self, *args, **kwargs)
             owner = getattr(self, "owner", None)
             tensors = [] if owner is None else list(_tensors(owner))

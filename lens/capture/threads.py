@@ -135,7 +135,7 @@ def disclose_threads(recorder: Recorder, stack: ExitStack) -> None:
 def _wrap_handing_out(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
     def hand_out(*args: Any, **kwargs: Any) -> Any:
         recorders = entries.get(get_ident())
-        if recorders:
+        if recorders and not recorders[-1].keeper.asking:
             recorders[-1].tape.unseen.append((NOT_SEEN, recorders[-1].site(sys._getframe(1))))
         return original(*args, **kwargs)
 
@@ -144,7 +144,7 @@ def _wrap_handing_out(original: Callable[..., Any], entries: Entries) -> Callabl
 
 def _jobs(entries: Entries) -> tuple[Sight, Jobs] | None:
     stack = entries.get(get_ident())
-    return (stack[-1], stack[-1].jobs) if stack else None
+    return (stack[-1], stack[-1].jobs) if stack and not stack[-1].recorder.keeper.asking else None
 
 
 def _wrap_start(original: Callable[..., Any], entries: Entries) -> Callable[..., Any]:
