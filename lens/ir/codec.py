@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 import cattrs
 
 from lens.errors import FileFormatError, RenderError
+from lens.foreign import Raised, attempt
 from lens.ir.elements import LEAF_KINDS, LeafKind
-from lens.ir.facets import BUILT_IN, Facet, UnknownFacet
+from lens.ir.facets import BUILT_IN, Facet, UnknownFacet, why_no_facet
 from lens.ir.templates import Map, Opaque, Seq, Slice, Slot, Symbol, Template, one_nan
+from lens.user_warnings import warn_user
 
 _MAX_DEPTH = 200
 
@@ -153,17 +155,33 @@ def dump_facet(facet: Facet) -> tuple[str, Any]:
     """A facet as its name and plain data. Raises RenderError if it holds something that is none."""
     if isinstance(facet, UnknownFacet):
         return facet.original, json.loads(facet.fields)
-    data = CONVERTER.unstructure(facet)
+    name, why_not = facet.name, why_no_facet(type(facet))
+    if why_not:
+        raise RenderError(
+            f"facet {name!r:.60} has no form in files and text: {why_not}",
+            where=f"class {type(facet).__qualname__}",
+            hint='give it a name of its own, such as name: ClassVar[str] = "my_facet"',
+        )
+
+    def refuse(error: Exception) -> NoReturn:
+        raise RenderError(
+            f"facet {name!r} has fields that are not what they are declared as: {Raised.of(error)}",
+            where=f"facet {name}",
+            hint=_PLAIN_FIELDS,
+        ) from error
+
+    data = attempt(lambda: CONVERTER.unstructure(facet), refuse)
     strange = next(_strange(data), None)
     if strange is not None:
         raise RenderError(
-            f"facet {facet.name!r} holds {strange}, for which files and text have no form",
-            where=f"facet {facet.name}",
-            hint="give its fields as numbers, text, lists and dicts with keys of text",
+            f"facet {name!r} holds {strange}, for which files and text have no form",
+            where=f"facet {name}",
+            hint=_PLAIN_FIELDS,
         )
-    return facet.name, data
+    return name, data
 
 
+_PLAIN_FIELDS = "give its fields as numbers, text, lists and dicts with keys of text"
 _PLAIN = frozenset({type(None), bool, int, float, str})
 
 
@@ -194,13 +212,21 @@ def _too_large(*numbers: int) -> Iterator[str]:
 def load_facet(name: str, data: Any, kinds: Iterable[type[Facet]] = ()) -> Facet:
     """The facet of this name; an ``UnknownFacet`` if its type is neither built in nor among ``kinds``.
 
-    Raises FileFormatError if the data do not fit the type.
+    One of these that cannot be made of the data is left as it is, too, with a warning. Raises FileFormatError if the
+    data do not fit a type that is built in.
     """
-    known = {kind.name: kind for kind in (*kinds, *BUILT_IN)}
-    if name not in known:
-        return UnknownFacet(name, json.dumps(data))
-    facet: Facet = structure(data, known[name], f"facet {name}")
-    return facet
+    built_in = next((kind for kind in BUILT_IN if kind.name == name), None)
+    if built_in is not None:
+        facet: Facet = structure(data, built_in, f"facet {name}")
+        return facet
+    for kind in kinds:
+        if kind.name == name:
+            made = attempt(lambda: CONVERTER.structure(data, kind))  # noqa: B023  # called at once
+            if not isinstance(made, Raised):
+                return made
+            warn_user(f"facet {name!r} is kept as it was written, as no {kind.__qualname__} can be made of it: {made}")
+            break
+    return UnknownFacet(name, json.dumps(data))
 
 
 def structure(data: Any, kind: Any, where: str) -> Any:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lens.ir.rewrite import GraphMap
 
 T = TypeVar("T")
+#: What the text form takes for one word.
+_NAME = re.compile(r"[\w.-]+")
 #: The form of labels (paper, "Layer nomenclature").
 _LABEL, _LEAF_LABEL = re.compile(r"[^_]+_[0-9]{1,18}_[0-9]{1,18}"), re.compile(r"[^_]+_[0-9]{1,18}")
 
@@ -289,6 +291,8 @@ def why_no_facet(kind: object) -> str:
         return "it is no subclass of lens.ir.facets.Facet"
     if not isinstance(kind.name, str) or not kind.name:
         return "it has no name"
+    if not _NAME.fullmatch(kind.name):
+        return f"its name {kind.name!r:.60} is not made of letters, digits, '_', '-' and '.'"
     if kind not in BUILT_IN and kind.name in {known.name for known in BUILT_IN}:
         return f"lens itself has a facet {kind.name!r}"
     return ""
