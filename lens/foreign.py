@@ -5,7 +5,8 @@ What such code raises is a finding, not an accident: a verdict tells it. So no s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from traceback import walk_tb
 from typing import NoReturn, TypeVar, overload
 
 from attrs import frozen
@@ -71,9 +72,21 @@ def message_of(error: BaseException) -> str:
 
 def origin(error: BaseException) -> str:
     """File and line of the innermost frame of an error."""
-    traceback = error.__traceback__
-    if traceback is None:
-        return ""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+    return next((line for _, line in _frames(error)), "")
+
+
+def origin_in(owner: object, error: BaseException) -> str:
+    """File and line of the innermost frame of an error in the package of an object's class; empty if none is."""
+    package = _package(type(owner).__module__)
+    return next((line for module, line in _frames(error) if _package(module) == package), "")
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _frames(error: BaseException) -> Iterator[tuple[str, str]]:
+    """Module, and file with line, of the frames of an error, innermost first."""
+    found = walk_tb(error.__traceback__)
+    for frame, line in reversed(list(found)):
+        yield str(frame.f_globals.get("__name__")), f"{frame.f_code.co_filename}:{line}"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from lens.errors import GraphError, PassError
 from lens.history import ModelHistory
@@ -14,7 +14,7 @@ from lens.ir.facets import Ancestry, Distances, Facet, Granularity, Labels, Orph
 from lens.ir.parser import parse
 from lens.ir.payloads import PayloadStore
 from lens.ir.printer import print_graph
-from lens.ir.rewrite import Restructured, keep_ops
+from lens.ir.rewrite import GraphMap, Restructured, keep_ops
 from lens.passes.distances import DistancesPass
 from lens.passes.granularity import GranularityPass
 from lens.passes.labels import LabelsPass
@@ -272,6 +272,19 @@ def test_bad_pipelines_are_told(text, message):
         parse_pipeline(text, {**pass_classes(), "choosy": Choosy})
 
 
+def test_what_an_option_raises_and_an_option_that_comes_twice_are_told():
+    @frozen
+    class Choosy(OrphansPass):
+        level: object = field(default=1, converter={"low": 1, 1: 1}.__getitem__)
+
+    with pytest.raises(
+        PassError, match=r"'choosy' does not take these options: KeyError: 'hihg'\n.*choosy{level=hihg}"
+    ):
+        parse_pipeline("choosy{level=hihg}", {"choosy": Choosy})
+    with pytest.raises(PassError, match="option 'level' is given twice"):
+        parse_pipeline("choosy{level=low,level=low}", {"choosy": Choosy})
+
+
 @frozen
 class Needy:
     name = "needy"
@@ -397,6 +410,104 @@ def test_a_complaint_that_is_no_text_is_told_all_the_same():
 
     with pytest.raises(PassError, match="pass 'complains' failed: GraphError: 3"):
         PassManager((Complains(),)).run(parse(CHAIN))
+
+
+class Wrong(Facet):
+    name = "wrong"
+
+    def verify(self, graph):
+        yield "op 1: is wrong"
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@frozen
+class Does:
+    """A pass that does what it is told."""
+
+    body: object
+    provides: tuple = ()
+    name = "does"
+    requires = ()
+    preserves = ()
+
+    def run(self, graph, context):
+        return self.body(graph)
+
+
+def raises(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (lambda graph: raises(NoText()), r"'does' failed: NoText: no message\n  where: {here}:\d+\n"),
+        (lambda graph: raises(ValueError("x" * 9999)), r"'does' failed: ValueError: x{{200}}\n  where: {here}:\d+\n"),
+        (lambda graph: setattr(graph, "ops", ()), r"'does' failed: FrozenInstanceError: .*\n  where: {here}:\d+\n"),
+        (
+            lambda graph: graph[Labels],
+            r"GraphError: the graph has no Labels .*\n  where: {here}:\d+, graph of .*\n  to do",
+        ),
+        (
+            lambda graph: PassResult((Wrong(),)),
+            r"'does' failed: GraphError: op 1: is wrong\n  where: .*\n  0: .*\n> 1: ",
+        ),
+    ],
+)
+def test_an_error_of_a_pass_is_told_in_a_line_with_its_place(body, told):
+    with pytest.raises(PassError, match=told.format(here=__file__)):
+        PassManager((Does(body, (Wrong,) if "Wrong" in body.__code__.co_names else ()),)).run(parse(CHAIN))
+
+
+def moved(new_map):
+    return Does(lambda graph: PassResult((), Restructured(keep_ops(graph, graph.ops).graph, new_map)))
+
+
+@pytest.mark.parametrize(
+    ("new_map", "what"),
+    [
+        (GraphMap(()), "there are 0 ops for 2"),
+        (GraphMap((0, 99)), "op 99 does not exist"),
+        (GraphMap((0, 0)), "two ops become one"),
+        (GraphMap((0, 1), {0: 77}), "value 77 does not exist"),
+        (GraphMap((0, 1), {-1: 0}), "value -1 does not exist"),
+        (GraphMap((0, 1), {0: 0}, {9: 1}), "op 9 does not exist"),
+        (GraphMap((0, 1), [0, 1, 2]), "values or absorbed no mapping"),
+    ],
+)
+def test_a_map_that_leads_nowhere_is_an_error_of_the_pass(new_map, what):
+    with pytest.raises(PassError, match=f"pass 'does' restructured the graph to a graph with a map in which .*{what}"):
+        PassManager((moved(new_map),)).run(parse(CHAIN))
+
+
+def test_a_value_stays_of_its_type():
+    graph = parse(CHAIN.replace("%2: f32[2]", "%2: f32[3]"))
+    PassManager((moved(GraphMap((0, 1), {0: 0, 1: 0, 2: 2})),)).run(graph)
+    with pytest.raises(PassError, match="%2 becomes a value of another type, %1"):
+        PassManager((moved(GraphMap((0, 1), {2: 1})),)).run(graph)
+
+
+def test_facets_that_a_pass_took_over_unasked_are_dropped():
+    same = GraphMap((0, 1), {0: 0, 1: 1, 2: 2})
+    renames = Does(lambda graph: PassResult((), Restructured(evolve(graph, ops=graph.ops), same)))
+    assert run(CHAIN, LabelsPass(), renames).facets == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: PassManager(LabelsPass()), "the passes of a manager are a LabelsPass, and no tuple"),
+        (lambda: PassManager((), verify="paranoid"), "verify cannot be 'paranoid'"),
+        (lambda: PassManager((LabelsPass,)).run(parse(CHAIN)), "'labels' is no pass: it is a class"),
+    ],
+)
+def test_what_a_manager_is_given_is_checked(make, what):
+    with pytest.raises(PassError, match=what):
+        make()
 
 
 def test_a_facet_is_asked_for_by_its_type():

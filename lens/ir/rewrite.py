@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from attrs import evolve, field, frozen
 
@@ -33,6 +34,35 @@ class GraphMap:
     def surviving_ops(self) -> list[OpId]:
         """The old ids of the ops that are left, in order."""
         return [OpId(old) for old, new in enumerate(self.ops) if new is not None]
+
+
+def why_no_map(graph_map: GraphMap, old: Graph, new: Graph) -> str:
+    """In what a map cannot lead from one graph to another; empty if it can. Linear."""
+    parts: tuple[Any, Any, Any] = graph_map.ops, graph_map.values, graph_map.absorbed  # as foreign code gave them
+    ops, values, absorbed = parts
+    if not (isinstance(ops, (tuple, list)) and isinstance(values, Mapping) and isinstance(absorbed, Mapping)):
+        return "ops are no tuple, or values or absorbed no mapping"
+    if len(ops) != len(old.ops):
+        return f"there are {len(ops)} ops for {len(old.ops)}"
+    kept = [op for op in ops if op is not None]
+    named: tuple[tuple[str, Iterable[object], Sequence[object]], ...] = (
+        ("op", kept, new.ops),
+        ("op", absorbed.values(), new.ops),
+        ("op", absorbed, old.ops),
+        ("value", values.values(), new.values),
+        ("value", values, old.values),
+    )
+    for what, ids, there in named:
+        strange = next((one for one in ids if type(one) is not int or not 0 <= one < len(there)), None)
+        if strange is not None:
+            return f"{what} {strange!r:.40} does not exist"
+    if len(set(kept)) < len(kept):
+        return "two ops become one; one of them is None, or stands in absorbed"
+    for value, becomes in values.items():
+        before, after = old.values[value].type, new.values[becomes].type
+        if before is not after and before != after:  # nearly all are one object
+            return f"%{value} becomes a value of another type, %{becomes}"
+    return ""
 
 
 @frozen

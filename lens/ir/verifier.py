@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from attrs import frozen
 
 from lens.errors import GraphError
 from lens.ir.elements import OpId, ValueId
+from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.printer import print_window
 from lens.ir.templates import Map, Seq, Slice, Slot, Template, slots
+
+#: How many problems an error lists, and how much of what a facet says.
+_SHOWN, _WIDTH = 5, 200
 
 
 @frozen
@@ -25,17 +30,32 @@ class Problem:
 def verify(graph: Graph) -> None:
     """Check every rule. Raises GraphError with the first problems and the lines around the first op concerned."""
     problems = find_problems(graph)
-    if not problems:
-        return
+    if problems:
+        listed = "; ".join(f"[{p.rule}] {p.what}" for p in problems[:_SHOWN])
+        raise GraphError(
+            f"the graph breaks {len(problems)} structural rule(s): {listed}{_more(problems)}",
+            where=_place(graph, problems),
+            hint="mend the pass or backend that made this graph",
+        )
+
+
+def verify_facets(graph: Graph, facets: Iterable[Facet]) -> None:
+    """Check facets of a graph. Raises GraphError with what contradicts it and the lines around the first op named."""
+    problems = _contradictions(graph, facets)
+    if problems:
+        raise GraphError(
+            f"{'; '.join(p.what for p in problems[:_SHOWN])}{_more(problems)}",
+            where=_place(graph, problems),
+        )
+
+
+def _more(problems: Sequence[Problem]) -> str:
+    return f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+
+
+def _place(graph: Graph, problems: Sequence[Problem]) -> str:
     first = next((p.op for p in problems if p.op is not None), None)
-    window = "" if first is None else "\n" + print_window(graph, first)
-    listed = "; ".join(f"[{p.rule}] {p.what}" for p in problems[:5])
-    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-    raise GraphError(
-        f"the graph breaks {len(problems)} structural rule(s): {listed}{more}",
-        where=f"graph of {graph.meta.model}{window}",
-        hint="mend the pass or backend that made this graph",
-    )
+    return f"graph of {graph.meta.model}" + ("" if first is None else "\n" + print_window(graph, first))
 
 
 def find_problems(graph: Graph) -> list[Problem]:
@@ -46,8 +66,19 @@ def find_problems(graph: Graph) -> list[Problem]:
         if problems and rule == "references":
             return problems
     if not problems:
-        problems = [Problem("facet", None, what) for facet in graph.facets for what in facet.verify(graph)]
+        problems = _contradictions(graph, graph.facets)
     return problems
+
+
+def _contradictions(graph: Graph, facets: Iterable[Facet]) -> list[Problem]:
+    found = (str(what)[:_WIDTH] for facet in facets for what in facet.verify(graph))
+    return [Problem("facet", _op_named(what, graph), what) for what in found]
+
+
+def _op_named(what: str, graph: Graph) -> OpId | None:
+    """The op of which a complaint of a facet tells: those begin with it."""
+    named = re.match(r"op ([0-9]{1,18})\b", what)
+    return OpId(int(named[1])) if named and int(named[1]) < len(graph.ops) else None
 
 
 Finding = tuple[OpId | None, str]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from lens.errors import GraphError, PassError
-from lens.foreign import origin
+from lens.errors import LensError, PassError
+from lens.foreign import Raised, origin, origin_in
 from lens.ir.facets import Facet
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
-from lens.ir.rewrite import GraphMap, Restructured
-from lens.ir.verifier import verify
+from lens.ir.rewrite import GraphMap, Restructured, why_no_map
+from lens.ir.verifier import verify, verify_facets
 from lens.passes.protocol import Pass, PassContext, PassResult, why_no_pass
 from lens.signal_handlers import is_from_handler
 
@@ -64,6 +64,20 @@ class PassManager:
     providers: Mapping[type[Facet], Pass] = field(factory=dict)
     verify: VerifyLevel = "cheap"
     instruments: Sequence[Instrument] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.passes, (tuple, list)):
+            raise PassError(
+                f"the passes of a manager are a {type(self.passes).__name__}, and no tuple",
+                where="PassManager(passes)",
+                hint="a tuple of one is written (LabelsPass(),)",
+            )
+        if self.verify not in get_args(VerifyLevel):
+            raise PassError(
+                f"verify cannot be {self.verify!r:.40}",
+                where="PassManager(verify=)",
+                hint=f"give one of {', '.join(get_args(VerifyLevel))}",
+            )
 
     def run(self, graph: Graph, payloads: PayloadStore | None = None) -> PipelineResult:
         """Run all passes; the graph given is untouched.
@@ -132,15 +146,16 @@ class PassManager:
         start = perf_counter()
         with _Blame(one):
             result = one.run(state.graph, PassContext(state.payloads))
-        _check_contract(one, result)
+        _check_contract(one, result, state.graph)
         with _Blame(one):
             graph = _apply(one, state.graph, result)
             if self.verify != "off":
                 self._verify(graph, result)
-        state.graph = graph
-        if result.restructured is not None:
-            moved = result.restructured.map
-            state.payloads = state.payloads.remap(moved.values, moved.ops, moved.absorbed)
+            payloads = state.payloads
+            if result.restructured is not None:
+                moved = result.restructured.map
+                payloads = payloads.remap(moved.values, moved.ops, moved.absorbed)
+        state.graph, state.payloads = graph, payloads
         record = PassRecord(one.name, perf_counter() - start, before, len(graph.ops))
         state.records.append(record)
         for instrument in self.instruments:
@@ -149,10 +164,8 @@ class PassManager:
     def _verify(self, graph: Graph, result: PassResult) -> None:
         if self.verify == "full" or result.restructured is not None:
             verify(graph)
-            return
-        problems = [what for facet in result.facets for what in facet.verify(graph)]
-        if problems:
-            raise GraphError(str(problems[0]), where=f"{len(problems)} problem(s) in the new facets")
+        else:
+            verify_facets(graph, result.facets)
 
 
 class _State:
@@ -162,6 +175,9 @@ class _State:
         self.graph = graph
         self.payloads = payloads
         self.records: list[PassRecord] = []
+
+
+_MEND = "the graph it was given is untouched; mend the pass or leave it out of passes="
 
 
 class _Blame:
@@ -178,24 +194,26 @@ class _Blame:
             return
         if is_from_handler(error):
             return
-        raise PassError(
-            f"pass {self.one.name!r} failed: {type(error).__name__}: {error}",
-            where=origin(error),
-            hint="the graph it was given is untouched; mend the pass or leave it out of passes=",
-        ) from error
+        line, hint = origin_in(self.one, error), _MEND
+        if isinstance(error, LensError):
+            told, line = f"{type(error).__name__}: {error.what}", ", ".join(filter(None, (line, error.where)))
+            hint = "; ".join(filter(None, (error.hint, hint)))
+        else:
+            told, line = str(Raised.of(error)), line or origin(error)
+        raise PassError(f"pass {self.one.name!r} failed: {told}", where=line, hint=hint) from error
 
 
 def _check_declarations(one: Pass) -> None:
-    why_not = why_no_pass(one)
+    why_not = "it is a class" if isinstance(one, type) else why_no_pass(one)
     if why_not:
         raise PassError(
             f"{getattr(one, 'name', type(one).__name__)!r} is no pass: {why_not}",
-            where=f"class {type(one).__qualname__}",
+            where=f"class {(one if isinstance(one, type) else type(one)).__qualname__}",
             hint="a tuple of one is written (Labels,); docs/writing-passes.md says what a pass has",
         )
 
 
-def _check_contract(one: Pass, result: object) -> None:
+def _check_contract(one: Pass, result: object, graph: Graph) -> None:
     if not isinstance(result, PassResult):
         raise PassError(
             f"pass {one.name!r} returned a {type(result).__name__}",
@@ -208,7 +226,7 @@ def _check_contract(one: Pass, result: object) -> None:
             where=f"facets={result.facets!r:.80}",
             hint="return PassResult((facet,)), with an instance of each facet",
         )
-    wrong = _why_not_restructured(result.restructured)
+    wrong = _why_not_restructured(result.restructured, graph)
     if wrong:
         raise PassError(
             f"pass {one.name!r} restructured the graph to {wrong}",
@@ -226,7 +244,7 @@ def _check_contract(one: Pass, result: object) -> None:
         )
 
 
-def _why_not_restructured(made: object) -> str:
+def _why_not_restructured(made: object, graph: Graph) -> str:
     """What a pass gave in the place of a graph with its map; empty if it gave one, or None."""
     if made is None:
         return ""
@@ -234,7 +252,8 @@ def _why_not_restructured(made: object) -> str:
         return f"a {type(made).__name__}"
     parts: tuple[object, object] = made.graph, made.map
     if isinstance(parts[0], Graph) and isinstance(parts[1], GraphMap):
-        return ""
+        why_not = why_no_map(parts[1], graph, parts[0])
+        return f"a graph with a map in which {why_not}" if why_not else ""
     return " with ".join(f"a {type(part).__name__}" for part in parts)
 
 
@@ -244,8 +263,8 @@ def _apply(one: Pass, graph: Graph, result: PassResult) -> Graph:
     new = result.restructured.graph
     carried = []
     for facet in graph.facets:
-        if type(facet) in one.preserves:
+        if type(facet) in one.preserves and type(facet) not in one.provides:
             moved = facet.remap(result.restructured.map)
             if moved is not None:
                 carried.append(moved)
-    return new.with_facets(*carried, *result.facets)
+    return evolve(new, facets=(*carried, *result.facets))  # without those that it may have taken over unasked

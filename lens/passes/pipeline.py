@@ -6,8 +6,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import NoReturn
 
 from lens.errors import PassError
+from lens.foreign import Raised, attempt
 from lens.options import check_options, read_word
 from lens.passes.protocol import Pass
 
@@ -56,8 +58,10 @@ def _expect(pattern: re.Pattern[str], text: str, place: int) -> re.Match[str]:
 
 def _options(text: str, place: int) -> tuple[dict[str, object], int]:
     """The options whose braces are open at a place of the text, and where they end."""
-    options = {}
+    options: dict[str, object] = {}
     while match := _OPTION.match(text, place):
+        if match["name"] in options:
+            raise PassError(f"option {match['name']!r} is given twice", where=text, hint="leave one of them out")
         options[match["name"]], place = _value(text, match.end())
         place = _expect(_BEHIND_OPTION, text, place).end()
     return options, _expect(_CLOSE, text, place).end()
@@ -81,11 +85,14 @@ def _make(name: str, options: Mapping[str, object], text: str, known: Mapping[st
             hint=f"known passes: {', '.join(sorted(known))}",
         )
     check_options(f"pass {name!r}", known[name], options, PassError, where=text)
-    try:
-        return known[name](**options)
-    except (TypeError, ValueError) as error:
+
+    def refuse(error: Exception) -> NoReturn:
+        plain = isinstance(error, (TypeError, ValueError)) and error.args  # attrs gives more than the text
         raise PassError(
-            f"pass {name!r} does not take these options: {error.args[0] if error.args else error}",
+            f"pass {name!r} does not take these options: {error.args[0] if plain else Raised.of(error)}",
             where=text,
             hint="`lens passes` lists the options of every pass",
         ) from error
+
+    cls = known[name]
+    return attempt(lambda: cls(**options), refuse)
