@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lens import registry
 from lens.errors import InputError, LensError, RenderError
-from lens.foreign import Raised, attempt, origin
+from lens.foreign import Raised, attempt, origin, origin_in
 from lens.ir.facets import Facet, why_no_facets
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore
@@ -214,7 +214,7 @@ def render(history: Any, renderer: Renderer) -> Rendered:
         if isinstance(error, LensError):
             raise error
         what = f"{renderer.name} failed: {Raised.of(error)}"
-        raise RenderError(what, where=origin(error), hint="mend the renderer") from error
+        raise RenderError(what, where=origin_in(renderer, error) or origin(error), hint="mend the renderer") from error
 
     with stage(f"making {renderer.name}"):
         given = history.with_facets(*renderer.requires)
@@ -225,6 +225,8 @@ def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
     """Write what a renderer made, each file whole or not at all, and give the path. Raises RenderError."""
     target = path_of(path)
     files: Mapping[str, str | bytes] = rendered if isinstance(rendered, Mapping) else {"": rendered}
+    if not files:
+        raise RenderError("the renderer gave no file", where=str(target), hint="a renderer gives at least one file")
     for name, content in files.items():
         if not isinstance(content, (str, bytes)) or not _is_inside(name):
             raise RenderError(
@@ -238,4 +240,4 @@ def write_rendered(rendered: Rendered, path: str | PathLike[str]) -> str:
 
 
 def _is_inside(name: object) -> bool:
-    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return isinstance(name, str) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts

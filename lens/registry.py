@@ -15,13 +15,13 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from attrs import field, frozen
-from attrs.validators import deep_mapping, instance_of
 
 from lens.errors import PluginError
 from lens.foreign import attempt
 from lens.ir.facets import Facet, why_no_facet
 from lens.passes.protocol import Pass, why_no_pass
 from lens.render.renderer import why_no_renderer
+from lens.user_warnings import warn_user
 
 ENTRY_POINT_GROUP = "lens.plugins"
 _WHY_NOT: Mapping[str, Callable[[object], str]] = MappingProxyType(
@@ -31,8 +31,17 @@ _WHY_NOT: Mapping[str, Callable[[object], str]] = MappingProxyType(
 _ONE = {"passes": "pass", "backends": "backend", "renderers": "renderer", "facets": "facet"}
 
 
+def _all_text(manifest: object, attribute: Any, section: object) -> None:
+    """The validator of a section."""
+    if not isinstance(section, Mapping):
+        raise TypeError(f"{attribute.name} is a {type(section).__name__}, and no dict")
+    for part in (*section, *section.values()):
+        if not isinstance(part, str):
+            raise TypeError(f'{attribute.name} holds {part!r:.80}, where text such as "module:attribute" is to stand')
+
+
 def _section() -> Any:
-    return field(factory=dict, validator=deep_mapping(instance_of(str), instance_of(str)))
+    return field(factory=dict, validator=_all_text)
 
 
 @frozen
@@ -91,9 +100,15 @@ def plugins() -> tuple[Plugin, ...]:
     found = [BUILT_IN]
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
         try:
-            found.append(_manifest(entry))
+            manifest = _manifest(entry)
         except PluginError as error:
             warnings.warn(f"lens goes without a plugin: {error}", stacklevel=2)
+            continue
+        found.append(manifest)
+        for section, one in _ONE.items():
+            for name in getattr(BUILT_IN, section).keys() & getattr(manifest, section).keys():
+                what = f"lens has a {one} {name!r} itself, which goes before that of plugin {manifest.name!r}"
+                warnings.warn(what, stacklevel=2)
     return tuple(found)
 
 
@@ -203,15 +218,18 @@ class _Providers(Mapping["type[Facet]", Pass]):
         self._made: dict[str, Pass] = {}
 
     def __getitem__(self, kind: type[Facet]) -> Pass:
-        failures = []
+        failures = {}
         for name in self._classes:
             try:
                 if kind in self._classes[name].provides:
                     return self._with_defaults(name)
             except PluginError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
+                failures[name] = error
+        for name, failure in failures.items():
+            if _package(names("passes")[name]) == _package(kind.__module__):
+                raise failure
+        for failure in failures.values():
+            warn_user(f"lens goes without a pass: {failure}")
         raise KeyError(kind)
 
     def _with_defaults(self, name: str) -> Pass:
@@ -234,8 +252,19 @@ class _Providers(Mapping["type[Facet]", Pass]):
         return len(list(iter(self)))
 
 
+def _package(target: str) -> str:
+    """The package of a module, or of ``"module:attribute"``."""
+    return target.partition(":")[0].partition(".")[0]
+
+
 def _load(target: str, what: str) -> Any:
     module_name, _, attribute = target.partition(":")
+
+    def load() -> Any:
+        try:
+            return getattr(import_module(module_name), attribute)
+        except SystemExit as error:
+            raise ImportError(f"its module ends the process (SystemExit: {error})") from error
 
     def refuse(error: Exception) -> NoReturn:
         raise PluginError(
@@ -244,4 +273,4 @@ def _load(target: str, what: str) -> Any:
             hint="mend the manifest, or uninstall the package",
         ) from error
 
-    return attempt(lambda: getattr(import_module(module_name), attribute), refuse)
+    return attempt(load, refuse)

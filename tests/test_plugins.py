@@ -8,6 +8,7 @@ from functools import partial
 from importlib.metadata import EntryPoint
 from typing import ClassVar
 
+import numpy
 import pytest
 import torch
 from attrs import field, frozen
@@ -18,7 +19,7 @@ import lens
 from lens import registry
 from lens.capture.torch_function import TorchFunctionBackend
 from lens.cli import main
-from lens.errors import BackendError, PluginError, RenderError
+from lens.errors import BackendError, PassError, PluginError, RenderError
 from lens.exports import write_rendered
 from lens.ir.facets import Facet, Labels, Orphans, UnknownFacet
 from lens.ir.graph import Graph
@@ -122,8 +123,37 @@ def test_it_is_an_error_where_it_is_asked_for(target, monkeypatch):
         return
     with pytest.raises(PluginError, match="pass 'bad' "):
         lens.trace(nn.Softplus(), torch.ones(2), passes="labels,bad")
-    with pytest.raises(PluginError, match="pass 'bad' "):
+    if target.startswith(HERE):  # the package of the facet itself
+        with pytest.raises(PluginError, match="pass 'bad' "):
+            filled_in()
+        return
+    with (
+        pytest.raises(PassError, match="requires the facet 'mine', which no known pass provides"),
+        pytest.warns(UserWarning, match="lens goes without a pass: pass 'bad' cannot be loaded"),
+    ):
         filled_in()
+
+
+def test_a_module_that_ends_the_process_is_an_error_of_the_plugin(tmp_path, monkeypatch):
+    (tmp_path / "exits_on_import.py").write_text("import sys\nsys.exit('no card')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, passes={"bad": "exits_on_import:P"})
+    with pytest.raises(PluginError, match=r"pass 'bad' cannot be loaded: .*SystemExit: no card"):
+        registry.find("passes", "bad")
+
+
+def test_a_plugin_that_uses_a_name_of_lens_is_told(monkeypatch):
+    manifest = registry.Plugin("loud", passes={"labels": f"{HERE}:MinePass"}, renderers={"dot": f"{HERE}:R"})
+    monkeypatch.setattr(f"{HERE}.MANIFEST", manifest, raising=False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("loud", f"{HERE}:MANIFEST", group)])
+    with pytest.warns(UserWarning, match="which goes before that of plugin 'loud'") as told:
+        registry.plugins.__wrapped__()
+    assert [str(one.message).split("'")[1] for one in told] == ["labels", "dot"]
+
+
+def test_a_manifest_with_a_class_for_its_name_is_told_in_a_line():
+    with pytest.raises(TypeError, match=r"^passes holds <class .*MinePass'>, where text such as \"module:attribute\""):
+        registry.Plugin("mine", passes={"mine": MinePass})
 
 
 def test_what_raises_on_import_is_an_error_of_the_plugin(tmp_path, monkeypatch):
@@ -268,12 +298,19 @@ def test_a_renderer_that_cannot_be_used_breaks_no_export(target, tmp_path, monke
         ({"../a": "text"}, r"for the file '\.\./a'"),
         ({"a": 3}, "gave a int"),
         (3, "gave a int"),
+        ({}, "gave no file"),
+        ({"a\0b": "text"}, r"for the file 'a\\x00b'"),
     ],
 )
 def test_a_renderer_gives_text_or_bytes_for_files_in_its_folder(files, what, tmp_path):
     with pytest.raises(RenderError, match=what):
         write_rendered(files, tmp_path / "folder")
     assert not any(tmp_path.iterdir())
+
+
+def test_text_that_has_no_form_in_utf8_is_written(tmp_path):
+    written = write_rendered("model\udcff.py", tmp_path / "a.txt")
+    assert open(written, encoding="utf-8").read() == "model\ufffd.py"
 
 
 @frozen
@@ -285,6 +322,8 @@ class FaultyRenderer(Renderer):
     def render(self, history):
         if self.column == "lens":
             raise RenderError("its own")
+        if self.column == "attrs":
+            history.graph.ops = ()
         return 1 / 0
 
 
@@ -294,6 +333,7 @@ class FaultyRenderer(Renderer):
         ({}, r"faulty does not take these options: (.|\n)*its options: column=\(required\)"),
         ({"column": 3}, "faulty does not take these options: 'column' must be <class 'str'>"),
         ({"column": "shape"}, r"faulty failed: ZeroDivisionError: division by zero\n  where: .*test_plugins.py:"),
+        ({"column": "attrs"}, r"FrozenInstanceError: .*\n  where: .*test_plugins.py:"),
         ({"column": "lens"}, "^its own$"),
     ],
 )
@@ -432,6 +472,62 @@ def test_what_a_backend_tells_is_an_error_of_the_backend_if_it_makes_no_graph(ch
 class TensorFacet(Facet):
     name: ClassVar[str] = "tensor"
     value: object = None
+
+
+@frozen
+class IntsFacet(Facet):
+    name: ClassVar[str] = "ints"
+    values: tuple[int, ...] = ()
+
+
+@frozen
+class NewIntsFacet(Facet):
+    name: ClassVar[str] = "ints"
+    numbers: tuple[int, ...] = ()
+
+
+@frozen
+class UnionFacet(Facet):
+    name: ClassVar[str] = "union"
+    value: int | str
+
+
+class SpacedFacet(Facet):
+    name: ClassVar[str] = "my facet"
+
+
+@pytest.mark.parametrize(
+    ("facet", "then", "fields"),
+    [
+        (IntsFacet((1, 2.5)), IntsFacet, '{"values": [1, 2.5]}'),
+        (IntsFacet((1,)), NewIntsFacet, '{"values": [1]}'),
+        (UnionFacet("x"), UnionFacet, '{"value": "x"}'),
+    ],
+)
+def test_a_facet_of_a_plugin_that_does_not_fit_is_kept_as_it_was_written(facet, then, fields, tmp_path, monkeypatch):
+    history = lens.trace(nn.Softplus(), torch.ones(2))
+    history.graph = history.graph.with_facets(facet)
+    install(monkeypatch, facets={facet.name: f"{HERE}:{then.__name__}"})
+    with pytest.warns(UserWarning, match=f"facet '{facet.name}' is kept as it was written, as no {then.__name__}"):
+        loaded = lens.load(history.save(tmp_path / "t.lens"))
+    assert loaded.graph.facets[-1] == UnknownFacet(facet.name, fields)
+    assert loaded.graph[Labels] == history.graph[Labels]
+
+
+@pytest.mark.parametrize(
+    ("facet", "what"),
+    [
+        (IntsFacet(None), "facet 'ints' has fields that are not what they are declared as: TypeError"),
+        (TensorFacet(numpy.ones(2)), "facet 'tensor' has fields that are not .*: ValueError"),
+        (SpacedFacet(), "facet 'my facet' has no form in files and text: its name 'my facet' is not made of"),
+    ],
+)
+def test_a_facet_that_cannot_be_written_is_an_error_of_its_name(facet, what, tmp_path):
+    history = lens.trace(nn.Softplus(), torch.ones(2))
+    history.graph = history.graph.with_facets(facet)
+    for write in (lambda: history.save(tmp_path / "t.lens"), lambda: print_graph(history.graph)):
+        with pytest.raises(RenderError, match=what):
+            write()
 
 
 @pytest.mark.parametrize("value", [torch.ones(1), {1: 2}, [(1, {3})], 2**64, (-(2**63) - 1, 0), [None, {"a": 2**65}]])

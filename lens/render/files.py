@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lens.errors import InputError, LensError, RenderError
+from lens.render.renderer import in_utf8
 
 
 @contextmanager
@@ -77,9 +78,12 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def write_out(path: Path, content: str | bytes) -> None:
-    """Write an export or a picture. Raises RenderError if the path cannot be written."""
+    """Write an export or a picture. Raises RenderError if the path cannot be written.
+
+    Where UTF-8 has no form for a character of a text, as in the name of a file, stands that for unknown ones.
+    """
     with writing("the file", path, RenderError):
-        write_whole(path, [content.encode() if isinstance(content, str) else content])
+        write_whole(path, [in_utf8(content).encode() if isinstance(content, str) else content])
 
 
 @contextmanager
