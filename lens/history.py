@@ -11,6 +11,7 @@ from lens.exports import Exports
 from lens.history_diff import HistoryDiff, Tolerance, compare
 from lens.history_facts import HistoryFacts
 from lens.history_queries import HistoryQueries
+from lens.ir.facets import Labels
 from lens.render.columns import Table
 from lens.render.picture import Pictures
 from lens.render.summary import By, head_of, summarize
@@ -33,10 +34,14 @@ class ModelHistory(HistoryFacts, HistoryQueries, Pictures, Exports):
     """
 
     def __str__(self) -> str:
-        return str(self.summary())
+        return str(self.summary()) if self.graph.get(Labels) else repr(self)
 
     def __repr__(self) -> str:
-        return f"<ModelHistory of {self.model_name}: {len(self)} entries>"
+        size = f"{len(self)} entries" if self.graph.get(Labels) else f"{len(self.graph.ops)} operations without labels"
+        return f"<ModelHistory of {self.model_name}: {size}>"
+
+    def __bool__(self) -> bool:
+        return bool(self.graph.values)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The summary, in notebooks that show no picture."""

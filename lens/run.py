@@ -44,6 +44,8 @@ from lens.passes.protocol import Pass
 from lens.stages import stage
 from lens.user_warnings import warn_user
 
+#: Why a layer that ``save=`` names may be there, and no value of it.
+_RENAMED = "no operation of this name ran, a pass has made it so; save what ran, or all"
 #: What a call gives whose code has not run yet.
 _LAZY = (GeneratorType, CoroutineType, AsyncGeneratorType)
 
@@ -87,6 +89,8 @@ class Run(AbstractContextManager["Run"]):
             self.addresses = AddressBook(root)
         modules = self.addresses.by_address()
         selection = make_selection(settings.save, modules)
+        if selection.keys is not None:
+            _check_labelled(settings.pipeline)
         self.selection = selection.with_transform(
             settings.transform, settings.detach, counted="aten" not in settings.backend.capabilities
         )
@@ -251,12 +255,16 @@ class Run(AbstractContextManager["Run"]):
         wanted = {value for value, payload in history.payloads.values.items() if id(payload) in picked}
         for key in self.selection.keys:
             try:
-                wanted.update(row.value for row in _named(key, history))
+                rows = _named(key, history)
             except UnknownKeyError:
                 if not self.stopped:
                     raise
                 reason = history.index.why_no_entry(str(key)) or "it did not run"
                 warn_user(f"save= names {key!r}, which has no layer up to the end at {self.stopped}: {reason}")
+                continue
+            wanted.update(row.value for row in rows)
+            if not _holds_some(history, rows):
+                warn_user(f"save= names {key!r}, of which nothing is kept: {_RENAMED}")
         return history.payloads.keep(wanted)
 
     def _meta(self, error: BaseException | None) -> Meta:
@@ -290,6 +298,24 @@ class Run(AbstractContextManager["Run"]):
 def _attach(error: BaseException, name: str, value: object) -> None:
     """Give an exception of the model's an attribute, also if its class is frozen; if it has no room for it, none."""
     attempt(lambda: object.__setattr__(error, name, value))
+
+
+def _holds_some(history: ModelHistory, rows: Sequence[EntryRow]) -> bool:
+    """Whether a value is held of one of these entries, or of what else its operation wrote to."""
+    saved = history.payloads
+    if any(row.value in saved for row in rows):
+        return True
+    return any(value in saved for row in rows for value in history.index.values_of[row.number])
+
+
+def _check_labelled(pipeline: tuple[Pass, ...]) -> None:
+    """Refuse keys where no pass gives the labels by which they are found after the run."""
+    if not any(Labels in (*one.provides, *one.requires) for one in pipeline):
+        raise InputError(
+            "save= names layers, which this pipeline does not name",
+            where=f"lens.trace(save=..., passes=...): {', '.join(one.name for one in pipeline) or 'no passes'}",
+            hint='add the pass "labels", or save "all", "none" or what a function of the operation picks',
+        )
 
 
 def _named(key: str | int, history: ModelHistory) -> Sequence[EntryRow]:

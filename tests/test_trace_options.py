@@ -10,9 +10,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from attrs import evolve
 from torch import nn
 
 import lens
+from lens.ir.elements import FnRef
+from lens.ir.rewrite import keep_ops
+from lens.passes.labels import LabelsPass
+from lens.passes.protocol import PassResult
 
 
 class Net(nn.Module):
@@ -187,6 +192,37 @@ def test_patterns_fit_the_addresses_of_buffers_and_inputs(save, expected):
     given = dataclasses.make_dataclass("Pair", ("a", "b"))(X, X.clone())
     extra = dataclasses.make_dataclass("One", ("a",))(X.clone())
     assert saved(lens.trace(Given().eval(), (given, extra), save=[save])) == expected
+
+
+def test_keys_without_labels_are_refused_before_the_run():
+    model = Net()
+    with pytest.raises(lens.LensError, match=r"save= names layers, which this pipeline does not name\n.*orphans"):
+        lens.trace(model, X, save="0", passes="orphans")
+    assert model.ran_to_the_end == 0
+
+
+def test_a_history_without_labels_can_be_shown():
+    history = lens.trace(nn.ReLU(), X, passes="granularity{level=leaf}")
+    assert repr(history) == str(history) == "<ModelHistory of ReLU: 1 operations without labels>"
+    assert history
+
+
+@dataclasses.dataclass(frozen=True)
+class Renames:
+    """Calls all ReLUs otherwise."""
+
+    name = "renames"
+    requires = provides = preserves = ()
+
+    def run(self, graph, context):
+        ops = [evolve(op, function=FnRef("my", "act")) if op.function.name == "relu" else op for op in graph.ops]
+        return PassResult((), keep_ops(graph, ops))
+
+
+@pytest.mark.parametrize("key", ["act_1_1", "act"])
+def test_a_layer_that_a_pass_has_named_cannot_be_saved_by_it(key):
+    with pytest.warns(UserWarning, match=f"save= names '{key}', of which nothing is kept"):
+        lens.trace(nn.ReLU(), X, save=key, passes=(Renames(), LabelsPass()))
 
 
 def test_a_pattern_that_fits_nothing_names_what_there_is():
