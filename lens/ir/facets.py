@@ -31,7 +31,7 @@ class Facet:
     name: ClassVar[str] = ""
 
     def verify(self, graph: Graph) -> Iterator[str]:
-        """Say what in this facet contradicts the graph; nothing if all is well."""
+        """Say what in this facet contradicts the graph, beginning with ``op 3:`` if that is one op; else nothing."""
         return iter(())
 
     def remap(self, graph_map: GraphMap) -> Facet | None:
