@@ -205,9 +205,12 @@ class Keeper:
     # Random number generators
 
     def keep_generators(self, position: int, states: Mapping[str, torch.Tensor]) -> bool:
-        """Keep the generator states from before the call at this position, if it drew a number; whether it did."""
+        """Keep the generator states from before the call at this position, if it drew a number; whether it did.
+
+        Of a run of which nothing is saved they are not kept: they are 5 KB each.
+        """
         drew = any(has_drawn(state, device) for device, state in states.items())
-        if drew:
+        if drew and not self.nothing:
             self._states[position] = dict(states)
         return drew
 

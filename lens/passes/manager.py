@@ -85,7 +85,7 @@ class PassManager:
         Raises:
             PassError: naming the pass, if one breaks its contract.
         """
-        state = _State(graph, payloads or PayloadStore())
+        state = _State(graph, PayloadStore() if payloads is None else payloads)
         for one in self.passes:
             _check_declarations(one)
         for one in self.passes:
@@ -100,7 +100,7 @@ class PassManager:
         Raises:
             PassError: no known pass provides one, or a pass breaks its contract.
         """
-        state = _State(graph, payloads or PayloadStore())
+        state = _State(graph, PayloadStore() if payloads is None else payloads)
         self._fill_in(kinds, "the caller", state, ())
         return PipelineResult(state.graph, state.payloads, tuple(state.records))
 
