@@ -437,6 +437,36 @@ def test_programs_can_be_trained_where_the_model_writes_without_gradients(gradie
         assert torch.equal(parameter.grad, program.get_parameter(name).grad), name
 
 
+class IntoItself(nn.Module):
+    """Writes with ``out=`` what it made with gradients, of which nobody asked for any."""
+
+    def __init__(self, without):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.without = without
+
+    def forward(self, x):
+        y = self.fc(x)
+        with self.without():
+            scale, empty, at = y.exp(), torch.zeros(2, 4), torch.zeros(0, dtype=torch.long)
+            torch.add(scale, 1, out=scale)
+            torch.mul(scale[:, :2], 2, out=scale[:, :2])
+            torch.add(empty, scale, out=empty)
+            torch.max(scale, 0, out=(scale, at))
+        return y / scale.clone() + empty.clone()
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_what_out_writes_to_asks_for_no_gradient(without):
+    model, x = IntoItself(without), torch.randn(2, 4)
+    program = lens.trace(copy.deepcopy(model), x).to_fx()
+    found, expected = program(x), model(x)
+    assert torch.equal(found, expected)
+    for output in (found, expected):
+        output.sum().backward()
+    assert torch.equal(program.get_parameter("fc.weight").grad, model.fc.weight.grad)
+
+
 def test_autocast_and_containers():
     class Mixed(nn.Module):
         def __init__(self):

@@ -28,7 +28,7 @@ from lens.ir.templates import Map, Opaque, Seq, Slot, Template, children, holds_
 from lens.programs.autocast import State, switch_autocast
 from lens.programs.calls import add_call, as_written, parts, places_written, plain_sizes, put_together, unfit
 from lens.programs.fx_module import Program
-from lens.programs.gradients import detached_operands
+from lens.programs.gradients import detached_operands, is_trainable
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard, SharedGuard
 from lens.programs.leaves import Caller, free_name, leaf_tensor, place, registered, tensors_by_address
 from lens.programs.node_meta import node_meta
@@ -259,8 +259,11 @@ class Builder:
 
     def _call(self, op: Op, name: str, detached: set[int]) -> fx.Node:
         operands = [self.nodes[v] for v in op.operands]
-        for place_ in sorted(detached):
-            operands[place_] = self.graph.call_method("detach", (operands[place_],))
+        bare = {
+            node: self.graph.call_method("detach", (node,))
+            for node in dict.fromkeys(operands[i] for i in sorted(detached))
+        }
+        operands = [bare[node] if i in detached else node for i, node in enumerate(operands)]
         if op.id in self.noise:
             address = place(self.root, f"lens_noise.{name}_{op.id}", self.noise[op.id])  # each pass has its own
             return with_noise(self.graph, op, operands, self.graph.get_attr(address), name)
@@ -302,8 +305,10 @@ class Builder:
         return self.size_nodes[form]
 
     def _connect(self, op: Op, call: fx.Node, detached: set[int]) -> None:
-        # A write to a detached tensor gives that one; what comes after reads the tensor itself.
-        made = {} if detached.intersection(self.written[op.id]) else dict(parts(self.graph, op.form, call, self._key))
+        # A write to a detached leaf gives that one; what comes after reads the leaf itself.
+        roots = {self.roots[op.operands[i]] for i in detached.intersection(self.written[op.id])}
+        to_leaf = any(is_trainable(self.trace, root) for root in roots)
+        made = {} if to_leaf else dict(parts(self.graph, op.form, call, self._key))
         missing = [i for i in range(len(op.results)) if i not in made]
         targets = list(dict.fromkeys(self.nodes[op.operands[i]] for i in self.written[op.id]))
         made.update(zip(missing, targets, strict=False))
