@@ -35,6 +35,11 @@ def has_random_tag(schemas: list[Any]) -> bool:
     return any(torch.Tag.nondeterministic_seeded in schema.tags for schema in schemas)
 
 
+def has_dynamic_shape_tag(schemas: list[Any]) -> bool:
+    """Whether the shape of what one of these overloads returns follows from data."""
+    return any(torch.Tag.dynamic_output_shape in schema.tags for schema in schemas)
+
+
 #: Operators made of others (so that their schemas promise nothing) that return one new tensor in memory of its own.
 _MADE_FRESH = frozenset(
     [

@@ -347,6 +347,91 @@ def test_arguments_left_out_are_as_in_the_trace():
     assert program(torch.zeros(6)).shape == (2, 3)
 
 
+class Kept(nn.Module):
+    def forward(self, x):
+        kept = x[x > 0]
+        return kept.sum() / len(kept)
+
+
+class LastKept(nn.Module):
+    def forward(self, x):
+        return x[x > 0].unbind()[-1]
+
+
+class Experts(nn.Module):
+    def forward(self, x):
+        out = x.clone()
+        for number in range(3):
+            rows = (x == number).nonzero().flatten()
+            if rows.shape[0] == 0:
+                continue
+            out[rows] *= 10
+        return out
+
+
+class Counted(nn.Module):
+    def forward(self, x):
+        first = x[: x.sum().long()]
+        return first * len(first)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "other"),
+    [
+        (Kept(), [1.0, -2, 3], [4.0, 5, 6]),
+        (LastKept(), [1.0, -2, 3], [4.0, 5, 6]),
+        (LastKept(), [4.0, 5, 6], [1.0, -2, 3]),
+        (Experts(), [0.0, 1], [0.0, 2]),
+        (Counted(), [1.0, 1, 0], [1.0, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch_function", "torch_dispatch"])
+def test_guards_on_sizes_that_follow_from_data(model, given, other, backend):
+    given, other = torch.tensor(given), torch.tensor(other)
+    program = pickle.loads(pickle.dumps(lens.trace(model, given, backend=backend).to_fx()))
+    assert torch.equal(program(given), model(given))
+    assert torch.equal(program(given.flip(0)), model(given.flip(0)))
+    with pytest.raises(GuardError, match="gave "):
+        program(other)
+
+
+@pytest.mark.parametrize(
+    ("function", "guards"),
+    [
+        (lambda x: torch.where(x > 0), 1),
+        (lambda x: torch.unique(x, return_counts=True), 2),
+        (lambda x: torch.arange(x.max()), 1),
+        (lambda x: x.repeat_interleave(x.argsort()), 1),
+        (lambda x: torch.where(x > 0, x, 0), 0),
+        (lambda x: x[x.argsort()], 0),
+        (lambda x: x.repeat_interleave(2), 0),
+    ],
+)
+def test_what_is_sized_by_data(function, guards):
+    class Model(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    program = lens.trace(Model(), torch.tensor([1.0, 0, 3])).to_fx()
+    assert len([node for node in program.graph.nodes if str(node.target).startswith("lens_guards")]) == guards
+
+
+def test_guards_on_sizes_leave_those_of_operands_free_and_compilers_alone():
+    class Columns(nn.Module):
+        def forward(self, x):
+            return x[:, x[0] > 0]
+
+    x, larger, other = torch.eye(3)[:2], torch.eye(3), -torch.eye(3)
+    history = lens.trace(Columns(), x)
+    for program in (history.to_fx(), lens.generalize(history, lens.trace(Columns(), larger)).to_fx()):
+        assert torch.equal(program(larger), Columns()(larger))
+        with pytest.raises(GuardError, match="gave"):
+            program(other)
+    open_program = lens.generalize(history, lens.trace(Columns(), torch.ones(3, 3))).to_fx()
+    assert torch.equal(open_program(other), Columns()(other))  # the sizes of the traces differ: they are not constants
+    assert torch.equal(torch.export.export(history.to_fx(), (x,), strict=False).module()(-x), Columns()(-x))
+
+
 def test_nan_in_a_list_that_was_read_is_no_other_way():
     x = torch.tensor([1.0, float("nan")])
     program = lens.trace(Body(lambda x: x + len(x.tolist())), x).to_fx()

@@ -27,6 +27,7 @@ from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map, Opaque, Seq, Slot, Template, children, holds_slots, opaques, slots
 from lens.programs.autocast import State, switch_autocast
 from lens.programs.calls import add_call, as_written, parts, places_written, plain_sizes, put_together, unfit
+from lens.programs.data_sizes import shape_guards
 from lens.programs.fx_module import Program
 from lens.programs.gradients import detached_operands, is_trainable
 from lens.programs.guards import GUARDED, ArgumentGuard, ReadGuard, SharedGuard
@@ -83,12 +84,13 @@ class Builder:
         trace: The graph, with labels.
         payloads: What was saved.
         model: Where parameters and buffers come from; None for the trace.
-        guards: Whether recorded reads are checked.
+        guards: Whether recorded reads, and shapes that follow from data, are checked.
         flat: Whether the program takes the input tensors one by one and gives a tuple of output tensors, instead of
             taking and giving what the model does.
         noise: Per op, the tensor that stands for what its generator gave.
         sizes: The sizes of the inputs that may vary.
         integers: Per op, how the integers in the slots after its operands follow from these.
+        other: The graph at other sizes; what differs there is not checked.
     """
 
     trace: Graph
@@ -99,6 +101,7 @@ class Builder:
     noise: Mapping[int, torch.Tensor] = field(factory=dict)
     sizes: tuple[Size, ...] = ()
     integers: Mapping[int, tuple[Form, ...]] = field(factory=dict)
+    other: Graph | None = None
     root: nn.Module = field(init=False, factory=nn.Module)
     graph: fx.Graph = field(init=False, factory=fx.Graph)
     nodes: dict[ValueId, fx.Node] = field(init=False, factory=dict)
@@ -256,6 +259,9 @@ class Builder:
         meta = node_meta(self.trace, op)
         for node in takewhile(lambda node: node is not before, reversed(self.graph.nodes)):
             node.meta.update(meta)
+        for guard, values in shape_guards(self.trace, op, self.other) if self.guards else ():
+            if values[0] in self.nodes:
+                self._guard(guard, *(self.nodes[v] for v in values))
 
     def _call(self, op: Op, name: str, detached: set[int]) -> fx.Node:
         operands = [self.nodes[v] for v in op.operands]

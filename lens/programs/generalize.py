@@ -117,6 +117,7 @@ class Generalized:
             flat=flat,
             sizes=self.sizes,
             integers=self.integers,
+            other=self.other,
         )
 
     def __str__(self) -> str:

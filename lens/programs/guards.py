@@ -51,6 +51,46 @@ class ReadGuard(nn.Module):
             )
 
 
+class ShapeGuard(nn.Module):
+    """Raises GuardError if a tensor whose shape follows from data has another shape than in the run that was traced.
+
+    An extent that differs as one of an operand does follows from that one. Compiled or exported code does not check.
+
+    Args:
+        expected: The shape that it had; None for extents that may be any.
+        operands: The shapes of what it was made of.
+        function: What made it.
+        where: The line that made it.
+    """
+
+    def __init__(
+        self, expected: tuple[int | None, ...], operands: tuple[tuple[int, ...], ...], function: str, where: str
+    ) -> None:
+        super().__init__()
+        self.expected, self.operands, self.function, self.where = expected, operands, function, where
+
+    def forward(self, made: torch.Tensor, *operands: torch.Tensor) -> None:
+        """Check one tensor, made of these."""
+        if torch.compiler.is_compiling():
+            return
+        found = tuple(made.shape)
+        follow = {
+            pair
+            for then, now in zip(self.operands, operands, strict=True)
+            for pair in zip(then, now.shape, strict=False)
+        }
+        pairs = zip(self.expected, found, strict=False)
+        alike = all(a is None or a == b or (a, b) in follow for a, b in pairs)
+        if not alike or len(found) != len(self.expected):
+            expected = str(self.expected).replace("None", "?")
+            raise GuardError(
+                f"this input goes another way than the traced one: {self.function} gave {expected}, now {found}",
+                where=self.where,
+                hint="sizes that follow from data are constants: trace the model on this input; to_fx(guards=False) "
+                "runs the recorded way whatever the input",
+            )
+
+
 class ArgumentGuard(nn.Module):
     """Raises GuardError if what is no tensor in an argument is not as in the trace; opaque objects are not compared."""
 
