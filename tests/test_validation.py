@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import timeit
+import warnings
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -413,6 +414,23 @@ def test_a_read_that_is_not_what_was_saved():
     (read,) = history.graph.reads
     history.graph = planted_faults.evolve(history.graph, reads=(planted_faults.evolve(read, result=not read.result),))
     assert [verdict.layer for verdict in lens.validate.check(history).failed] == ["reads"]
+
+
+def test_a_read_of_what_asks_for_a_gradient_brings_no_warning():
+    def forward(x):
+        total = x.square().sum()
+        with torch.no_grad():
+            return x * float(total)
+
+    history = lens.trace(Body(forward), torch.ones(2, requires_grad=True))
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert lens.validate.check(history).ok
+    finally:
+        torch.set_warn_always(before)
 
 
 def no_facet_of_conditions(graph):

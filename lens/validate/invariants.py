@@ -228,7 +228,7 @@ def _reads(history: ModelHistory) -> Iterator[str]:
         convert = _READERS.get(read.kind)
         if convert is None or tensor is None or tensor.numel() != 1 or _is_stale(history, read):
             continue
-        told, right = read.result, convert(tensor)
+        told, right = read.result, convert(tensor.detach())  # of one that asks for a gradient torch warns
         if isinstance(told, (bool, int, float, complex)) and told != right and not (told != told and right != right):
             yield f"%{read.value} was read as {told} ({read.kind} at {read.location}), it holds {right}"
 
