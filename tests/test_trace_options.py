@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import gc
 import inspect
 import re
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -561,6 +563,26 @@ class TestAutograd:
         history = lens.trace(Net(), X, save=["stem"], detach=True)
         assert not history["stem"].tensor_contents.requires_grad
         assert history["stem"].gradfunc_name == "MaxPool2DWithIndicesBackward0"
+
+    @pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+    def test_detached_it_keeps_no_graph_of_a_custom_function(self, backend):
+        class Exp(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x.exp()
+
+        saved = []
+
+        def forward(x):
+            squared = x.square()
+            saved.append(weakref.ref(squared))
+            return Exp.apply(squared)
+
+        history = lens.trace(forward, torch.ones(2, requires_grad=True), save=["exp"], detach=True, backend=backend)
+        gc.collect()
+        assert history.payloads.objects == {}
+        assert saved[0]() is None
 
 
 class TestFunctions:

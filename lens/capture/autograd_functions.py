@@ -9,6 +9,7 @@ from threading import get_ident
 from typing import Any
 
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
 from lens.capture.keeping import UNSEEN
 from lens.capture.patches import Entries
@@ -45,11 +46,13 @@ def _wrap_lookup(original: Callable[[type, str], Any], entries: Entries) -> Call
 
 
 def _run(recorder: Recorder, stand_in: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    entered = recorder.enter(stand_in, args, kwargs, sys._getframe(1))
+    context = args[0] if args and isinstance(args[0], FunctionCtx) else None
+    given = args if context is None else args[1:]  # the context is a node of the autograd graph, and would keep it
+    entered = recorder.enter(stand_in, given, kwargs, sys._getframe(1))
     output = None
     try:
         output = forward(*args, **kwargs)
-        for tensor in getattr(args[0], "dirty_tensors", None) or () if args else ():
+        for tensor in getattr(context, "dirty_tensors", None) or ():
             with UNSEEN():
                 recorder.protect((tensor,))  # torch counts up its version once more when it returns
                 recorder.memory.stop_counting(tensor)
