@@ -1167,3 +1167,22 @@ def test_a_trace_inside_a_compiled_function_runs_uncompiled(backend):
     assert torch.equal(compiled(X), model(X) + 1)
     assert torch.equal(compiled(X), model(X) + 1)
     assert lens.validation_report(model, X, backend=backend).ok
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration", "torch_dispatch"])
+@pytest.mark.parametrize("detach", [False, True])
+def test_what_is_saved_inside_of_vmap_cannot_be_read_afterwards_and_says_so(backend, detach, tmp_path):
+    model, histories = nn.Sequential(nn.Linear(3, 3), nn.Tanh()), []
+
+    def forward(row):
+        histories.append(lens.trace(model, row, backend=backend, detach=detach))
+        return histories[-1]["output_1"].tensor_contents
+
+    assert torch.equal(vmap(forward)(torch.ones(2, 3)), model(torch.ones(2, 3)))
+    (history,) = histories
+    assert lens.validate.check(history).ok
+    with pytest.raises(StaleValueError, match="vmap that is over"):
+        copy.deepcopy(history)["output_1"].tensor_contents  # noqa: B018
+    history.save(tmp_path / "trace")
+    mapped = Model(lambda s, x: vmap(model)(x))
+    assert lens.trace(mapped, torch.ones(2, 3), backend=backend, detach=detach)["output_1"].tensor_shape == (2, 3)

@@ -10,6 +10,7 @@ import torch
 from attrs import evolve
 
 from lens.capture.alias_set import SEVERAL
+from lens.capture.mapped import Mapped, is_mapped, is_over
 from lens.capture.selection import Change, Predicate, RunningOp, Selection
 from lens.capture.tensor_table import TensorRecord, storage_of, version_of
 from lens.capture.user_functions import Failure
@@ -237,12 +238,16 @@ class Keeper:
             if ids[value] == UNUSED:
                 continue
             gone = bool(lost) and storage_of(tensor) in lost
-            shown = tensor.detach() if self.selection.detach else tensor
-            values[ValueId(ids[value])] = Stale(_described(tensor)) if gone else Held(shown, version)
+            values[ValueId(ids[value])] = Stale(_described(tensor)) if gone else self._payload(tensor, version)
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
         layouts = {ValueId(ids[v]): layout for v, layout in self.layouts.items()}
         return PayloadStore(values, states, kept, layouts)
+
+    def _payload(self, tensor: torch.Tensor, version: int | None) -> Payload:
+        mapped = is_mapped(tensor)
+        detached = self.selection.detach and not (mapped and is_over(tensor))
+        return (Mapped if mapped else Held)(tensor.detach() if detached else tensor, version)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

@@ -59,28 +59,28 @@ class Held:
 
 @frozen
 class Stale:
-    """A value that was lost, because something that lens did not see overwrote it while it was held by reference.
+    """A value that was lost while it was held by reference: mostly something that lens did not see overwrote it.
 
     Args:
         what: What is known of it.
-        when: Whether that was during the trace or after it.
+        when: Whether it was overwritten during the trace or after it, or belonged to a vmap that is over.
     """
 
     what: str
-    when: Literal["during", "after"] = "during"
+    when: Literal["during", "after", "mapped"] = "during"
 
     def read(self) -> object:
         """Raises StaleValueError."""
-        raise StaleValueError(
-            f"the saved value was overwritten in place {self.when} the trace, by something lens did not see",
-            where=self.what,
-            hint=_ADVICE[self.when],
-        )
+        what, hint = _TOLD[self.when]
+        raise StaleValueError(what, where=self.what, hint=hint)
 
 
-_ADVICE = {
-    "during": "history.gaps names the line that first saw the new contents",
-    "after": "copy what you need before you change it, or trace again",
+_OVERWRITTEN = "the saved value was overwritten in place {} the trace, by something lens did not see"
+#: What is said of a lost value, and what to do.
+_TOLD = {
+    "during": (_OVERWRITTEN.format("during"), "history.gaps names the line that first saw the new contents"),
+    "after": (_OVERWRITTEN.format("after"), "copy what you need before you change it, or trace again"),
+    "mapped": ("the saved value belongs to a torch.func.vmap that is over", "read it inside of the mapped function"),
 }
 
 

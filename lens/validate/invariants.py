@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from lens.capture.tensor_table import storage_of
-from lens.ir.elements import OpId, Read, ScopeId, ValueId
+from lens.ir.elements import OpId, ScopeId, ValueId
 from lens.ir.facets import Conditionals, Containment, Distances, Labels
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
+from lens.ir.payloads import Held
 from lens.ir.types import RAGGED, TensorType
 from lens.ir.verifier import find_problems
 from lens.validate.grouping import grouping_violations
@@ -57,8 +58,9 @@ def _types(history: ModelHistory) -> Iterator[str]:
 
 def _saved(history: ModelHistory, value: ValueId) -> torch.Tensor | None:
     payload = history.payloads.values.get(value)
-    tensor = getattr(payload, "tensor", None)  # neither stale ones nor those of a file, which are read when asked for
-    return tensor if isinstance(tensor, torch.Tensor) else None
+    if not isinstance(payload, Held) or payload.stale is not None:  # those of a file are read when asked for
+        return None
+    return payload.tensor if isinstance(payload.tensor, torch.Tensor) else None
 
 
 _LABEL = re.compile(r"(?P<type>[^_]\w*?)_(?P<kind>\d+)_(?P<total>\d+)")
@@ -226,16 +228,11 @@ def _reads(history: ModelHistory) -> Iterator[str]:
     for read in history.graph.reads:
         tensor = _saved(history, read.value)
         convert = _READERS.get(read.kind)
-        if convert is None or tensor is None or tensor.numel() != 1 or _is_stale(history, read):
+        if convert is None or tensor is None or tensor.numel() != 1:
             continue
         told, right = read.result, convert(tensor.detach())  # of one that asks for a gradient torch warns
         if isinstance(told, (bool, int, float, complex)) and told != right and not (told != told and right != right):
             yield f"%{read.value} was read as {told} ({read.kind} at {read.location}), it holds {right}"
-
-
-def _is_stale(history: ModelHistory, read: Read) -> bool:
-    payload: Any = history.payloads.values[read.value]
-    return payload.version is not None and payload.tensor._version != payload.version
 
 
 _READERS: dict[str, Callable[[torch.Tensor], Any]] = {
