@@ -376,6 +376,21 @@ def test_what_was_overwritten_since_stays_so_and_all_else_is_copied(copied, tmp_
     assert [entry.is_saved for entry in loaded] == [False, True, True, True]
 
 
+@pytest.mark.parametrize("change", [
+    lambda model: model.double(),
+    lambda model: setattr(model.weight, "data", model.weight.data * 2),
+    lambda model: nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()), model.parameters()),
+], ids=["double", "data", "vector_to_parameters"])  # fmt: skip
+def test_a_parameter_that_was_given_other_data_since_is_not_what_was_saved(change):
+    model = nn.Linear(4, 4)
+    history = lens.trace(model, torch.randn(2, 4))
+    assert lens.validate.check(history).ok
+    change(model)
+    with pytest.raises(StaleValueError, match="after the trace"):
+        _ = history["linear_1"].creation_args
+    assert lens.validate.check(history).ok
+
+
 def test_arguments_without_tensors_are_told_whatever_became_of_the_tensors():
     model, x = nn.BatchNorm1d(4), torch.randn(8, 4)
     entry = lens.trace(model, x)["batchnorm_1"]

@@ -10,6 +10,7 @@ import torch
 from attrs import evolve
 
 from lens.capture.alias_set import SEVERAL
+from lens.capture.held_parameter import HeldParameter, place_of
 from lens.capture.mapped import Mapped, is_mapped, is_over
 from lens.capture.selection import Change, Predicate, RunningOp, Selection
 from lens.capture.tensor_table import TensorRecord, storage_of, version_of
@@ -246,8 +247,11 @@ class Keeper:
 
     def _payload(self, tensor: torch.Tensor, version: int | None) -> Payload:
         mapped = is_mapped(tensor)
-        detached = self.selection.detach and not (mapped and is_over(tensor))
-        return (Mapped if mapped else Held)(tensor.detach() if detached else tensor, version)
+        if self.selection.detach and not (mapped and is_over(tensor)):
+            tensor = tensor.detach()
+        if type(tensor) is torch.nn.Parameter:
+            return HeldParameter(tensor, version, place_of(tensor))
+        return (Mapped if mapped else Held)(tensor, version)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
