@@ -234,3 +234,20 @@ def test_bad_input():
         found(torch.relu, backend="no_such_backend")
     with pytest.raises(InputError):
         audit(torch.relu, torch.ones(2))
+
+
+def test_the_text_of_an_audit_tells_what_is_excused():
+    assert "     1  excused: a read, recorded as bool" in str(found(lambda x: x + 1 if (x == x).all() else x))
+
+
+class Mine(TorchFunctionBackend):
+    """Of a module that is in no package."""
+
+
+def test_a_backend_of_a_module_without_a_package_is_audited():
+    def forward(x):
+        with torch._C.DisableTorchFunction():
+            return torch.relu(x) + 1
+
+    with torch.no_grad():
+        assert names(found(forward, backend=Mine())) == {"aten.relu.default": 1, "aten.add.Tensor": 1}

@@ -10,9 +10,11 @@ from models import Body, Conditional, TwoBranches
 from torch import nn
 
 import lens
+from lens.ir.elements import Location
 from lens.ir.facets import Conditionals, Containment
 from lens.ir.parser import parse
 from lens.passes.conditionals import ConditionalsPass
+from lens.passes.constructs import SourceReader
 from lens.passes.containment import ContainmentPass
 from lens.passes.manager import PassManager
 from lens.registry import providers
@@ -333,3 +335,115 @@ def test_a_source_with_many_tests_is_looked_through_in_proportion_to_them():
     work = ConditionalsPass()
     few, many = calls_per_op(lambda history: work.run(history.graph, None), *map(written_out, (19, 40, 640)))[1:]
     assert many < 1.3 * few
+
+
+def test_a_test_inside_a_test_is_the_inner_one():
+    source = "def f(x):\n    y = 1 if (2 if x.sum() > 0 else 0) == 2 else 3\n    return x * y\n"
+    linecache.cache["<nested>"] = (len(source), None, source.splitlines(True), "<nested>")
+    assert conditions(run_source(source, "<nested>")) == [("ternary", True)]
+
+
+def test_without_columns_a_line_with_one_test_tells_its_construct():
+    source = "if a: b\nelif c and (d if e else f): g\nh\n"
+    linecache.cache["<lines>"] = (len(source), None, source.splitlines(True), "<lines>")
+    roles = [SourceReader().role(Location("<lines>", line, "f")) for line in (1, 2, 3)]
+    assert [role and role.construct for role in roles] == ["if", "unknown", None]
+    there = SourceReader().role(Location("<lines>", 1, "f", 1, 3, 4))
+    places = [Location("<lines>", 1, "f", 1, 6, 7), Location("<lines>", 2, "f", 2, 28, 29), Location("<lines>", 2, "f")]
+    assert [there.arm_of(place) for place in places] == [True, False, None]
+
+
+def test_the_result_that_has_a_consumer_says_where_an_operation_belongs():
+    graph = parse("""\
+graph {
+  leaf %0: f32[4] = input "x"
+  inputs @x
+  %1: f32[2], %2: f32[2] = torch.split(@x, 2) -> [%1, %2]
+  %3: f32[2] = torch.neg(%2)
+  %4: f32[2] = torch.sin(%3)
+  scope "" "Net" #1 (@x) {
+    %5: f32[2] = torch.mul(%3, %3)
+  } -> (%5)
+  outputs %5
+}
+""")
+    facet = PassManager((ContainmentPass(),)).run(graph).graph[Containment]
+    assert facet.ops == (0, 0, None, 0)
+
+
+# To the cases of test_the_arm_is_told_as_far_as_it_follows_from_what_was_read:
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        ("[x, 1] == [x + 0, 2]", [None]),
+        ("x.gt(1)", [True]),
+        ("x.item() > flag", [None]),
+        ("1 > x.item()", [False]),
+        ("x is None or x > 5", [False]),
+        ("x is None or x > 1", [True]),
+        ("x == 2.0", [True]),
+    ],
+)
+def test_arms(test, expected):
+    source = f"def f(x):\n    flag = False\n    if {test}:\n        flag = True\n    return x * 2, flag\n"
+    linecache.cache[f"<{test}>"] = (len(source), None, source.splitlines(True), f"<{test}>")
+    assert [arm for _, arm in conditions(run_source(source, f"<{test}>"), torch.tensor(2.0))] == expected
+
+
+def a_minus(x):
+    scale = -x.max().item()
+    return x * scale
+
+
+def a_not(x):
+    flag = not (x > 99).all()
+    return x, flag
+
+
+def test_not_for_its_own_sake_is_a_condition_and_a_minus_is_none():
+    assert conditions(a_minus) == []
+    assert conditions(a_not) == [("not", True)]
+
+
+def test_the_heuristic_leaves_out_what_is_read_further():
+    graph = parse("""\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: bool[] = torch.gt(@x, 3)
+  %2: bool[] = torch.logical_not(%1)
+  %3: f32[2] = torch.sin(@x)
+  outputs %3
+}
+""")
+    facet = PassManager((ConditionalsPass(),), providers()).run(graph).graph[Conditionals]
+    assert facet.final == (False, True, False)
+
+
+def test_a_comparison_that_is_made_again_at_once_is_no_comparison_of_lists():
+    source = "def f(x):\n    least = 0\n    while x > least:\n        least += 1\n    return x\n"
+    linecache.cache["<while>"] = (len(source), None, source.splitlines(True), "<while>")
+    told = conditions(run_source(source, "<while>"), torch.tensor(2.0))
+    assert told == [("while", True), ("while", True), ("while", False)]
+
+
+def test_a_boolean_that_nothing_asked_for_is_no_condition_where_reads_are_seen():
+    history = lens.trace(Body(lambda x: (x.sum() > 0, x.sin())[1]), torch.ones(2))
+    assert history["gt_1"].is_terminal_bool_layer
+    assert not history.model_has_conditional_branching
+
+
+def _shifted(x):
+    return x - 1
+
+
+def an_arm_that_begins_elsewhere(x):
+    flag = True
+    if _positive(x) and flag:
+        x = _shifted(x)
+        x = x + 1
+    return x
+
+
+def test_an_arm_is_seen_behind_a_call_of_another_function():
+    assert conditions(an_arm_that_begins_elsewhere) == [("if", True)]

@@ -16,6 +16,7 @@ from torch import nn
 import lens
 from lens import history_diff
 from lens.cli import main
+from lens.history_diff import _namesakes
 
 
 def net() -> nn.Sequential:
@@ -274,3 +275,9 @@ def test_diff_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["diff", "--help"])
     assert "examples:" in capsys.readouterr().out
+
+
+def test_namesakes_are_paired_one_after_the_other():
+    assert _namesakes("abac", "acab", only_equally_many=True) == [(0, 0), (1, 3), (2, 2), (3, 1)]
+    assert _namesakes("aab", "ab", only_equally_many=True) == [(2, 1)]
+    assert _namesakes("aab", "ab", only_equally_many=False) == [(0, 0), (2, 1)]

@@ -1,13 +1,22 @@
 """Look-up by every kind of key, and the attributes of Supplementary Table 1, on models worked out by hand."""
 
+import pickle
+
 import pytest
 import torch
-from models import LSTMLoop, TwoBranches
+from models import Body, LSTMLoop, TwoBranches
 from torch import nn
 
 import lens
 from lens.errors import AbsentValueError, AmbiguousKeyError, GuardError, StaleValueError, UnknownKeyError
+from lens.history import ModelHistory
+from lens.ir.parser import parse
+from lens.ir.payloads import PayloadStore
 from lens.model_specs import import_torchvision
+from lens.passes.conditionals import ConditionalsPass
+from lens.passes.labels import LabelsPass
+from lens.passes.manager import PassManager
+from lens.registry import providers
 
 
 @pytest.fixture(scope="module")
@@ -336,3 +345,80 @@ def test_the_table(alexnet):
     table = alexnet.to_pandas()
     assert len(table) == 24
     assert table.set_index("layer_label").loc["conv2d_2_4", "tensor_shape"] == (1, 192, 27, 27)
+
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.sin().cos()
+
+
+def test_a_module_of_two_operations_is_not_bottom_level():
+    history = lens.trace(nn.Sequential(Two(), nn.ReLU()), torch.ones(2))
+    told = [entry.is_bottom_level_submodule_output for entry in history]
+    assert told == [False, False, False, True, False]
+
+
+def test_a_number_that_nothing_reads_is_no_terminal_bool():
+    history = lens.trace(Body(lambda x: (x.sum(), x.sum() > 0, x.sin())[2]), torch.ones(2), passes="recurrence,labels")
+    assert history.internally_terminated_bool_layers == ["gt_1_3"]
+
+
+def test_a_history_is_pickled_without_what_is_derived():
+    history = lens.trace(Two(), torch.ones(2))
+    before = pickle.dumps(history)
+    assert history["sin_1"].flops == 0
+    assert pickle.dumps(history) == before
+
+
+def test_composites_count_by_what_is_inside():
+    model, x = nn.MultiheadAttention(4, 2), torch.randn(3, 1, 4)
+    history = lens.trace(model, (x, x, x), passes="recurrence,labels")
+    assert any(op.interior for op in history.graph.ops)
+    assert history.total_flops == lens.trace(model, (x, x, x)).total_flops
+    assert history.elapsed_time_function_calls < sum(op.duration for op in history.graph.ops)
+
+
+def test_a_pipeline_without_conditionals_tells_of_no_branching():
+    assert not lens.trace(Two(), torch.ones(2), passes="labels").model_has_conditional_branching
+
+
+def test_an_input_of_a_normalisation_is_no_statistic():
+    history = lens.trace(nn.BatchNorm1d(3).eval(), torch.ones(2, 3))
+    told = {row.label: history.index.is_statistic(row) for row in history.index.rows}
+    assert told == {"input_1": False, "buffer_1": True, "buffer_2": True, "batchnorm_1_1": False, "output_1": False}
+
+
+def test_a_key_of_several_passes_is_told_with_what_to_write():
+    relu = nn.ReLU()
+    history = lens.trace(nn.Sequential(relu, nn.Linear(2, 2), relu, nn.Linear(2, 2), relu), torch.ones(2))
+    with pytest.raises(AmbiguousKeyError, match=r"'0' names 3 passes\n.*\n.*name one: 'relu_1_1:1', 'relu_2_3:1'"):
+        history.one("0")
+
+
+def test_a_condition_found_by_the_heuristic_is_branching():
+    graph = parse("""\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: bool[] = torch.gt(@x, 3)
+  %2: f32[2] = torch.sin(@x)
+  outputs %2
+}
+""")
+    made = PassManager((ConditionalsPass(), LabelsPass()), providers()).run(graph).graph
+    assert ModelHistory(made, PayloadStore()).model_has_conditional_branching
+
+
+def test_what_nothing_reads_is_an_end_of_its_loop():
+    fc = nn.Linear(2, 2)
+    model = nn.Sequential(fc)
+
+    def forward(x):
+        for _ in range(3):
+            x = fc(x)
+            x.sin()
+        return x * 2
+
+    model.forward = forward
+    history = lens.trace(model, torch.ones(2))
+    assert [entry.layer_type for entry in history.loop_ends()] == ["linear", "sin"] * 3

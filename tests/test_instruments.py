@@ -10,7 +10,7 @@ from lens.cli import main
 from lens.errors import PassError
 from lens.ir.parser import parse
 from lens.passes.instruments import DumpAfter, Timing
-from lens.passes.manager import PassManager
+from lens.passes.manager import PassManager, PassRecord
 from lens.passes.pipeline import parse_pipeline
 from lens.registry import pass_classes, providers
 
@@ -59,3 +59,18 @@ def test_the_list_of_passes(capsys):
         assert name in out
         for kind in cls.provides:
             assert kind.name in out
+
+
+def test_the_columns_of_a_table_of_times_are_as_wide_as_the_longest_name():
+    timing = Timing()
+    lengths = {len(line) for line in str(timing).splitlines()}
+    for name in ("a", "a long name"):
+        timing.after(PassRecord(name, 0.5, 3, 2), 1, None)
+    assert len({len(line) for line in str(timing).splitlines()}) == len(lengths) == 1
+    assert str(timing).startswith("pass         ")
+    assert str(Timing()).startswith("pass  ")
+
+
+def test_a_dump_folder_is_made_with_those_around_it(tmp_path):
+    DumpAfter(tmp_path / "a" / "b").after(PassRecord("one", 0.0, 0, 0), 1, parse("graph {\n}\n"))
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["01-one.txt"]

@@ -11,7 +11,8 @@ from models import Body, InPlaceThroughView, TwoBranches
 from torch import nn
 
 import lens
-from lens.capture.tensor_table import TensorTable
+from lens.capture.footprint import EVERYWHERE, Footprint, FootprintIndex
+from lens.capture.tensor_table import TensorTable, storage_of
 from lens.errors import RenderError, ReplayError, StaleValueError
 from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Map
@@ -614,3 +615,64 @@ def test_what_is_written_to_may_be_given_by_name_behind_others(backend):
 
     history = lens.trace(Body(forward), torch.ones(64), backend=backend)
     assert torch.equal(history["mul_1"].tensor_contents, torch.full((64,), 2.0))
+
+
+def test_a_sparse_tensor_can_touch_everything():
+    assert Footprint.of(torch.eye(2).to_sparse()) == EVERYWHERE
+
+
+def test_columns_that_overlap_have_no_period():
+    where = Footprint.strided(0, 1, (2, 2), (4, 6))
+    assert all(where.meets(Footprint(byte, byte + 1)) for byte in (0, 4, 6, 10))
+
+
+def test_what_is_not_taken_out_of_an_index_stays():
+    index = FootprintIndex()
+    for start in (0, 2, 4):
+        index.add(Footprint(start, start + 2), start)
+    assert index.take(Footprint(2, 3)) == [2]
+    assert sorted(index.take(EVERYWHERE)) == [0, 4]
+
+
+def test_a_reserved_parameter_is_found_on_its_memory():
+    weight, table = nn.Parameter(torch.ones(2)), TensorTable()
+    assert table.reserve({id(weight): (weight, "parameter", ("weight",))}, 0) == []
+    assert [record() is weight for record in table.records_on(storage_of(weight))] == [True]
+
+
+def test_a_tensor_of_the_model_in_memory_that_is_written_to_is_met_before():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.ones(4))
+            self.first = self.table[:2]
+
+        def forward(self, x):
+            self.table.add_(x)
+            return self.first * 2
+
+    history = lens.trace(Table(), torch.ones(()))
+    assert history["mul_1"].parent_layers == ["add_1_1"]
+
+
+def test_a_lazy_parameter_that_has_been_shaped_is_found_on_its_memory():
+    lazy, table = nn.UninitializedParameter(), TensorTable()
+    record = table.add(lazy, 0)
+    lazy.materialize((2,))
+    view = lazy.detach()
+    table.add(view, 1)
+    assert table.aliases(record, lazy).standing_for(1, record)() is view
+
+
+def test_a_tensor_written_to_out_of_sight_enters_a_module_as_what_it_is_now():
+    relu = nn.ReLU()
+
+    def forward(x):
+        y = x * 2
+        y.numpy()[0] = 5
+        return relu(y)
+
+    model = nn.Sequential(relu)
+    model.forward = forward
+    history = lens.trace(model, torch.ones(2))
+    assert history["external_1"].modules_entered == ["0"]

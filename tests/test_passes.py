@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from lens.passes.labels import LabelsPass
 from lens.passes.manager import PassManager
 from lens.passes.orphans import OrphansPass
 from lens.passes.pipeline import parse_pipeline
-from lens.passes.protocol import PassResult
+from lens.passes.protocol import PassResult, why_no_pass
 from lens.registry import pass_classes, providers
 from lens.replay.interpreter import Interpreter
 from lens.validate.invariants import violations
@@ -618,3 +619,152 @@ def test_preserved_facets_are_carried_over_and_others_dropped():
     graph = run(ORPHANS, DistancesPass(), LabelsPass(), OrphansPass())
     assert graph.get(Labels) is None
     assert graph[Distances].min_from_input == (None, None, 1, None, 1)
+
+
+OVERWRITING = """\
+graph {
+  fn torch.Tensor.add_: mutates
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: f32[2] = torch.clone(@x)
+  {
+    %2: f32[2] ~@x = torch.Tensor.add_(@x, 1)
+    %3: f32[2] ~%1 = torch.Tensor.add_(%1, 1)
+    %4: f32[2] ~%3 = torch.view(%3)
+    %5: f32[2] = torch.sin(%4)
+  } %6: f32[2] ~%5 = lib.outer(@x, %1) yields (%5)
+  %7: f32[2] = torch.sum(%6, %2, %3, %4)
+  outputs %7
+}
+"""
+
+
+def test_what_a_closed_composite_wrote_is_an_effect_and_what_it_made_a_result():
+    assert lines(run(OVERWRITING, GranularityPass("api")))[3:-1] == [
+        "%2: f32[2], %3: f32[2] ~%5 = lib.outer(@x, %1) -> %2 writes @x => %4: f32[2] ~@x writes %1 => %5: f32[2] ~%1",
+        "%6: f32[2] = torch.sum(%2, %4, %5, %3)",
+    ]
+
+
+def test_what_is_inside_a_composite_and_what_it_hands_through_are_no_orphans():
+    graph = parse("""\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: f32[2] = torch.ones(2)
+  {
+    %2: f32[2] = torch.rand(2)
+    %3: f32[2] = torch.inner(@x)
+  } %4: f32[2] ~%1 = lib.outer(@x) yields (%1)
+  outputs %4
+}
+""")
+    assert PassManager((OrphansPass(),)).run(graph).graph[Orphans].ops == ()
+
+
+CLOSED = """\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  {
+    %1: f32[2] = torch.inner(@x)
+  } %2: f32[2] = lib.opaque(@x) yields (_)
+"""
+SHOWN = """\
+  {
+    %3: f32[2] = torch.used(%2)
+  } %4: f32[2] ~%1 = lib.shown(%2) yields (%1)
+"""
+
+
+@pytest.mark.parametrize("rest", [SHOWN + "  outputs %4\n}\n", "  outputs %1\n}\n"], ids=["handed through", "itself"])
+def test_what_the_model_returns_out_of_a_closed_composite_is_a_result_of_it(rest):
+    found = lines(run(CLOSED + rest, GranularityPass("leaf")))
+    assert found[2] == "%1: f32[2], %2: f32[2] = lib.opaque(@x) -> %1"
+    assert found[-1] == "outputs %2"
+
+
+@pytest.mark.parametrize("part", ["name", "requires", "provides", "preserves", "run"])
+def test_a_part_that_a_pass_lacks_is_named(part):
+    parts = {"name": "p", "requires": (), "provides": (), "preserves": (), "run": print}
+    assert why_no_pass(SimpleNamespace(**parts)) == ""
+    assert why_no_pass(SimpleNamespace(**{**parts, part: 3})) != ""
+    parts.pop(part)
+    assert why_no_pass(SimpleNamespace(**parts)) == f"it has no {part}"
+
+
+def test_a_call_that_is_in_a_dropped_one_goes_with_it():
+    graph = parse("""\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs (@x,)
+  scope "" "Net" #1 (@x) {
+    scope "a" "Outer" #1 (@x) {
+      scope "a.b" "Inner" #1 (@x) {
+      } -> ()
+      %1: f32[2] = torch.relu(@x)
+    } -> (%1)
+    %2: f32[2] = torch.sin(@x)
+  } -> (%2)
+  outputs %2
+}
+""")
+    kept = keep_ops(graph, graph.ops[1:], drop_scope=lambda scope: scope.address == "a").graph
+    assert [scope.address for scope in kept.scopes] == [""]
+
+
+def test_an_open_composite_absorbs_nothing():
+    graph = parse(COMPOSITES)
+    assert keep_ops(graph, graph.ops).map.absorbed == {}
+
+
+def test_the_dropped_op_that_made_what_is_missing_is_named():
+    graph = parse(CHAIN)
+    with pytest.raises(GraphError, match=r"the output of the old graph needs %2, the result of op 1 \(torch.sin\)"):
+        keep_ops(graph, graph.ops[:1])
+
+
+def test_a_pass_of_fewer_results_has_fewer_labels():
+    graph = run(
+        """\
+graph {
+  leaf %0: f32[2] = input "x"
+  leaf %1: f32[2] = parameter "w"
+  inputs @x
+  %2: f32[2], %3: f32[2] = lib.f(@x, @w) -> [%2, %3]
+  %4: f32[2] = lib.f(@x, @w)
+  outputs %4
+}
+""",
+        LabelsPass(),
+    )
+    assert graph[Labels].results == (("f_1_1", "f_2_2"), ("f_1_1",))
+
+
+@frozen
+class Passing(Facet):
+    name = "passing"
+
+    def remap(self, graph_map):
+        return None
+
+
+@frozen
+class Noting(Forgetful):
+    provides = (Passing,)
+
+    def run(self, graph, context):
+        return PassResult((Passing(),))
+
+
+@frozen
+class Rebuilding(Forgetful):
+    preserves = (Passing,)
+
+    def run(self, graph, context):
+        return PassResult((), keep_ops(graph, graph.ops))
+
+
+def test_a_facet_that_does_not_outlast_a_restructuring_is_dropped():
+    assert run(CHAIN, Noting()).get(Passing) == Passing()
+    assert run(CHAIN, Noting(), Rebuilding()).get(Passing) is None

@@ -26,8 +26,12 @@ import lens
 from lens.cli import main
 from lens.errors import GuardError, InputError, LensError, RenderError, StaleValueError
 from lens.ir.facets import Labels
+from lens.ir.payloads import PayloadStore
+from lens.ir.templates import Map, Seq, Slot
 from lens.programs import onnx_file
+from lens.programs.guards import ArgumentGuard, ReadGuard, SharedGuard
 from lens.programs.leaves import place
+from lens.programs.noise import recorded_noise
 from lens.programs.sizes import Size, find_form
 from lens.render import onnx_structure
 from lens.render.onnx_structure import OnnxStructureRenderer
@@ -988,3 +992,112 @@ def test_every_real_model_is_a_program():
         history = lens.trace(model, args, kwargs)
         assert same(history.to_fx()(*args, **kwargs), model(*args, **kwargs)), name
     assert issubclass(GuardError, LensError)
+
+
+def test_guards_let_through_what_is_as_it_was():
+    nan = torch.tensor([float("nan")])
+    SharedGuard("y")(nan, nan)
+    ArgumentGuard("flag", True)(True)
+    ArgumentGuard("sized", Map("dict", (("scale", 2.0),)))({"scale": 2.0})
+
+
+@pytest.mark.parametrize("given", [[1], [1, 2, 3], {1: 1, 2: 2}, "12", 12])
+def test_guards_compare_how_many_items_there_are(given):
+    with pytest.raises(GuardError, match="2 items"):
+        ArgumentGuard("pair", Seq("list", (1, 2)))(given)
+
+
+def test_a_list_that_is_a_number_now_is_another_way():
+    with pytest.raises(GuardError, match="tolist"):
+        ReadGuard("tolist", (1, 2), "here")(torch.tensor(1))
+
+
+def test_an_integer_that_is_zero_in_one_trace_is_no_rounded_part_of_a_size():
+    assert find_form(0, 1, (Size("s0", 1, 3, ((0, 0),)),)) is None
+
+
+def both(function, first=2, second=3):
+    return lens.generalize(*(lens.trace(Body(function), torch.ones(n)) for n in (first, second)))
+
+
+def test_numbers_that_differ_in_type_or_follow_from_nothing_cannot_be_generalized():
+    with pytest.raises(InputError, match=r"2 and 2.0 in torch"):
+        both(lambda x: x * (2 if x.shape[0] == 2 else 2.0))
+    with pytest.raises(InputError, match="3 and 17 in torch"):
+        both(lambda x: x * (3 if x.shape[0] == 2 else 17))
+
+
+def test_a_condition_that_is_the_same_is_kept_and_a_number_that_is_not_is_let_go():
+    made = both(lambda x: x.sin() if x.sum() > 0 else x)
+    assert [read.kind for read in made.trace.reads] == ["bool"]
+    made = both(lambda x: (x.sum().item(), x.sin())[1])
+    assert made.trace.reads == ()
+    assert made.to_fx()(torch.zeros(5)).shape == (5,)
+
+
+def test_noise_that_was_not_kept_is_told():
+    history = lens.trace(Body(lambda x: x + torch.rand(2)), torch.ones(2))
+    assert list(recorded_noise(history.graph, history.payloads)) == [0]
+    with pytest.raises(RenderError, match=r"the noise of torch.rand was not kept"):
+        recorded_noise(history.graph, PayloadStore())
+
+
+def test_noise_that_depends_on_a_second_operand_cannot_stand_apart():
+    history = lens.trace(Body(lambda x: torch.zeros(3).bernoulli_(x)), torch.full((3,), 0.5))
+    with pytest.raises(RenderError, match="cannot stand apart from its operands"):
+        history.to_fx(noise="recorded")
+
+
+def test_another_number_of_arguments_cannot_be_generalized():
+    with pytest.raises(InputError, match=r"differ in the arguments of torch.Tensor.clamp"):
+        both(lambda x: x.clamp(0) if x.shape[0] == 2 else x.clamp(0, 5))
+    with pytest.raises(InputError, match=r"differ in the arguments of torch.Tensor.clamp"):
+        both(lambda x: x.clamp(min=0) if x.shape[0] == 2 else x.clamp(max=0))
+
+
+def test_the_fields_of_a_dataclass_are_compared():
+    guard = ArgumentGuard("sized", Map("Sized", (("image", Slot(0)), ("sizes", Seq("tuple", (2, 3))))))
+    guard(Sized(torch.ones(2)))
+    with pytest.raises(GuardError, match=r"sized\['sizes'\]\[0\] = 2"):
+        guard(Sized(torch.ones(2), (3, 2)))
+    with pytest.raises(GuardError, match="the keys"):
+        guard(3)
+
+
+NOISE = {
+    "dropout": lambda x: nn.functional.dropout(x * 2),
+    "dropout_": lambda x: nn.functional.dropout(x * 2, inplace=True),
+    "feature_dropout": lambda x: nn.functional.dropout2d(x * 2),
+    "feature_dropout_": lambda x: nn.functional.dropout2d(x * 2, inplace=True),
+    **{
+        name: lambda x, name=name: getattr(torch.zeros(1, 3, 2, 2), name)(0.5) + x
+        for name in ("normal_", "exponential_", "cauchy_", "bernoulli_", "log_normal_", "geometric_")
+    },
+    **{name: lambda x, name=name: getattr(x * 0, name)() for name in ("uniform_", "random_")},
+    **{name: lambda x, name=name: getattr(torch, name)(x * 0) for name in ("rand_like", "randn_like")},
+    "randint_like": lambda x: torch.randint_like(x * 0, 9),
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_every_kind_of_noise_can_be_recorded(name):
+    x = torch.ones(1, 3, 2, 2)
+    history = lens.trace(Body(NOISE[name]), x)
+    assert name in {op.function.name for op in history.graph.ops}
+    assert torch.equal(history.to_fx(noise="recorded")(x), history["output_1"].tensor_contents)
+
+
+def test_recorded_noise_is_written_where_it_was():
+    def function(x):
+        y = x * 2
+        y[:1].normal_()
+        return y + 1
+
+    x = torch.ones(3)
+    history = lens.trace(Body(function), x)
+    assert torch.equal(history.to_fx(noise="recorded")(x), history["output_1"].tensor_contents)
+
+
+def test_tensors_from_outside_that_differ_cannot_be_generalized():
+    with pytest.raises(InputError, match=r"came from outside has another type: f32.2. and f32.3."):
+        both(lambda x: x + torch.from_numpy(numpy.ones(x.shape[0], "float32")))

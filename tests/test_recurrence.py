@@ -7,7 +7,9 @@ import torch
 from attrs import evolve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from models import Body
 from recurrence_reference import folded, graph_of, reference_layers
+from test_passes import run
 from torch import nn
 
 import lens
@@ -458,3 +460,31 @@ def test_a_wrongly_numbered_facet_is_found():
     facet = RecurrencePass().run(graph, None).facets[0]
     assert list(evolve(facet, layer=(1, 0)).verify(graph))
     assert isinstance(facet, Recurrence)
+
+
+def test_rounds_that_read_one_result_side_by_side_are_no_loop():
+    graph = run(
+        """\
+graph {
+  leaf %0: f32[2] = input "x"
+  inputs @x
+  %1: f32[2] = torch.a(@x)
+  %2: f32[2] = torch.b(%1)
+  %3: f32[2] = torch.b(%1)
+  %4: f32[2] = torch.c(%2, %3)
+  outputs %4
+}
+""",
+        RecurrencePass(),
+    )
+    assert graph[Recurrence].layer == (0, 1, 2, 3)
+
+
+def test_rounds_that_read_one_leaf_are_a_loop():
+    def function(x):
+        y = x
+        for _ in range(3):
+            y = y + x
+        return y.sin()
+
+    assert lens.trace(Body(function), torch.ones(2))["add_1"].layer_passes_total == 3

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from attrs import frozen
 from hypothesis import given, settings
 from strategies import graphs
 
 import lens
-from lens.errors import TextError
+from lens.errors import FileFormatError, RenderError, TextError
+from lens.ir.codec import dump_facet, load_template, structure
 from lens.ir.facets import Facet, UnknownFacet
 from lens.ir.graph import Graph
 from lens.ir.parser import parse
@@ -139,3 +141,31 @@ def test_type_sizes():
     assert TensorType("float32", (2, -1), layout="nested").numel == 0
     with pytest.raises(ValueError, match="no type: 'f32'"):
         parse_type("f32")
+
+
+@pytest.mark.parametrize("given", ["ab", {"a": 1, "b": 2}, ["a"], ["a", "b", "c"]])
+def test_a_pair_is_read_from_a_list_of_two_only(given):
+    assert structure(["a", "b"], tuple[str, str], "here") == ("a", "b")
+    with pytest.raises(FileFormatError, match="a list of 2 expected"):
+        structure(given, tuple[str, str], "here")
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+@pytest.mark.parametrize("put", [lambda n: n, lambda n: (1, n), lambda n: (1.0, n), lambda n: {"a": (n, (None,))}])
+def test_a_facet_with_a_number_of_more_than_64_bits_has_no_text(put, number):
+    @frozen
+    class Large(Facet):
+        value: object
+        name = "large"
+
+    dump_facet(Large(put(2**63)))
+    with pytest.raises(RenderError, match="an int of more than 64 bits"):
+        dump_facet(Large(put(number)))
+
+
+def test_a_template_has_a_largest_depth():
+    nested = 1
+    for _ in range(300):
+        nested = {"seq": ["list", nested]}
+    with pytest.raises(TypeError, match="not a template"):
+        load_template(nested)

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from attrs import evolve
+from models import Body
 from torch import nn
 
 import lens
@@ -715,3 +716,37 @@ def test_what_is_not_asked_for_is_not_held():
         warnings.simplefilter("error")
         history = lens.trace(Net(), X, save=["head"])
     assert len(history.payloads) == 1
+
+
+@pytest.mark.parametrize(
+    ("save", "stop_at"),
+    [
+        ("all", "saved"),
+        (lambda op: op.type == "relu", "saved"),
+        (["stem", 3], "saved"),
+        (["stem"], ["saved", lambda op: op.type == "relu"]),
+    ],
+)
+def test_the_end_of_what_is_saved_must_be_known(save, stop_at):
+    with pytest.raises(lens.LensError, match=r"only module addresses|'saved' to stop at"):
+        lens.trace(Net(), X, save=save, stop_at=stop_at)
+
+
+def test_of_what_is_not_to_be_saved_nothing_is_held():
+    gone = []
+
+    def function(x):
+        y = x.sin()
+        seen, y = weakref.ref(y), y.cos()
+        gone.append(seen() is None)
+        return y.relu()
+
+    for save in ("relu", "relu_*", ["relu_1"]):
+        lens.trace(Body(function), torch.ones(2), save=save)
+    assert gone == [True] * 3
+
+
+def test_the_model_itself_has_no_address_to_give():
+    model = Net()
+    with pytest.raises(lens.LensError, match=r"takes no module(.|\n)*such as 'layer1'"):
+        lens.trace(model, X, save=model)

@@ -16,6 +16,7 @@ import planted_faults
 import pytest
 import torch
 import torch.nn.functional as F
+from attrs import evolve
 from models import Body, TwoBranches
 from region_models import Boxed
 from torch import nn, relu
@@ -25,7 +26,9 @@ from lens.capture.conformance.suite import CASES
 from lens.capture.torch_function import TorchFunctionBackend
 from lens.cli import main
 from lens.errors import BackendError, RenderError, ReplayError
-from lens.ir.facets import Conditionals
+from lens.history import ModelHistory
+from lens.ir.facets import Conditionals, Labels
+from lens.ir.payloads import PayloadStore
 from lens.ir.templates import Slot
 from lens.mementos import TensorMemento
 from lens.model_specs import import_torchvision
@@ -827,3 +830,49 @@ def test_memory_that_is_shown_often_is_copied_once():
     assert sum(copied) == 4000  # bytes of the one memory
     assert lens.validate_saved_activations(model, torch.ones(2))
     assert (model.tensor[0].item(), model.array[5]) == (1, 1)
+
+
+def test_a_call_that_names_another_class_is_found():
+    graph = lens.trace(nn.Sequential(nn.ReLU()), torch.ones(2)).graph
+    scopes = (graph.scopes[0], evolve(graph.scopes[1], cls="Tanh"))
+    (found,) = violations(ModelHistory(evolve(graph, scopes=scopes).with_facets(*graph.facets), PayloadStore()))[
+        "containment"
+    ]
+    assert found == "'0' is a ReLU, its call says Tanh"
+
+
+def test_operations_on_nested_tensors_are_proved():
+    def function(x):
+        return torch.nested.to_padded_tensor(torch.nested.nested_tensor([x[:1], x]) * 2, 0.0)
+
+    report = lens.validation_report(Body(function), (torch.randn(2, 3),))
+    assert report.ok
+    assert {verdict.layer.partition("_")[0]: verdict.status for verdict in report.verdicts}["mul"] == "proved"
+
+
+def test_a_like_user_more_of_one_pass_is_no_missing_pass():
+    model = nn.Sequential(nn.Linear(2, 2))
+
+    def forward(x):
+        first, second = model[0](x), model[0](x + 1)
+        return first.sin() * 2 + first.sin() / second.sin()
+
+    model.forward = forward
+    history = lens.trace(model, torch.ones(2))
+    assert [entry.layer_passes_total for entry in history if entry.layer_type == "sin"] == [2, 1, 2]
+    assert violations(history)["recurrence"] == []
+
+
+def found_in(graph, name, *facets):
+    return violations(ModelHistory(graph.with_facets(*facets), PayloadStore()))[name]
+
+
+def test_calls_and_labels_that_are_counted_wrongly_are_found():
+    graph = lens.trace(nn.Sequential(nn.ReLU()), torch.ones(2)).graph
+    calls = evolve(graph, scopes=(graph.scopes[0], evolve(graph.scopes[1], call=7)))
+    assert found_in(calls, "containment", *graph.facets) == ["call 1 of '0' is called 7"]
+    labels = graph[Labels]
+    assert found_in(graph, "labels", evolve(labels, results=(("relu_2_1",),))) == [
+        "relu_2_1 is layer 1 of its type and 1 of all"
+    ]
+    assert found_in(graph, "labels", evolve(labels, leaves=("input_2",))) == ["leaf 0 is called input_2, not input_1"]

@@ -106,3 +106,20 @@ def test_aliases_in_a_circle_are_found(broken):
 def test_facets_are_verified():
     graph = SOUND.with_facets(Ancestry((True,), (True, True)))
     assert [p.rule for p in find_problems(graph)] == ["facet"]
+
+
+def test_composites_that_overlap_are_found():
+    text = 'graph {\n  leaf %0: f32[2] = input "x"\n  inputs @x\n'
+    graph = parse(text + "".join(f"  %{i + 1}: f32[2] = torch.relu(@x)\n" for i in range(4)) + "  outputs %4\n}\n")
+
+    def problems(**interiors):
+        ops = tuple(evolve(op, interior=interiors.get(f"op{op.id}", 0)) for op in graph.ops)
+        return [(p.rule, p.op) for p in find_problems(evolve(graph, ops=ops))]
+
+    assert problems(op3=3, op1=1) == []
+    assert problems(op3=1, op2=1) == [("composites", 2)]
+
+
+def test_a_value_that_nothing_makes_is_found():
+    found = find_problems(with_op(1, results=(), form=None))
+    assert [(p.rule, p.what) for p in found] == [("producer", "%2 is made by nothing")]
