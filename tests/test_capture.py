@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from torch import fx, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import lens
+from lens.capture.addresses import AddressBook
 from lens.ir.places import _known_locations
 from lens.ir.printer import print_graph
 from lens.passes.granularity import GranularityPass
@@ -406,6 +408,24 @@ def test_a_lazy_module_is_traced_while_it_takes_its_shape():
     x = history["input_1"].tensor_contents
     assert torch.equal(history["output_1"].tensor_contents, model(x))
     assert lens.trace(model, x)["linear_1"].parent_param_shapes == [(3, 4), (3,)]
+
+
+def test_parameters_of_other_modules_do_not_walk_the_model_again_and_new_ones_get_their_names():
+    model, other = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(*[nn.Linear(2, 2) for _ in range(5)])
+    x, bias, scale, linear = torch.randn(1, 2), *map(nn.Parameter, torch.ones(2, 2).unbind()), nn.Linear(2, 2)
+    with mock.patch.object(AddressBook, "_walk", autospec=True, side_effect=AddressBook._walk) as walk:
+        with lens.tracing(model) as history:
+            model(x)
+            other(x)
+            model[0].bias = bias  # the name was there before
+            model(x)
+            model[0].register_parameter("scale", scale)
+            model.add_module("1", linear)
+            model(x) * model[0].scale
+        walks = [call.args[1] for call in walk.call_args_list].count("")
+    assert walks == 4  # at the beginning, for the first stranger, and for what is new
+    names = [name for leaf in history.graph.leaves if leaf.kind == "parameter" for name in leaf.addresses]
+    assert sorted(names) == ["0.bias", "0.bias", "0.scale", "0.weight", "1.bias", "1.weight"]
 
 
 def test_initialisers_write_to_their_argument():
