@@ -18,6 +18,7 @@ from lens.ir.elements import Op, ValueId
 from lens.ir.facets import Labels
 from lens.ir.graph import Graph
 from lens.ir.payloads import PayloadStore, has_elements
+from lens.ir.templates import slots
 from lens.replay.interpreter import Interpreter, why_not_run
 from lens.stages import stage
 from lens.validate.comparing import difference, kind_of
@@ -190,6 +191,8 @@ class _Check:
         reason = why_not_run(op, self.payloads)
         if reason:
             raise _StopError("exempt", reason)
+        if op.function.opaque and self._has_lost_operands(op):
+            raise _StopError("exempt", "opaque, and a later operation overwrote what it has closed over")
         if any(map(self._is_unshaped, op.operands)):
             raise _StopError("exempt", "reads a parameter that a lazy module had yet to shape")
         operands, saved = self._values_of(op)
@@ -210,6 +213,15 @@ class _Check:
             if differs:
                 self._judge(op, operands, replayed, value, differs)
         return operands, saved
+
+    def _has_lost_operands(self, op: Op) -> bool:
+        """Whether an opaque operation has closed over tensors that now hold something else."""
+        closed_over = {op.operands[i] for name, arg in op.kwargs if name == "closed_over" for i in slots(arg)}
+        if not closed_over:
+            return False
+        later = [one for one in self.graph.ops[op.id + 1 :] if one.effects or one.function.mutates]
+        replaced = {self.graph.values[v].alias_of for one in later if one.function.mutates for v in one.results}
+        return not closed_over.isdisjoint(replaced.union(old for one in later for old, _ in one.effects))
 
     def _values_of(self, op: Op) -> tuple[dict[ValueId, torch.Tensor], dict[ValueId, torch.Tensor]]:
         """Operands and saved results of an op."""
