@@ -239,7 +239,12 @@ class Keeper:
             if ids[value] == UNUSED:
                 continue
             gone = bool(lost) and storage_of(tensor) in lost
-            values[ValueId(ids[value])] = Stale(_described(tensor)) if gone else self._payload(tensor, version)
+            if gone:
+                values[ValueId(ids[value])] = Stale(_described(tensor))
+            elif self.selection.detach or type(tensor) is torch.nn.Parameter or is_mapped(tensor):
+                values[ValueId(ids[value])] = self._payload(tensor, version)
+            else:
+                values[ValueId(ids[value])] = Held(tensor, version)
         states = {OpId(op): state for op, state in self._states.items()}
         kept = {} if self.nothing else dict(enumerate(objects))
         layouts = {ValueId(ids[v]): layout for v, layout in self.layouts.items()}
