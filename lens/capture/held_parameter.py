@@ -7,11 +7,10 @@ from typing import TypeAlias
 import torch
 from attrs import frozen
 
-from lens.capture.tensor_table import storage_of
 from lens.ir.payloads import Held, Stale
 
-#: Type, shape, memory and place in it.
-Place: TypeAlias = tuple[torch.dtype, torch.Size, "int | None", int]
+#: Type, shape and address.
+Place: TypeAlias = tuple[torch.dtype, torch.Size, int]
 
 
 @frozen(eq=False)
@@ -33,8 +32,7 @@ class HeldParameter(Held):
 
 
 def place_of(tensor: torch.Tensor) -> Place | None:
-    """Where a tensor lies; None of those of no memory of their own, and of which a lazy module has yet to shape."""
-    storage = storage_of(tensor)
-    if storage is None or tensor.layout is not torch.strided or tensor.is_nested:
+    """Where a parameter lies; None of one that has no memory of its own."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
         return None
-    return tensor.dtype, tensor.shape, storage, int(tensor.storage_offset())
+    return tensor.dtype, tensor.shape, tensor.data_ptr()

@@ -162,9 +162,11 @@ class Keeper:
             except NotImplementedError:  # of types of less than a byte torch has no copies
                 self.lose(record)
                 return
+            is_plain = tensor.layout is not torch.strided or tensor.is_contiguous()
             for value in record.held:
                 self.held[value] = (copy, version_of(copy))
-                self._note_place(value, tensor, copy)
+                if not is_plain:
+                    self._note_place(value, tensor, copy)
         record.held = ()
 
     def _note_place(self, value: int, tensor: torch.Tensor, copy: torch.Tensor) -> None:
@@ -241,8 +243,10 @@ class Keeper:
             gone = bool(lost) and storage_of(tensor) in lost
             if gone:
                 values[ValueId(ids[value])] = Stale(_described(tensor))
-            elif self.selection.detach or type(tensor) is torch.nn.Parameter or is_mapped(tensor):
+            elif self.selection.detach or is_mapped(tensor):
                 values[ValueId(ids[value])] = self._payload(tensor, version)
+            elif type(tensor) is torch.nn.Parameter:
+                values[ValueId(ids[value])] = HeldParameter(tensor, version, place_of(tensor))
             else:
                 values[ValueId(ids[value])] = Held(tensor, version)
         states = {OpId(op): state for op, state in self._states.items()}
@@ -254,8 +258,6 @@ class Keeper:
         mapped = is_mapped(tensor)
         if self.selection.detach and not (mapped and is_over(tensor)):
             tensor = tensor.detach()
-        if type(tensor) is torch.nn.Parameter:
-            return HeldParameter(tensor, version, place_of(tensor))
         return (Mapped if mapped else Held)(tensor, version)
 
 
