@@ -130,7 +130,7 @@ sys.exit(main(["conform", "plain_mode"]))
     assert "linear_0 -> relu_1" in done.stdout
     assert "edges" in done.stdout.split("model-explorer")[0]  # in the list, among lens's own
     assert "sees functions, reads, scopes, sites" in done.stdout
-    assert "plain_mode: 7" in done.stdout
+    assert "plain_mode: 8" in done.stdout
     # Without the package, the facet is kept as it is.
     assert "traffic" in {
         facet.original for facet in lens.load(tmp_path / "u.lens").graph.facets if hasattr(facet, "original")

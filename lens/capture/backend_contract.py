@@ -50,20 +50,25 @@ class _Held(AbstractContextManager[None]):
         self._made = made
 
     def __enter__(self) -> None:
-        attempt(self._made.__enter__, lambda error: _refuse(self._backend, "when it began", error))
+        attempt(self._made.__enter__, lambda error: self._fail("when it began", error))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         def tell(raised: Exception) -> None:
             if error is None:
-                _refuse(self._backend, "when it ended", raised)
+                self._fail("when it ended", raised)
             if raised is not error:  # which comes first
                 warn_user(f"{_broke(self._backend)} when the model had raised: {Raised.of(raised)}")
 
         attempt(lambda: self._made.__exit__(kind, error, traceback), tell)
         if isinstance(error, Exception) and not _is_own(self._backend) and _is_of_recorder(error):
             _refuse(self._backend, "in what it told the recorder", error)
+
+    def _fail(self, when: str, error: Exception) -> NoReturn:
+        if isinstance(error, LensError):  # such as of traces across each other: no fault of the backend
+            raise error
+        _refuse(self._backend, when, error)
 
 
 def sealed(backend: CaptureBackend, seal: Callable[[], tuple[Graph, list[int]]]) -> tuple[Graph, list[int]]:
