@@ -228,8 +228,11 @@ class Keeper:
             self.fail(evolve(other.failure, value=values[other.failure.value]))
             other.forget_failure()
         for value, layout in other.layouts.items():
-            own = -1 - values[value]
-            self.layouts[values[value]] = evolve(layout, memory=memories.get(layout.memory, own))
+            here = values[value]
+            if layout.memory in memories:
+                self.layouts[here] = evolve(layout, memory=memories[layout.memory])
+            else:
+                self.layouts.setdefault(here, evolve(layout, memory=-1 - here))
 
     def store(self, objects: Sequence[Any], ids: Sequence[int]) -> PayloadStore:
         """Everything that was kept; ``ids`` are the ids of the values in the graph."""
