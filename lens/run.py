@@ -34,10 +34,12 @@ from lens.history import ModelHistory
 from lens.ir.elements import Fault, Meta, Unseen, ValueId
 from lens.ir.entry_index import EntryRow, ordinals
 from lens.ir.facets import Labels
+from lens.ir.gaps import RUNS_LATER
 from lens.ir.graph import Graph
 from lens.ir.naming import layer_type
 from lens.ir.payloads import Payload, PayloadStore, Stale
-from lens.ir.tape import SiteTable, number_values, seal
+from lens.ir.places import SiteTable
+from lens.ir.tape import OP_FUNCTION, OP_OPERANDS, OP_RESULTS, number_values, seal
 from lens.passes.granularity import GranularityPass
 from lens.passes.manager import PassManager
 from lens.passes.protocol import Pass
@@ -132,7 +134,7 @@ class Run(AbstractContextManager["Run"]):
             self.stopped = recorder.stop.reached
             return
         if isinstance(output, _LAZY):
-            what = f"the model returned a {type(output).__name__}, whose code runs only when it is used"
+            what = f"the model returned a {type(output).__name__}, {RUNS_LATER}"
             recorder.tape.unseen.append((what, None))
         with UNSEEN():
             recorder.tape.outputs = recorder.bundle(output, hold=self.selection.outputs)
@@ -147,7 +149,9 @@ class Run(AbstractContextManager["Run"]):
     def _why_not_stopped(self, stop: Stop) -> str:
         if stop.reached:
             return f"the model caught what was to end it at {stop.reached}"
-        return stop.missing({*self.addresses.by_address(), *(layer_type(row[0]) for row in self.recorder.tape.ops)})
+        return stop.missing(
+            {*self.addresses.by_address(), *(layer_type(row[OP_FUNCTION]) for row in self.recorder.tape.ops)}
+        )
 
     @contextmanager
     def block(self) -> Iterator[None]:
@@ -168,8 +172,8 @@ class Run(AbstractContextManager["Run"]):
         recorder, tape = self.recorder, self.recorder.tape
         given = [row[1] for row in tape.leaves if row[0] == "input"]
         tape.inputs = (tuple(map(slot, range(len(given)))), given)
-        read = {value for row in tape.ops for value in row[2]}
-        made = {value for row in tape.ops for value in row[5]}
+        read = {value for row in tape.ops for value in row[OP_OPERANDS]}
+        made = {value for row in tape.ops for value in row[OP_RESULTS]}
         alive = [record.value for record in recorder.tensors.records() if record() is not None]
         results = sorted({value for value in alive if value in made and value not in read})
         tape.outputs = (tuple(map(slot, range(len(results)))), results)

@@ -9,8 +9,8 @@ from attrs import frozen
 
 from lens.ir.payloads import Held, Stale
 
-#: Type, shape and address.
-Place: TypeAlias = tuple[torch.dtype, torch.Size, int]
+#: Type, shape, memory and place in it.
+Place: TypeAlias = tuple[torch.dtype, torch.Size, int, int]
 
 
 @frozen(eq=False)
@@ -35,4 +35,5 @@ def place_of(tensor: torch.Tensor) -> Place | None:
     """Where a parameter lies; None of one that has no memory of its own."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return None
-    return tensor.dtype, tensor.shape, tensor.data_ptr()
+    # Not its address: a trace that is open now would take it for handed out.
+    return tensor.dtype, tensor.shape, tensor.untyped_storage()._cdata, tensor.storage_offset()

@@ -178,10 +178,11 @@ class Keeper:
 
     def copy_values(self, values: Iterable[int]) -> None:
         """Hold copies of these values, as far as they are held and have not been overwritten."""
-        for value in values:
-            tensor, version = self.held.get(value, (None, None))
-            if tensor is not None and (version is None or version == tensor._version):
-                self.held[value] = (_copied(tensor), None)
+        with torch.inference_mode(False):
+            for value in values:
+                tensor, version = self.held.get(value, (None, None))
+                if tensor is not None and (version is None or version == tensor._version):
+                    self.held[value] = (tensor.detach().clone(), None)
 
     def lose(self, record: TensorRecord) -> None:
         """Note that what is held of a tensor has been overwritten."""

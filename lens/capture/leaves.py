@@ -122,7 +122,7 @@ class LeafRecorder:
         """A reserved leaf is written to, or shares its memory: describe it as it is now, and hold it if wanted."""
         self._describe(reserved)
         (value,), _, _, _, (tensor, _, addresses) = reserved
-        if self._holds(addresses):
+        if self._hold_leaves is True or self._holds(addresses):
             self.keeper.hold(record, value, tensor, raw=True)
         if self.memory.exposed:
             self.memory.snap(record, tensor)

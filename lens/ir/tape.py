@@ -26,8 +26,7 @@ from lens.ir.elements import (
     Value,
 )
 from lens.ir.graph import Graph
-from lens.ir.places import Site
-from lens.ir.places import SiteTable as SiteTable
+from lens.ir.places import Site, SiteTable
 from lens.ir.quick import quick
 from lens.ir.templates import Map, Seq, Slice, Slot, Template, one_nan
 from lens.ir.types import TensorType, shared_type
