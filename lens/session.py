@@ -52,7 +52,7 @@ def trace(
         args, kwargs: Its arguments; a tuple is the positional ones, anything else, a list too, is one argument.
         save: Which tensors to keep: ``"all"``, ``"none"``, or one or a list of: labels, module addresses, ordinals,
             patterns of labels or addresses (``"relu_*"``, ``"layer?.*.conv1"``), layer types (``"relu"``; an address
-            that reads alike wins), functions of the running operation (``lambda op: op.type == "relu"``). Only these are
+            that reads alike wins), functions of the running operation (``lambda op: op.type == "relu"``). Only they are
             held in memory; but, until the run ends, for a label every tensor of its type, for an ordinal all.
         transform: What to keep in the place of a tensor: a dtype (of floating point tensors) or device to move it to,
             or what a function makes of it, such as ``lambda t: t.mean((-2, -1))``; it must not write to it. Parameters
