@@ -36,4 +36,4 @@ def place_of(tensor: torch.Tensor) -> Place | None:
     if tensor.layout is not torch.strided or tensor.is_nested:
         return None
     # Not its address: a trace that is open now would take it for handed out.
-    return tensor.dtype, tensor.shape, tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return tensor.dtype, tensor.shape, tensor.untyped_storage()._cdata, int(tensor.storage_offset())
