@@ -1,5 +1,6 @@
 """Interrupts (Ctrl-C) while a model runs: nothing stays patched, and the history up to there is one."""
 
+import gc
 import inspect
 import os
 import signal
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from attrs import frozen
 from region_models import Model, X, linear
 from test_regions import TorchMarks
-from torch import nn
+from torch import nn, overrides
 from torch.utils.checkpoint import checkpoint
 
 import lens
@@ -64,6 +65,29 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind(backend):
         signal.signal(signal.SIGINT, outer)
     assert interrupted > 10
     assert len(lens.trace(nn.ReLU(), X, backend=backend).graph.ops) == 1
+
+
+@pytest.mark.parametrize("backend", ["torch_function", "decoration"])
+def test_a_mode_that_torch_has_taken_off_for_a_call_is_not_put_on_later(backend):
+    """The traceback keeps torch's generator, which would go on when that goes."""
+    pop = overrides._pop_mode_temporarily.__wrapped__.__code__
+
+    def interrupt(frame, event, _):
+        generator = getattr(frame.f_locals.get("self"), "gen", None)
+        if event == "call" and frame.f_code.co_name == "__exit__" and getattr(generator, "gi_code", None) is pop:
+            raise KeyboardInterrupt
+
+    def forward(x):
+        sys.settrace(interrupt)
+        return torch.Tensor.__rsub__(x, 1)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lens.trace(Model(lambda s, x: forward(x)), X, backend=backend)
+    finally:
+        sys.settrace(None)
+    gc.collect()
+    assert overrides._get_current_function_mode_stack() == []
 
 
 class Interrupter:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from lens.capture.backend import MEND, CaptureBackend
 from lens.capture.recorder import Recorder
+from lens.capture.trace_modes import finish_pops
 from lens.errors import BackendError, LensError
 from lens.foreign import Raised, attempt, origin
 from lens.ir.graph import Graph
@@ -61,6 +62,8 @@ class _Held(AbstractContextManager[None]):
             if raised is not error:  # which comes first
                 warn_user(f"{_broke(self._backend)} when the model had raised: {Raised.of(raised)}")
 
+        if error is not None:
+            finish_pops(error)
         attempt(lambda: self._made.__exit__(kind, error, traceback), tell)
         if isinstance(error, Exception) and not _is_own(self._backend) and _is_of_recorder(error):
             _refuse(self._backend, "in what it told the recorder", error)

@@ -27,7 +27,7 @@ from lens.capture.opening import Opener, asker, asks_by_attribute, wrap_guard
 from lens.capture.patches import LOCK, Entries
 from lens.capture.recorder import Recorder, site_of
 from lens.capture.regions import Sight, missing_names
-from lens.capture.trace_modes import TraceMode, mode_stack
+from lens.capture.trace_modes import TraceMode, finish_pops, mode_stack
 from lens.capture.watching import watch_regions
 from lens.functions import PLAIN_TYPES, Function, Kind, describe, unpatched
 
@@ -282,7 +282,8 @@ class _Recording:
             return body(*args, **kwargs)
         finally:
             self.take_in()
-            stack.remove(self)
+            if self in stack:  # an interrupt may come where the interior has just taken it off
+                stack.remove(self)
             self.opened.discard(function)
             recorder.inside_site = outer_site
 
@@ -359,6 +360,11 @@ class _Reporter(TraceMode):
     ) -> None:
         super().__init__()
         self.recording, self.stack, self.replacement = recording, stack, replacement
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            finish_pops(error)
+        overrides._pop_mode()  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

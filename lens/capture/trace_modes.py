@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 
 from torch import overrides
 from torch.overrides import TorchFunctionMode
@@ -11,6 +12,10 @@ from torch.overrides import TorchFunctionMode
 from lens.capture.patches import put_back_in_children
 from lens.capture.recorder import Recorder
 from lens.errors import LensError
+
+#: private: without it the backends that put modes on are unavailable
+_POP = getattr(overrides, "_pop_mode_temporarily", None)
+_CONTEXTLIB = contextmanager.__code__.co_filename
 
 
 class TraceMode(TorchFunctionMode):
@@ -47,6 +52,19 @@ def pushed(mode: TraceMode) -> Iterator[None]:
         set_mode_stack([*lost, *kept])
         if ended and any(isinstance(one, TraceMode) and id(one) not in known for one in kept):
             raise left_out_of_order()
+
+
+def finish_pops(error: BaseException) -> None:
+    """Have torch put back now the modes that it had taken off for the time of a call where this exception came.
+
+    An interrupt may come between the end of such a call and the end of torch's generator for it. That would go on when
+    the traceback goes: the mode of a trace that is over would be on from then on.
+    """
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        if frame.f_code.co_filename == _CONTEXTLIB and _POP is not None:
+            generator = getattr(frame.f_locals.get("self"), "gen", None)
+            if getattr(generator, "gi_code", None) is _POP.__wrapped__.__code__:
+                generator.close()  # type: ignore[union-attr]
 
 
 def mode_stack() -> list[TorchFunctionMode]:
